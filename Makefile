@@ -1,0 +1,28 @@
+# `make demo` and `make test` need nothing but Python 3.9 or newer with venv.
+# PADDLE=2.6.2 runs either on that Paddle, in an environment of its own.
+PYTHON ?= python3
+PADDLE ?=
+VENV := .venv$(if $(PADDLE),-$(PADDLE))
+RUN := $(VENV)/bin/python
+REQUIREMENTS := $(if $(PADDLE),paddlepaddle==$(PADDLE) $(if $(filter 2.%,$(PADDLE)),'numpy<2' setuptools))
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed-plot
+	$(RUN) examples/pinn_laplace/pinn_laplace.py
+
+test: $(VENV)/installed-test
+	$(RUN) -m pytest
+
+lint: $(VENV)/installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+$(VENV)/installed-%: setup.py pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[cpu,$*]' $(REQUIREMENTS)
+	touch $@
+
+clean:
+	rm -rf .venv .venv-* outputs

@@ -1,0 +1,214 @@
+"""Laplace's equation on the unit square by a PINN, its three losses balanced by GradNorm.
+
+    u_xx + u_yy = 0,    exact solution u = cos(x) cosh(y)
+
+The network sees the equation inside, the exact values on the boundary, and a few noisy
+measurements inside. Run it with --help for the options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import sympy
+from tqdm import trange
+
+import paddlescience_gradnorm
+from paddlescience_gradnorm import FCNet, GradNorm
+from paddlescience_gradnorm.pde import Residual, sample_boundary, sample_interior
+
+import paddle  # isort: skip, after the package that sees to its loading
+
+LOSSES = ("pde", "boundary", "data")
+LOW, HIGH = (0.0, 0.0), (1.0, 1.0)
+MEASUREMENTS = 20
+# Adam moves the weights by about the rate a step, whatever the size of their gradient.
+# At the network's own rate they would be at their bounds before the network has settled.
+WEIGHTS_RATE = 0.1  # of the network's
+NOISE = 0.01  # standard deviation of a measurement; u lies between 0.54 and 1.54
+
+
+def exact(points: np.ndarray) -> np.ndarray:
+    """The solution at points of shape [N, 2], shape [N, 1]."""
+    return np.cos(points[:, :1]) * np.cosh(points[:, 1:])
+
+
+class Problem:
+    """Everything that the losses are made of, for one seed."""
+
+    def __init__(self, n_points: int, seed: int) -> None:
+        x, y = sympy.symbols("x y")
+        u = sympy.Function("u")
+        laplace = u(x, y).diff(x, 2) + u(x, y).diff(y, 2)
+        self.residual = Residual(laplace, inputs=(x, y), outputs=(u,))
+
+        edge = sample_boundary(max(1, n_points // 4), LOW, HIGH, seed=seed + 1)
+        sensors = sample_interior(MEASUREMENTS, LOW, HIGH, seed=seed + 2)
+        noise = NOISE * np.random.default_rng(seed).standard_normal((MEASUREMENTS, 1))
+        self.interior = _tensor(sample_interior(n_points, LOW, HIGH, seed=seed))
+        self.edge, self.edge_values = _tensor(edge), _tensor(exact(edge))
+        self.sensors, self.measured = _tensor(sensors), _tensor(exact(sensors) + noise)
+
+    def losses(self, net: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
+        """The three losses, by name."""
+        return {
+            "pde": self.residual(net, self.interior).square().mean(),
+            "boundary": (net(self.edge) - self.edge_values).square().mean(),
+            "data": (net(self.sensors) - self.measured).square().mean(),
+        }
+
+
+def train(
+    net: paddle.nn.Layer, problem: Problem, epochs: int, learning_rate: float
+) -> dict[str, np.ndarray]:
+    """Train in place; the losses and weights of every epoch, shape [epochs, 3] each."""
+    balanced = isinstance(net, GradNorm)
+    schedule = paddle.optimizer.lr.CosineAnnealingDecay(learning_rate, T_max=epochs)
+    groups = net.parameters()
+    if balanced:
+        groups = [
+            {"params": net.net.parameters()},
+            {"params": [net.loss_weights], "learning_rate": WEIGHTS_RATE},
+        ]
+    optimizer = paddle.optimizer.Adam(schedule, parameters=groups)
+    history = {name: np.ones((epochs, len(LOSSES))) for name in ("losses", "weights")}
+    with trange(epochs, unit="epoch", dynamic_ncols=True) as progress:
+        for epoch in progress:
+            losses = problem.losses(net)
+            if balanced:
+                history["weights"][epoch] = net.get_weights()
+                net.backward(losses)
+            else:
+                sum(losses.values()).backward()
+            optimizer.step()
+            optimizer.clear_grad()
+            schedule.step()
+            history["losses"][epoch] = [float(loss) for loss in losses.values()]
+            if epoch % 50 == 0 or epoch == epochs - 1:
+                progress.set_postfix_str(
+                    " ".join(
+                        f"{name} {loss:.1e} (w {weight:.2f})"
+                        for name, loss, weight in zip(
+                            LOSSES,
+                            history["losses"][epoch],
+                            history["weights"][epoch],
+                        )
+                    )
+                )
+    return history
+
+
+def errors(net: paddle.nn.Layer, n: int = 101) -> tuple[np.ndarray, np.ndarray]:
+    """Prediction and exact solution on an n x n grid, shape [n, n] each, y along rows."""
+    axis = np.linspace(0.0, 1.0, n)
+    points = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    with paddle.no_grad():
+        prediction = net(_tensor(points)).numpy()
+    return prediction.reshape(n, n), exact(points).reshape(n, n)
+
+
+def plot_solution(path: Path, prediction: np.ndarray, truth: np.ndarray) -> None:
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    limits = {"vmin": truth.min(), "vmax": truth.max()}
+    for axis, title, values, style in (
+        (axes[0], "network", prediction, limits),
+        (axes[1], "exact: cos(x) cosh(y)", truth, limits),
+        (axes[2], "absolute error", np.abs(prediction - truth), {"cmap": "magma"}),
+    ):
+        image = axis.imshow(values, origin="lower", extent=(0, 1, 0, 1), **style)
+        axis.set(title=title, xlabel="x", ylabel="y")
+        figure.colorbar(image, ax=axis)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_training(path: Path, history: dict[str, np.ndarray]) -> None:
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
+    for i, name in enumerate(LOSSES):
+        top.semilogy(history["losses"][:, i], label=name, linewidth=1)
+        bottom.plot(history["weights"][:, i], label=name)
+    top.set(ylabel="loss, unweighted")
+    bottom.set(xlabel="epoch", ylabel="weight", ylim=(0, len(LOSSES)))
+    top.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, object]:
+    options = parse(arguments)
+    paddle.set_device(options.device)
+    paddle.seed(options.seed)
+    problem = Problem(options.points, options.seed)
+    net: paddle.nn.Layer = FCNet(num_ins=2, num_outs=1, num_layers=5, hidden_size=50)
+    if options.balance == "gradnorm":
+        net = GradNorm(net, n_loss=len(LOSSES), alpha=options.alpha)
+
+    start = time.perf_counter()
+    history = train(net, problem, options.epochs, options.learning_rate)
+    seconds = time.perf_counter() - start
+
+    prediction, truth = errors(net)
+    difference = prediction - truth
+    metrics = {
+        "relative_l2_error": float(np.linalg.norm(difference) / np.linalg.norm(truth)),
+        "max_error": float(np.abs(difference).max()),
+        "seconds": seconds,
+        "final_losses": dict(zip(LOSSES, history["losses"][-1].tolist())),
+        "final_weights": dict(zip(LOSSES, history["weights"][-1].tolist())),
+        "settings": {**vars(options), "output": str(options.output)},
+        "versions": {
+            "paddlescience_gradnorm": paddlescience_gradnorm.__version__,
+            "paddle": paddle.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    plot_solution(options.output / "solution.png", prediction, truth)
+    plot_training(options.output / "training.png", history)
+    paddle.save(net.state_dict(), str(options.output / "net.pdparams"))
+    (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(
+        f"relative L2 error {metrics['relative_l2_error']:.2e}, "
+        f"max error {metrics['max_error']:.2e}, {seconds:.0f} s\n"
+        f"figures: {options.output / 'solution.png'}, {options.output / 'training.png'}"
+    )
+    return metrics
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--balance", choices=("gradnorm", "equal"), default="gradnorm")
+    parser.add_argument("--alpha", type=float, default=0.12, help="GradNorm's alpha")
+    parser.add_argument("--epochs", type=_positive, default=4000)
+    parser.add_argument("--learning-rate", type=float, default=1e-2)
+    parser.add_argument("--points", type=_positive, default=500, help="collocation points inside")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu, gpu, gpu:1, ...")
+    parser.add_argument("--output", type=Path, default=Path("outputs/pinn_laplace"))
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _tensor(array: np.ndarray) -> paddle.Tensor:
+    return paddle.to_tensor(array, dtype="float32")
+
+
+if __name__ == "__main__":
+    main()

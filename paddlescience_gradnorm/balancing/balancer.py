@@ -1,0 +1,428 @@
+"""LossBalancer: the state of GradNorm and its step, for any network and any loop."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Union
+
+import numpy as np
+import paddle
+
+from paddlescience_gradnorm.balancing.algorithm import GradNormRule, renormalized
+from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
+from paddlescience_gradnorm.balancing.task_gradients import (
+    backward_by_task,
+    task_gradient_norms,
+)
+
+Shared = Union[paddle.Tensor, paddle.nn.Layer, Sequence[Union[paddle.Tensor, paddle.nn.Layer]]]
+
+
+class LossBalancer(paddle.nn.Layer):
+    """Learns the weights of several losses by GradNorm, inside anybody's training loop.
+
+    Source: Chen et al., "GradNorm", ICML 2018, arXiv:1711.02257. After the first
+    step, which uses ``weight_attr`` as given, the weights always sum to ``n_loss``.
+
+    Args:
+        shared: The shared parameters W that every loss depends on: a parameter, a
+            layer (all its trainable parameters), or a list of either. Usually the
+            weight of the last layer that all losses go through.
+        n_loss: Number of losses T, at least 2.
+        alpha: Strength of the pull towards equal training rates, at least 0.
+        lr: Rate of the plain gradient step on the weights. ``None`` leaves the
+            step to the caller's optimizer, which must then hold ``loss_weights``.
+        warmup_steps: Number of updates over which the rate grows linearly to ``lr``.
+        weight_attr: Weights of the first step, ``n_loss`` positive numbers; all 1 by default.
+        update_every: Update the weights on every this-many-th step only; on the
+            others ``backward`` is one plain backward pass.
+        floor: The smallest weight allowed, in (0, 1).
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range, or ``shared`` holds nothing trainable.
+
+    Example:
+        >>> import paddle
+        >>> net = paddle.nn.Linear(2, 1)
+        >>> optimizer = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+        >>> balancer = LossBalancer(net.weight, n_loss=2, alpha=1.0, lr=0.01)
+        >>> for _ in range(3):
+        ...     y = net(paddle.ones([4, 2]))
+        ...     total = balancer.backward([(y - 1).square().mean(), (9 * y).square().mean()])
+        ...     optimizer.step()
+        ...     optimizer.clear_grad()
+        >>> weights = balancer.get_weights()
+        >>> weights.shape, round(float(weights.sum()), 4)
+        ((2,), 2.0)
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        n_loss: int,
+        alpha: float,
+        lr: float | None = 0.01,
+        warmup_steps: int = 0,
+        weight_attr: Sequence[float] | None = None,
+        update_every: int = 1,
+        floor: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.n_loss = _integer("n_loss", n_loss, at_least=2)
+        self.rule = GradNormRule(alpha)
+        if lr is not None and not (_number("lr", lr) > 0 and math.isfinite(lr)):
+            raise ValueError(f"lr must be finite and above 0, or None, got {lr}")
+        self.lr = lr
+        self.warmup_steps = _integer("warmup_steps", warmup_steps, at_least=0)
+        if lr is None and warmup_steps:
+            raise ValueError(
+                f"warmup_steps is {warmup_steps}, but lr is None: warm up the rate of "
+                "the optimizer that steps loss_weights, or pass lr"
+            )
+        self.update_every = _integer("update_every", update_every, at_least=1)
+        if not 0 < _number("floor", floor) < 1:
+            raise ValueError(f"floor must lie between 0 and 1, got {floor}")
+        self.floor = float(floor)
+        # A tuple, for a Layer would take a bare parameter for one of its own.
+        self.shared = shared_parameters(shared)
+        dtype = self.shared[0].dtype
+        if dtype not in (paddle.float32, paddle.float64):
+            dtype = paddle.float32  # half precision cannot resolve a step of the weights
+        initial_weights = _initial_weights(weight_attr, self.n_loss, self.floor)
+        self.loss_weights = paddle.create_parameter(
+            [self.n_loss],
+            dtype,
+            # An optimizer's clipping and decay are meant for networks.
+            attr=paddle.ParamAttr(
+                initializer=paddle.nn.initializer.Assign(initial_weights),
+                need_clip=False,
+                regularizer=paddle.regularizer.L2Decay(0.0),
+            ),
+        )
+        # All zeros until the references are known.
+        self.register_buffer("initial_losses", paddle.zeros([self.n_loss], dtype))
+        self.register_buffer("step_count", paddle.zeros([], "int64"))
+        # The weights that acted last, to tell whether the caller's optimizer has
+        # stepped since, and to put them back if it must not have.
+        self.register_buffer("_acted", self._weights.detach().clone(), persistable=False)
+        self.register_buffer("_usable", paddle.ones([], dtype="bool"), persistable=False)
+        self.register_buffer("_grad_norm_loss", paddle.zeros([], dtype), persistable=False)
+        self._awaits_optimizer = False
+        self._order = LossOrder(self.n_loss)
+        self._unread: _Observation | None = None
+        self._reported: set[tuple[str, str]] = set()
+        self._forget_host_state()
+        self.register_state_dict_hook(self._settle_for_saving)
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        if name == "loss_weights":
+            # The caller's optimizer tells nobody that it has stepped. Whoever reads
+            # the weights after it gets them renormalised, in the same parameter.
+            self._settle()
+        return value
+
+    @property
+    def alpha(self) -> float:
+        """Strength of the pull towards equal training rates."""
+        return self.rule.alpha
+
+    def backward(self, losses: Losses) -> paddle.Tensor:
+        """The whole backward pass of the weighted sum, and the update of the weights.
+
+        Adds to every parameter's ``.grad`` the gradient of sum_i w_i L_i. Then steps
+        the weights, or, with ``lr=None``, writes ``loss_weights.grad`` for the
+        caller's optimizer. The new weights act from the next step on.
+
+        Args:
+            losses: ``n_loss`` scalars: a list or tuple, a 1-D tensor, or a dict
+                name -> scalar.
+
+        Returns:
+            The weighted sum, detached, shape [].
+
+        Raises:
+            TypeError: The losses are no tensors of floating-point type.
+            ValueError: They are of another number, not scalar, under other names, or
+                one of them does not depend on the shared parameters.
+
+        Warns:
+            RuntimeWarning: Once for each loss and fault, if a loss is NaN, infinite or
+                negative, or zero when the references are taken. The weights then
+                stay as they are; the network's gradients are those of the losses.
+        """
+        scalars = self._order.scalars(losses)
+        weights = self.loss_weights
+        with paddle.no_grad():
+            values = paddle.stack([loss.astype(weights.dtype) for loss in scalars])
+            total = (weights * values).sum()
+            step = self._current_step()
+            if step % self.update_every == 0:
+                norms = backward_by_task(scalars, weights, self.shared, self._order.names)
+                self._update(step, values, norms)
+            else:
+                factors = paddle.unbind(weights.clone())
+                paddle.autograd.backward(
+                    scalars, [w.astype(x.dtype) for w, x in zip(factors, scalars)]
+                )
+                weights.clear_gradient(False)  # no gradient, no optimizer step
+            self._count(step)
+        return total
+
+    def step(self, losses: Losses) -> paddle.Tensor:
+        """The update of the weights alone, for a loop that calls backward itself.
+
+        Call it after ``backward(retain_graph=True)`` of the weighted sum: it
+        differentiates each loss once more, on the shared parameters only, and
+        touches no ``.grad`` but that of ``loss_weights``.
+
+        Args:
+            losses: As for :meth:`backward`.
+
+        Returns:
+            Lgrad, detached, shape []; between the updates of ``update_every`` the
+            last one.
+
+        Raises:
+            RuntimeError: The losses' graphs are gone.
+            TypeError, ValueError: As for :meth:`backward`.
+        """
+        scalars = self._order.scalars(losses)
+        weights = self.loss_weights
+        step = self._current_step()
+        update = step % self.update_every == 0
+        if update:
+            norms = task_gradient_norms(scalars, self.shared, self._order.names, weights.dtype)
+        with paddle.no_grad():
+            # What the caller's backward of the weighted sum has left there.
+            weights.clear_gradient(False)
+            if update:
+                values = paddle.stack([loss.astype(weights.dtype) for loss in scalars])
+                self._update(step, values, norms)
+            self._count(step)
+        return self._grad_norm_loss.clone()
+
+    def get_weights(self) -> np.ndarray:
+        """The weights that the next step will use, a copy, shape [n_loss]."""
+        self._report()
+        return self.loss_weights.numpy().copy()
+
+    def set_grad(self) -> None:
+        """Give ``loss_weights`` a gradient of zero if it has none, for ``grad.set_value``."""
+        if self._weights.grad is None:
+            self._weights.grad = paddle.zeros_like(self._weights)
+
+    def renormalize(self) -> None:
+        """Scale the weights in place so that they sum to ``n_loss`` and keep to the floor.
+
+        There is no need to call it: whoever reads ``loss_weights`` after a step gets
+        them so. It is for weights that were set by hand.
+        """
+        with paddle.no_grad():
+            self._weights.set_value(renormalized(self.loss_weights, self.floor))
+            self._acted.set_value(self._weights)
+
+    def reset_initial_losses(self) -> None:
+        """Forget L(0); the next update takes its losses as the new references."""
+        self.initial_losses.set_value(paddle.zeros_like(self.initial_losses))
+        self._reference_known = False
+        self._reported.clear()
+
+    def set_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load weights, L(0) and step count; see ``paddle.nn.Layer.set_state_dict``."""
+        result = super().set_state_dict(state_dict, *args, **kwargs)
+        self._forget_host_state()
+        return result
+
+    set_dict = set_state_dict
+    load_dict = set_state_dict
+
+    @property
+    def _weights(self) -> paddle.Tensor:
+        """The parameter as it is, not renormalised."""
+        return self._parameters["loss_weights"]
+
+    def _forget_host_state(self) -> None:
+        """Take what the host knows of the state from the buffers again, at the next step."""
+        self._step: int | None = None
+        self._reference_known = False
+        self._awaits_optimizer = False
+
+    def _current_step(self) -> int:
+        if self._step is None:
+            self._step = int(self.step_count)
+        return self._step
+
+    def _count(self, step: int) -> None:
+        self._step = step + 1
+        self.step_count.add_(paddle.ones_like(self.step_count))
+
+    def _update(self, step: int, losses: paddle.Tensor, gradient_norms: paddle.Tensor) -> None:
+        weights = self._weights
+        on_host = weights.place.is_cpu_place()
+        if not on_host:
+            # Read a step late, behind a whole backward pass in the queue, so that
+            # the accelerator never waits for the report.
+            self._report()
+        if not self._reference_known:
+            self._take_reference(losses)
+        output = self.rule.evaluate(weights, losses, self.initial_losses, gradient_norms)
+        self._grad_norm_loss.set_value(output.loss)
+        self._unread = _Observation(step, losses, gradient_norms, output.usable)
+        if self.lr is None:
+            self._acted.set_value(weights)
+            self._usable.set_value(output.usable)
+            self._awaits_optimizer = True
+            self.set_grad()
+            weights.grad.set_value(output.weight_gradient)
+        else:
+            weights.clear_gradient(False)  # an optimizer that holds them leaves them
+            updates = step // self.update_every + 1
+            rate = self.lr * min(1.0, updates / max(1, self.warmup_steps))
+            stepped = renormalized(weights - rate * output.weight_gradient, self.floor)
+            weights.set_value(paddle.where(output.usable, stepped, weights))
+        if on_host:
+            self._report()
+
+    def _take_reference(self, losses: paddle.Tensor) -> None:
+        """Record L(0) from the first losses that are all finite and above zero."""
+        recorded = (self.initial_losses > 0).all()
+        valid = paddle.logical_and(paddle.isfinite(losses), losses > 0).all()
+        candidate = paddle.where(valid, losses, paddle.zeros_like(losses))
+        self.initial_losses.set_value(paddle.where(recorded, self.initial_losses, candidate))
+
+    def _settle(self) -> None:
+        """Renormalise after a step of the caller's optimizer; nothing if there was none."""
+        if not self._awaits_optimizer:
+            return
+        with paddle.no_grad():
+            weights = self._weights
+            stepped = (weights != self._acted).any()
+            settled = paddle.where(self._usable, renormalized(weights, self.floor), self._acted)
+            settled = paddle.where(stepped, settled, weights)
+            weights.set_value(settled)
+            self._acted.set_value(settled)
+
+    def _apply(self, func: Any, device: Any, dtype: Any, blocking: Any, *args: Any) -> None:
+        """What ``Layer.to`` and its kin call; keeps counts integer and weights precise."""
+
+        def transform(tensor: Any, device: Any, dtype: Any, blocking: Any) -> Any:
+            precise = str(dtype).endswith(("float32", "float64"))
+            castable = precise and tensor.is_floating_point()
+            return func(tensor, device, dtype if castable else None, blocking)
+
+        super()._apply(transform, device, dtype, blocking, *args)
+
+    def _settle_for_saving(self, state: Any) -> None:
+        self._settle()
+
+    def _report(self) -> None:
+        """Warn of the last update if it left the weights alone."""
+        observation, self._unread = self._unread, None
+        if observation is None:
+            return
+        if observation.usable:
+            self._reference_known = True
+            return
+        for name, fault in observation.faults(self._order.names, self.initial_losses):
+            if (name, fault) not in self._reported:
+                self._reported.add((name, fault))
+                warnings.warn(
+                    f"step {observation.step}: {name} {fault}; the loss weights stay "
+                    "as they are while this lasts",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+
+
+class _Observation(NamedTuple):
+    """One update, as it is needed to say afterwards what was wrong with it."""
+
+    step: int
+    losses: paddle.Tensor
+    gradient_norms: paddle.Tensor
+    usable: paddle.Tensor
+
+    def faults(self, names: Sequence[str], initial_losses: paddle.Tensor) -> list[tuple[str, str]]:
+        no_reference = not (initial_losses > 0).all()
+        found = []
+        for name, loss, norm in zip(names, self.losses.tolist(), self.gradient_norms.tolist()):
+            if not math.isfinite(loss):
+                found.append((f"loss {name!r}", f"is {loss}"))
+            elif loss < 0:
+                found.append((f"loss {name!r}", "is negative and has no training rate"))
+            elif loss == 0 and no_reference:
+                found.append((f"loss {name!r}", "is 0, which cannot be the reference L(0)"))
+            elif not math.isfinite(norm):
+                found.append((f"loss {name!r}", f"has a gradient of norm {norm}"))
+        return found or [("GradNorm", "finds no finite training rates")]
+
+
+def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:
+    """The trainable parameters that ``shared`` names.
+
+    Args:
+        shared: A parameter, a layer, or a list or tuple of either.
+
+    Raises:
+        TypeError: ``shared`` holds something else.
+        ValueError: There is no trainable parameter in it.
+    """
+    found: dict[int, paddle.Tensor] = {}
+    for item in shared if isinstance(shared, (list, tuple)) else [shared]:
+        if isinstance(item, paddle.nn.Layer):
+            parameters = item.parameters()
+        elif isinstance(item, paddle.Tensor):
+            parameters = [item]
+        else:
+            raise TypeError(
+                "shared must be a parameter, a layer, or a list of either, got "
+                f"{type(item).__name__} {item!r}"
+            )
+        found.update({id(p): p for p in parameters if not p.stop_gradient})
+    if not found:
+        raise ValueError(
+            f"shared holds no trainable parameter, got {shared!r}; pass parameters "
+            "that every loss depends on and that are trained"
+        )
+    return tuple(found.values())
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def _integer(name: str, value: Any, at_least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value}")
+    return int(value)
+
+
+def _initial_weights(weight_attr: Sequence[float] | None, n_loss: int, floor: float) -> np.ndarray:
+    if weight_attr is None:
+        return np.ones(n_loss)
+    try:
+        weights = np.asarray(weight_attr, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"weight_attr must be a sequence of {n_loss} numbers, got {weight_attr!r}"
+        ) from None
+    if weights.shape != (n_loss,):
+        raise ValueError(f"weight_attr must have n_loss = {n_loss} entries, got {weight_attr!r}")
+    if not (np.isfinite(weights) & (weights > 0)).all():
+        raise ValueError(f"weight_attr must be positive and finite, got {weight_attr!r}")
+    smallest = weights.min() * n_loss / weights.sum()
+    if smallest < floor:
+        raise ValueError(
+            f"weight_attr {weight_attr!r}, scaled to sum to n_loss, has a weight of "
+            f"{smallest:.3g}, below the floor of {floor:.3g}; pass a smaller floor"
+        )
+    return weights

@@ -1,0 +1,87 @@
+"""The forms in which losses arrive, brought to one: scalars in a fixed order, with names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Union
+
+import paddle
+
+Losses = Union[Sequence[paddle.Tensor], Mapping[str, paddle.Tensor], paddle.Tensor]
+
+
+class LossOrder:
+    """Checks the losses of every step against the first step's names and number.
+
+    Args:
+        n_loss: Number of losses T, at least 2.
+    """
+
+    def __init__(self, n_loss: int) -> None:
+        self.n_loss = n_loss
+        self.names: list[str] = [f"losses[{i}]" for i in range(n_loss)]
+        self._keys: list[str] | None = None
+
+    def scalars(self, losses: Losses) -> list[paddle.Tensor]:
+        """The losses as 0-D tensors, in the order of the first step.
+
+        Args:
+            losses: A list or tuple of scalar tensors, a 1-D tensor, or a dict
+                name -> scalar tensor. A dict's names label errors and reports, and
+                from its second step on decide the order.
+
+        Raises:
+            TypeError: ``losses`` or one of them is of no accepted type, or not floating point.
+            ValueError: The losses are not ``n_loss`` in number, not scalar, or a dict's
+                names are not those of the first step.
+        """
+        if isinstance(losses, paddle.Tensor):
+            if losses.ndim != 1:
+                raise ValueError(
+                    f"losses as one tensor must be 1-D with {self.n_loss} entries, "
+                    f"got shape {list(losses.shape)}"
+                )
+            self._check_number(losses.shape[0])
+            scalars = paddle.unbind(losses)
+        elif isinstance(losses, Mapping):
+            self._check_number(len(losses))
+            scalars = [losses[key] for key in self._check_keys(losses)]
+        elif isinstance(losses, (list, tuple)):
+            self._check_number(len(losses))
+            scalars = list(losses)
+        else:
+            raise TypeError(
+                "losses must be a list or tuple of scalar tensors, a 1-D tensor or a "
+                f"dict name -> scalar tensor, got {type(losses).__name__}"
+            )
+        return [self._scalar(loss, name) for loss, name in zip(scalars, self.names)]
+
+    def _check_number(self, number: int) -> None:
+        if number != self.n_loss:
+            raise ValueError(f"losses has {number} entries, but n_loss is {self.n_loss}")
+
+    def _check_keys(self, losses: Mapping[str, paddle.Tensor]) -> list[str]:
+        if self._keys is None:
+            self._keys = list(losses)
+            self.names = [str(key) for key in self._keys]
+        elif set(losses) != set(self._keys):
+            raise ValueError(
+                f"losses has the names {list(losses)}, but on the first step they "
+                f"were {self._keys}; every step must name the same losses"
+            )
+        return self._keys
+
+    @staticmethod
+    def _scalar(loss: paddle.Tensor, name: str) -> paddle.Tensor:
+        if not isinstance(loss, paddle.Tensor):
+            raise TypeError(f"loss {name!r} must be a scalar tensor, got {type(loss).__name__}")
+        if not loss.is_floating_point():
+            raise TypeError(f"loss {name!r} must be a floating-point tensor, got {loss.dtype}")
+        if loss.ndim == 0:
+            return loss
+        if loss.size != 1:
+            raise ValueError(
+                f"loss {name!r} must be a scalar, got shape {list(loss.shape)}; "
+                "reduce it with .mean() or .sum()"
+            )
+        return loss.reshape([])

@@ -1,0 +1,95 @@
+"""FCNet: a fully connected network, the usual one of a PINN."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import paddle
+
+from paddlescience_gradnorm.network.network_base import NetworkBase
+
+
+class FCNet(NetworkBase):
+    """Fully connected network with Xavier-uniform weights and zero biases.
+
+    Layer sizes: ``num_ins`` -> ``hidden_size`` (``num_layers - 1`` times, each with
+    the activation) -> ``num_outs``.
+
+    Args:
+        num_ins: Number of inputs, the coordinates.
+        num_outs: Number of outputs, the fields.
+        num_layers: Number of linear layers, at least 2.
+        hidden_size: Width of the hidden layers.
+        activation: Name of a function in ``paddle.nn.functional``.
+
+    Raises:
+        TypeError: A size is not an integer, or ``activation`` is no string.
+        ValueError: A size is below its minimum, or the activation is not known.
+
+    Example:
+        >>> import paddle
+        >>> net = FCNet(num_ins=2, num_outs=1, num_layers=4, hidden_size=16)
+        >>> net(paddle.ones([8, 2])).shape
+        [8, 1]
+        >>> net.get_last_shared_layer().shape
+        [16, 1]
+    """
+
+    def __init__(
+        self,
+        num_ins: int,
+        num_outs: int,
+        num_layers: int,
+        hidden_size: int,
+        activation: str = "tanh",
+    ) -> None:
+        super().__init__()
+        _check_size("num_ins", num_ins, at_least=1)
+        _check_size("num_outs", num_outs, at_least=1)
+        _check_size("num_layers", num_layers, at_least=2)
+        _check_size("hidden_size", hidden_size, at_least=1)
+        if not isinstance(activation, str):
+            raise TypeError(f"activation must be a string, got {activation!r}")
+        if not callable(getattr(paddle.nn.functional, activation, None)):
+            raise ValueError(
+                f"activation {activation!r} is not in paddle.nn.functional; "
+                "usual choices are 'tanh', 'silu', 'gelu' and 'relu'"
+            )
+        self.num_ins = num_ins
+        self.num_outs = num_outs
+        self.num_layers = num_layers
+        self.hidden_size = hidden_size
+        self.activation = activation
+        sizes = [num_ins] + [hidden_size] * (num_layers - 1) + [num_outs]
+        self.linears = paddle.nn.LayerList(
+            paddle.nn.Linear(
+                fan_in,
+                fan_out,
+                weight_attr=paddle.ParamAttr(initializer=paddle.nn.initializer.XavierUniform()),
+            )
+            for fan_in, fan_out in zip(sizes, sizes[1:])
+        )
+
+    def nn_func(self, ins: paddle.Tensor) -> paddle.Tensor:
+        """Outputs of shape [N, num_outs] at inputs of shape [N, num_ins]."""
+        activation = getattr(paddle.nn.functional, self.activation)
+        hidden = ins
+        for linear in self.linears[:-1]:
+            hidden = activation(linear(hidden))
+        return self.linears[-1](hidden)
+
+    def get_last_shared_layer(self) -> paddle.Tensor:
+        """The last layer's weight, shape [hidden_size, num_outs]: all losses go through it."""
+        return self.linears[-1].weight
+
+    def get_shared_layer(self) -> paddle.Tensor:
+        """Same as :meth:`get_last_shared_layer`, the hook's other name."""
+        return self.get_last_shared_layer()
+
+
+def _check_size(name: str, value: Any, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value}")

@@ -1,0 +1,214 @@
+"""GradNorm: a network together with the learned weights of its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable, Union
+
+import numpy as np
+import paddle
+
+from paddlescience_gradnorm.balancing.balancer import (
+    LossBalancer,
+    Shared,
+    shared_parameters,
+)
+from paddlescience_gradnorm.balancing.losses import Losses
+from paddlescience_gradnorm.network.network_base import NetworkBase
+
+
+class GradNorm(NetworkBase):
+    """Wraps a network and balances its losses; stands wherever the bare network stood.
+
+    Source: Chen et al., "GradNorm", ICML 2018, arXiv:1711.02257. What GradNorm does
+    not have itself is read from, and written to, the wrapped network.
+
+    Args:
+        net: The network, any Paddle layer.
+        n_loss: Number of losses T, at least 2.
+        alpha: Strength of the pull towards equal training rates, at least 0.
+        weight_attr: Weights of the first step, ``n_loss`` positive numbers; all 1 by
+            default. From the second step on the weights sum to ``n_loss``.
+        shared: The shared parameters: a parameter, a layer, a list of either, a
+            callable that picks one of these from the network, or ``"all"``. By
+            default what the network's ``get_last_shared_layer()`` returns, or else
+            its ``get_shared_layer()``.
+        weight_lr: ``None``: the weights are among ``parameters()``, and the caller's
+            optimizer steps them. A number: GradNorm steps them itself at this rate,
+            by plain gradient descent, and they are not among ``parameters()``.
+        warmup_steps: Number of updates over which the rate grows to ``weight_lr``.
+        update_every: Update the weights on every this-many-th step only.
+        floor: The smallest weight allowed, in (0, 1).
+
+    Raises:
+        TypeError: An argument is of the wrong type, such as a ``net`` that is no layer.
+        ValueError: An argument is out of range, or there is no shared layer to be found.
+
+    Example:
+        >>> import paddle
+        >>> from paddlescience_gradnorm import FCNet
+        >>> net = GradNorm(FCNet(2, 1, 3, 16), n_loss=2, alpha=1.0)
+        >>> optimizer = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+        >>> for _ in range(3):
+        ...     inside, edge = net(paddle.rand([8, 2])), net(paddle.rand([4, 2]))
+        ...     total = net.backward({"pde": inside.square().mean(), "bc": (edge - 1).abs().mean()})
+        ...     optimizer.step()
+        ...     optimizer.clear_grad()
+        >>> net.num_outs, round(float(net.get_weights().sum()), 4)
+        (1, 2.0)
+    """
+
+    def __init__(
+        self,
+        net: paddle.nn.Layer,
+        n_loss: int,
+        alpha: float,
+        weight_attr: Sequence[float] | None = None,
+        *,
+        shared: Union[Shared, str, Callable[[Any], Shared], None] = None,
+        weight_lr: float | None = None,
+        warmup_steps: int = 0,
+        update_every: int = 1,
+        floor: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        if not isinstance(net, paddle.nn.Layer):
+            raise TypeError(f"net must be a paddle.nn.Layer, got {type(net).__name__} {net!r}")
+        self.balancer = LossBalancer(
+            _find_shared(net, shared),
+            n_loss,
+            alpha,
+            lr=weight_lr,
+            warmup_steps=warmup_steps,
+            weight_attr=weight_attr,
+            update_every=update_every,
+            floor=floor,
+        )
+        self.net = net
+
+    def nn_func(self, ins: paddle.Tensor) -> paddle.Tensor:
+        """The wrapped network's output, shape [N, num_outs], at inputs of shape [N, num_ins]."""
+        return self.forward(ins)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The wrapped network, called with the same arguments."""
+        return self.net(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # Copying and pickling look for special methods on objects that do not
+            # have a network yet, and must not be handed the network's.
+            net = self.__dict__.get("_sub_layers", {}).get("net")
+            if net is None or (name.startswith("__") and name.endswith("__")):
+                raise
+            if not hasattr(net, name):
+                raise AttributeError(
+                    f"neither GradNorm nor its network {type(net).__name__} has an "
+                    f"attribute {name!r}"
+                ) from None
+        return getattr(net, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Read from the network, so written to it: else code that sets
+        # `net.some_option` would change nothing, without a word.
+        net = self.__dict__.get("_sub_layers", {}).get("net")
+        if net is not None and name not in dir(self) and hasattr(net, name):
+            setattr(net, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """As of any layer; without the loss weights if ``weight_lr`` steps them."""
+        weights = self.balancer._parameters["loss_weights"]
+        for name, parameter in super().named_parameters(*args, **kwargs):
+            if self.balancer.lr is None or parameter is not weights:
+                yield name, parameter
+
+    def set_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a state dict of this object, or one that the bare network has saved."""
+        bare = set(self.net.state_dict())
+        if bare and bare <= set(state_dict) and not bare & set(self.state_dict()):
+            return self.net.set_state_dict(state_dict, *args, **kwargs)
+        result = super().set_state_dict(state_dict, *args, **kwargs)
+        self.balancer._forget_host_state()
+        return result
+
+    set_dict = set_state_dict
+    load_dict = set_state_dict
+
+    @property
+    def loss_weights(self) -> paddle.Tensor:
+        """The trainable parameter of the weights, shape [n_loss]."""
+        return self.balancer.loss_weights
+
+    @property
+    def n_loss(self) -> int:
+        """Number of losses."""
+        return self.balancer.n_loss
+
+    @property
+    def alpha(self) -> float:
+        """Strength of the pull towards equal training rates."""
+        return self.balancer.alpha
+
+    @property
+    def initial_losses(self) -> paddle.Tensor:
+        """The references L(0), shape [n_loss]; zeros until the first step."""
+        return self.balancer.initial_losses
+
+    def backward(self, losses: Losses) -> paddle.Tensor:
+        """The whole backward pass in one: see :meth:`LossBalancer.backward`.
+
+        Fills ``.grad`` of the network and, with ``weight_lr=None``, of
+        ``loss_weights``; returns the weighted total, detached, shape [].
+        """
+        return self.balancer.backward(losses)
+
+    def get_grad_norm_loss(self, losses: Losses) -> paddle.Tensor:
+        """Lgrad, after the caller's own ``backward(retain_graph=True)``, shape [].
+
+        Writes ``loss_weights.grad``, or, with ``weight_lr``, steps the weights:
+        see :meth:`LossBalancer.step`.
+        """
+        return self.balancer.step(losses)
+
+    def get_weights(self) -> np.ndarray:
+        """The weights that the next step will use, a copy, shape [n_loss]."""
+        return self.balancer.get_weights()
+
+    def reset_initial_losses(self) -> None:
+        """Forget L(0); the next update takes its losses as the new references."""
+        self.balancer.reset_initial_losses()
+
+    def set_grad(self) -> None:
+        """Give ``loss_weights`` a gradient of zero if it has none, for ``grad.set_value``."""
+        self.balancer.set_grad()
+
+    def renormalize(self) -> None:
+        """Scale the weights in place to sum to ``n_loss``: see :meth:`LossBalancer.renormalize`."""
+        self.balancer.renormalize()
+
+
+def _find_shared(net: paddle.nn.Layer, shared: Any) -> tuple[paddle.Tensor, ...]:
+    if shared is None:
+        for hook in ("get_last_shared_layer", "get_shared_layer"):
+            if hasattr(net, hook):
+                return shared_parameters(getattr(net, hook)())
+        raise ValueError(
+            f"{type(net).__name__} has neither get_last_shared_layer() nor "
+            "get_shared_layer(); pass shared=, the parameter or layer that all losses "
+            "go through last (a parameter, a layer, a list of either, a callable on "
+            "the network, or 'all')"
+        )
+    if isinstance(shared, str):
+        if shared != "all":
+            raise ValueError(
+                f"shared as a string can only be 'all', got {shared!r}; pass the "
+                "parameter or layer itself"
+            )
+        return shared_parameters(net)
+    if callable(shared) and not isinstance(shared, (paddle.nn.Layer, paddle.Tensor)):
+        shared = shared(net)
+    return shared_parameters(shared)

@@ -1,0 +1,130 @@
+"""Sympy expressions turned into Paddle calls, by sympy's own printer and lambdify."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, Callable
+
+import paddle
+import sympy
+from sympy.logic.boolalg import Boolean
+from sympy.printing.lambdarepr import LambdaPrinter
+
+
+class PaddlePrinter(LambdaPrinter):
+    """Prints what a plain Python printer cannot say of tensors: branches and conditions.
+
+    Args:
+        like: Name of a tensor in the printed code whose dtype and shape a number
+            takes on where Paddle wants a tensor.
+    """
+
+    def __init__(self, like: str) -> None:
+        super().__init__({"fully_qualified_modules": False, "allow_unknown_functions": True})
+        self._like = like
+
+    def _tensor(self, expr: sympy.Expr) -> str:
+        if expr.is_number:
+            return f"full_like({self._like}, {float(expr)!r})"
+        return self._print(expr)
+
+    def _print_Float(self, expr: sympy.Float) -> str:
+        # Paddle 2.6 rounds a Python number that is added to float32.
+        return f"full([], {float(expr)!r}, {self._like}.dtype)"
+
+    def _print_Rational(self, expr: sympy.Rational) -> str:
+        return self._print_Float(expr)
+
+    def _print_Piecewise(self, expr: sympy.Piecewise) -> str:
+        if expr.args[-1].cond != True:  # noqa: E712, a sympy truth value
+            raise ValueError(
+                f"{expr} is not defined everywhere; end it with a branch (value, True)"
+            )
+        text = self._tensor(expr.args[-1].expr)
+        for value, condition in reversed(expr.args[:-1]):
+            text = f"where({self._print(condition)}, {self._tensor(value)}, {text})"
+        return text
+
+    def _print_And(self, expr: sympy.And) -> str:
+        return self._fold("logical_and", expr.args)
+
+    def _print_Or(self, expr: sympy.Or) -> str:
+        return self._fold("logical_or", expr.args)
+
+    def _print_Not(self, expr: sympy.Not) -> str:
+        return f"logical_not({self._print(expr.args[0])})"
+
+    def _print_Max(self, expr: sympy.Max) -> str:
+        return self._fold("maximum", expr.args)
+
+    def _print_Min(self, expr: sympy.Min) -> str:
+        return self._fold("minimum", expr.args)
+
+    def _fold(self, name: str, arguments: Sequence[Any]) -> str:
+        texts = [self._print(a) if isinstance(a, Boolean) else self._tensor(a) for a in arguments]
+        return functools.reduce(lambda a, b: f"{name}({a}, {b})", texts)
+
+
+_NAMES: dict[str, Any] = {
+    name: getattr(paddle, name)
+    for name in (
+        "sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh exp log sqrt "
+        "abs sign erf floor where full full_like logical_and logical_or logical_not maximum minimum"
+    ).split()
+}
+_NAMES.update(
+    Abs=paddle.abs,
+    ceiling=paddle.ceil,
+    Heaviside=lambda t, at_zero=0.5: paddle.heaviside(t, paddle.full_like(t, float(at_zero))),
+    pi=math.pi,
+)
+
+
+def compile_expressions(
+    expressions: Sequence[sympy.Expr], arguments: Sequence[sympy.Expr]
+) -> Callable[..., list[paddle.Tensor]]:
+    """A function of tensors, one for each argument, that gives one tensor for each expression.
+
+    Common subexpressions are computed once. Numbers such as sqrt(2) take on the dtype
+    of the tensors.
+
+    Args:
+        expressions: Expressions in the arguments.
+        arguments: Symbols, applied functions and derivatives, in the order of the call.
+
+    Raises:
+        ValueError: A function in the expressions has no counterpart in Paddle.
+
+    Example:
+        >>> import paddle, sympy
+        >>> x = sympy.Symbol("x")
+        >>> double = compile_expressions([2 * x, sympy.sqrt(4) + x], [x])
+        >>> [t.tolist() for t in double(paddle.ones([1]))]
+        [[2.0], [3.0]]
+    """
+    names = {a: sympy.Symbol(f"t{i}") for i, a in enumerate(arguments)}
+    prepared = [_floats(e.xreplace(names)) for e in expressions]
+    for expression in prepared:
+        for function in expression.atoms(sympy.Function):
+            name = type(function).__name__
+            if name not in _NAMES and not isinstance(
+                function, (sympy.Piecewise, sympy.Max, sympy.Min)
+            ):
+                raise ValueError(
+                    f"expression uses {function}, and {name} has no counterpart in Paddle"
+                )
+    symbols = list(names.values())
+    return sympy.lambdify(
+        symbols, prepared, modules=[_NAMES], printer=PaddlePrinter(str(symbols[0])), cse=True
+    )
+
+
+def _floats(expression: sympy.Expr) -> sympy.Expr:
+    """Irrational numbers as floats: Paddle's functions take tensors, not numbers."""
+    if expression.is_number and not expression.is_Rational:
+        return expression.evalf(17) if isinstance(expression, sympy.Expr) else expression
+    if not expression.args:
+        return expression
+    return expression.func(*(_floats(argument) for argument in expression.args))

@@ -1,0 +1,232 @@
+"""PDE residuals written in sympy, as functions of a network and of points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, Union
+
+import paddle
+import sympy
+from sympy.core.function import AppliedUndef, UndefinedFunction
+
+from paddlescience_gradnorm.pde.paddle_printer import compile_expressions
+
+Network = Callable[[paddle.Tensor], paddle.Tensor]
+
+
+class Residual(paddle.nn.Layer):
+    """A residual, or a system of them, ready to be evaluated on a network.
+
+    Derivatives are taken by automatic differentiation, each once however often it
+    appears; higher ones build on lower ones. Any order that Paddle can
+    differentiate the network to; ``tanh`` networks have no limit.
+
+    Args:
+        expression: The residual, a sympy expression, or a list or tuple of them that
+            share their points. Anything that sympy can differentiate: derivatives
+            of the fields, sources in the coordinates, unknown coefficients.
+        inputs: The coordinates, sympy symbols, in the order of the points' columns.
+        outputs: The fields, sympy functions such as ``sympy.Function("u")``, in the
+            order of the network's outputs.
+        unknowns: Coefficients to be learned (inverse problems): symbol -> initial value,
+            or -> a parameter that is shared with something else. They are
+            parameters of this layer and go into the optimizer beside the network's.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: A symbol or function in the expression is not explained by the
+            arguments, or a field is asked for elsewhere than at the point itself.
+
+    Example:
+        >>> import paddle, sympy
+        >>> from paddlescience_gradnorm import FCNet
+        >>> x, y = sympy.symbols("x y")
+        >>> u = sympy.Function("u")
+        >>> laplace = Residual(u(x, y).diff(x, 2) + u(x, y).diff(y, 2), (x, y), (u,))
+        >>> laplace(FCNet(2, 1, 3, 16), paddle.rand([8, 2])).shape
+        [8, 1]
+        >>> laplace(lambda p: p[:, :1] ** 2 - p[:, 1:] ** 2, paddle.rand([2, 2])).tolist()
+        [[0.0], [0.0]]
+    """
+
+    def __init__(
+        self,
+        expression: sympy.Expr | Sequence[sympy.Expr],
+        inputs: Sequence[sympy.Symbol],
+        outputs: Sequence[UndefinedFunction],
+        unknowns: Mapping[sympy.Symbol, Union[float, paddle.Tensor]] | None = None,
+    ) -> None:
+        super().__init__()
+        unknowns = dict(unknowns or {})
+        _check_types(inputs, outputs, unknowns)
+        self._is_system = isinstance(expression, (list, tuple))
+        expressions = [
+            sympy.sympify(e).doit() for e in (expression if self._is_system else [expression])
+        ]
+        self._fields = [output(*inputs) for output in outputs]
+        derivatives = sorted(
+            set().union(*(e.atoms(sympy.Derivative) for e in expressions)), key=str
+        )
+        # Sorted coordinate numbers, field first: (0, 1, 1) is d^2 u / dy^2 of field 0.
+        # Sorting makes u_xy and u_yx one, and lets u_xx build on u_x.
+        self._derivatives = [
+            _multi_index(d, self._fields, inputs, expressions) for d in derivatives
+        ]
+        _check_explained(expressions, inputs, self._fields, derivatives, unknowns)
+        self._unknown_names = [str(symbol) for symbol in unknowns]
+        for symbol, value in unknowns.items():
+            self.add_parameter(str(symbol), _parameter(value))
+        self._evaluate = compile_expressions(
+            expressions, [*inputs, *self._fields, *derivatives, *unknowns]
+        )
+        self._text = ", ".join(str(e) for e in expressions)
+
+    def forward(
+        self, network: Network, points: paddle.Tensor
+    ) -> paddle.Tensor | list[paddle.Tensor]:
+        """The residual at the points.
+
+        Args:
+            network: Maps points of shape [N, d] to fields of shape [N, number of
+                outputs]. Any callable made of Paddle operations.
+            points: Shape [N, d]; not changed.
+
+        Returns:
+            Shape [N, 1], or for a system a list of these. Differentiable with
+            respect to the network and the unknowns, unless gradients are switched off.
+
+        Raises:
+            ValueError: The points' or the network's columns do not match inputs and outputs.
+        """
+        dimension = len(self._fields[0].args)
+        if points.ndim != 2 or points.shape[1] != dimension:
+            raise ValueError(f"points must have shape [N, {dimension}], got {list(points.shape)}")
+        differentiable = paddle.is_grad_enabled()
+        with paddle.enable_grad():
+            leaf = points.detach()
+            leaf.stop_gradient = False
+            prediction = network(leaf)
+            if list(prediction.shape) != [points.shape[0], len(self._fields)]:
+                raise ValueError(
+                    f"the network must return shape [{points.shape[0]}, "
+                    f"{len(self._fields)}], got {list(prediction.shape)}"
+                )
+            table = _DerivativeTable(prediction, leaf)
+            values = [table[index] for index in self._derivatives]
+            fields = [table[(k,)] for k in range(len(self._fields))]
+            coordinates = paddle.split(points.detach(), dimension, axis=1)
+            unknowns = [getattr(self, name) for name in self._unknown_names]
+            residuals = self._evaluate(*coordinates, *fields, *values, *unknowns)
+        if not differentiable:
+            residuals = [residual.detach() for residual in residuals]
+        return list(residuals) if self._is_system else residuals[0]
+
+    def extra_repr(self) -> str:
+        return self._text
+
+
+class _DerivativeTable:
+    """Derivatives of a network's outputs at fixed points, each computed when first asked for."""
+
+    def __init__(self, prediction: paddle.Tensor, points: paddle.Tensor) -> None:
+        self._points = points
+        fields = paddle.split(prediction, prediction.shape[1], axis=1)
+        self._values: dict[tuple[int, ...], paddle.Tensor] = {
+            (k,): field for k, field in enumerate(fields)
+        }
+        self._gradients: dict[tuple[int, ...], list[paddle.Tensor]] = {}
+
+    def __getitem__(self, index: tuple[int, ...]) -> paddle.Tensor:
+        if index not in self._values:
+            self._values[index] = self._gradient(index[:-1])[index[-1]]
+        return self._values[index]
+
+    def _gradient(self, index: tuple[int, ...]) -> list[paddle.Tensor]:
+        """All first derivatives of one entry, by one differentiation, in columns."""
+        if index not in self._gradients:
+            value = self[index]
+            gradient = None
+            if not value.stop_gradient:
+                (gradient,) = paddle.grad(
+                    [value], [self._points], create_graph=True, allow_unused=True
+                )
+            if gradient is None:  # constant in the points
+                gradient = paddle.zeros_like(self._points)
+            self._gradients[index] = paddle.split(gradient, gradient.shape[1], axis=1)
+        return self._gradients[index]
+
+
+def _multi_index(
+    derivative: sympy.Derivative,
+    fields: Sequence[sympy.Expr],
+    inputs: Sequence[sympy.Symbol],
+    expressions: Sequence[sympy.Expr],
+) -> tuple[int, ...]:
+    if derivative.expr not in fields or not set(derivative.variables) <= set(inputs):
+        raise ValueError(
+            f"expression {expressions} has {derivative}, which is no derivative of one "
+            f"of the outputs {list(fields)} in the inputs {list(inputs)}"
+        )
+    coordinates = sorted(list(inputs).index(v) for v in derivative.variables)
+    return (list(fields).index(derivative.expr), *coordinates)
+
+
+def _check_types(inputs: Any, outputs: Any, unknowns: Mapping[Any, Any]) -> None:
+    for name, items, kind in (
+        ("inputs", inputs, sympy.Symbol),
+        ("outputs", outputs, UndefinedFunction),
+        ("unknowns", list(unknowns), sympy.Symbol),
+    ):
+        if not isinstance(items, (list, tuple)) or not all(
+            isinstance(item, kind) for item in items
+        ):
+            raise TypeError(
+                f"{name} must be sympy {kind.__name__}s in a list or tuple, got {items!r}"
+            )
+    for name, items in (("inputs", inputs), ("outputs", outputs)):
+        if not items or len(set(items)) != len(items):
+            raise ValueError(f"{name} must be distinct and at least one, got {items!r}")
+    if set(unknowns) & set(inputs):
+        raise ValueError(f"unknowns {list(unknowns)} share symbols with inputs {inputs}")
+
+
+def _check_explained(
+    expressions: Sequence[sympy.Expr],
+    inputs: Sequence[sympy.Symbol],
+    fields: Sequence[sympy.Expr],
+    derivatives: Sequence[sympy.Expr],
+    unknowns: Mapping[sympy.Symbol, Any],
+) -> None:
+    for expression in expressions:
+        if not isinstance(expression, sympy.Expr):
+            raise TypeError(f"expression must be a sympy expression, got {expression!r}")
+        if expression.has(sympy.Subs):
+            raise ValueError(
+                f"expression {expression} takes a derivative elsewhere than at the "
+                f"point {tuple(inputs)} itself; use a residual at points of its own"
+            )
+        functions = expression.atoms(AppliedUndef) - set(fields)
+        if functions:
+            raise ValueError(
+                f"expression {expression} has {functions}; the outputs, at the point "
+                f"itself, are {list(fields)}"
+            )
+        symbols = expression.free_symbols - set(inputs) - set(unknowns)
+        if symbols:
+            raise ValueError(
+                f"expression {expression} has the symbols {symbols}, which are neither "
+                f"inputs {list(inputs)} nor unknowns {list(unknowns)}; substitute "
+                "known coefficients with .subs"
+            )
+        if not expression.has(*fields):
+            raise ValueError(f"expression {expression} has none of the outputs {list(fields)}")
+
+
+def _parameter(value: Union[float, paddle.Tensor]) -> paddle.Tensor:
+    if isinstance(value, paddle.Tensor):
+        return value
+    return paddle.create_parameter(
+        [1],
+        paddle.get_default_dtype(),
+        default_initializer=paddle.nn.initializer.Constant(float(value)),
+    )

@@ -1,0 +1,45 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+root = Path(__file__).parent
+version = next(
+    line.split('"')[1]
+    for line in (root / "paddlescience_gradnorm/__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+plot = ["matplotlib>=3.5"]
+test = [*plot, "pytest>=7", "hypothesis>=6.80"]
+dev = [*test, "ruff>=0.6,<1", "mypy>=1.11,<3"]
+
+setup(
+    name="paddlescience_gradnorm",
+    version=version,
+    description=(
+        "GradNorm loss balancing for physics-informed neural networks "
+        "on PaddlePaddle and PaddleScience"
+    ),
+    long_description=(root / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    keywords="GradNorm PINN PaddlePaddle PaddleScience loss-balancing multitask",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering",
+        "Typing :: Typed",
+    ],
+    packages=find_packages(include=["paddlescience_gradnorm*"]),
+    package_data={"paddlescience_gradnorm": ["py.typed"]},
+    python_requires=">=3.9",
+    install_requires=["numpy>=1.21", "sympy>=1.11", "scipy>=1.8", "tqdm>=4.60"],
+    extras_require={
+        "cpu": ["paddlepaddle>=2.6.2"],
+        # The newest paddlepaddle-gpu on PyPI is 2.6.2, which was built for numpy 1.
+        "gpu": ["paddlepaddle-gpu>=2.6.2", "numpy<2"],
+        "plot": plot,
+        "test": test,
+        "dev": dev,
+    },
+)
