@@ -30,9 +30,9 @@ class FCNet(NetworkBase):
     Example:
         >>> import paddle
         >>> net = FCNet(num_ins=2, num_outs=1, num_layers=4, hidden_size=16)
-        >>> net(paddle.ones([8, 2])).shape
+        >>> list(net(paddle.ones([8, 2])).shape)
         [8, 1]
-        >>> net.get_last_shared_layer().shape
+        >>> list(net.get_last_shared_layer().shape)
         [16, 1]
     """
 

@@ -103,11 +103,6 @@ class GradNorm(NetworkBase):
             net = self.__dict__.get("_sub_layers", {}).get("net")
             if net is None or (name.startswith("__") and name.endswith("__")):
                 raise
-            if not hasattr(net, name):
-                raise AttributeError(
-                    f"neither GradNorm nor its network {type(net).__name__} has an "
-                    f"attribute {name!r}"
-                ) from None
         return getattr(net, name)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -28,7 +28,7 @@ class NetworkBase(paddle.nn.Layer):
         ...         self.linear = paddle.nn.Linear(2, 1)
         ...     def nn_func(self, ins):
         ...         return self.linear(ins) ** 3
-        >>> Cubic()(paddle.ones([5, 2])).shape
+        >>> list(Cubic()(paddle.ones([5, 2])).shape)
         [5, 1]
     """
 

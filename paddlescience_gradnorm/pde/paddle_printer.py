@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, Callable
 
 import paddle
 import sympy
 from sympy.logic.boolalg import Boolean
-from sympy.printing.lambdarepr import LambdaPrinter
+from sympy.printing.str import StrPrinter
 
 
-class PaddlePrinter(LambdaPrinter):
-    """Prints what a plain Python printer cannot say of tensors: branches and conditions.
+class PaddlePrinter(StrPrinter):
+    """Prints functions by name, and what has no such form in Paddle: branches, numbers.
 
     Args:
         like: Name of a tensor in the printed code whose dtype and shape a number
@@ -22,7 +21,7 @@ class PaddlePrinter(LambdaPrinter):
     """
 
     def __init__(self, like: str) -> None:
-        super().__init__({"fully_qualified_modules": False, "allow_unknown_functions": True})
+        super().__init__()
         self._like = like
 
     def _tensor(self, expr: sympy.Expr) -> str:
@@ -78,7 +77,8 @@ _NAMES.update(
     Abs=paddle.abs,
     ceiling=paddle.ceil,
     Heaviside=lambda t, at_zero=0.5: paddle.heaviside(t, paddle.full_like(t, float(at_zero))),
-    pi=math.pi,
+    Eq=lambda a, b: a == b,
+    Ne=lambda a, b: a != b,
 )
 
 

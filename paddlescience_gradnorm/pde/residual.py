@@ -43,7 +43,7 @@ class Residual(paddle.nn.Layer):
         >>> x, y = sympy.symbols("x y")
         >>> u = sympy.Function("u")
         >>> laplace = Residual(u(x, y).diff(x, 2) + u(x, y).diff(y, 2), (x, y), (u,))
-        >>> laplace(FCNet(2, 1, 3, 16), paddle.rand([8, 2])).shape
+        >>> list(laplace(FCNet(2, 1, 3, 16), paddle.rand([8, 2])).shape)
         [8, 1]
         >>> laplace(lambda p: p[:, :1] ** 2 - p[:, 1:] ** 2, paddle.rand([2, 2])).tolist()
         [[0.0], [0.0]]

@@ -1,0 +1,108 @@
+import numpy as np
+import paddle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paddlescience_gradnorm.balancing.algorithm import GradNormRule, renormalized
+
+
+@st.composite
+def steps(draw):
+    """alpha, weights, losses, initial losses and gradient norms of 2 to 6 tasks."""
+    n_loss = draw(st.integers(2, 6))
+    column = st.lists(st.floats(1e-3, 1e3), min_size=n_loss, max_size=n_loss)
+    return draw(st.floats(0, 3)), *(np.array(draw(column)) for _ in range(4))
+
+
+def tensors(*arrays):
+    return [paddle.to_tensor(a, dtype="float64") for a in arrays]
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps())
+def test_closed_form_is_the_gradient_of_lgrad(step):
+    alpha, *arrays = step
+    weights, losses, initial, norms = tensors(*arrays)
+    weights.stop_gradient = False
+    # Equations 1 and 2 of the paper, the target a constant.
+    ratios = losses / initial
+    target = (weights * norms).mean() * (ratios / ratios.mean()) ** paddle.full(
+        [], alpha, "float64"
+    )
+    lgrad = (weights * norms - target.detach()).abs().sum()
+    lgrad.backward()
+
+    output = GradNormRule(alpha).evaluate(weights.detach(), losses, initial, norms)
+
+    assert bool(output.usable)
+    scale = norms.max().item()
+    np.testing.assert_allclose(
+        output.weight_gradient.numpy(), weights.grad.numpy(), rtol=1e-12, atol=1e-12 * scale
+    )
+    np.testing.assert_allclose(output.loss.item(), lgrad.item(), rtol=1e-12)
+
+
+def test_a_slow_task_is_pushed_up():
+    weights, losses, initial, norms = tensors([1, 1], [0.9, 0.1], [1, 1], [1, 1])
+    gradient = GradNormRule(1.0).evaluate(weights, losses, initial, norms).weight_gradient
+    assert gradient[0].item() < 0 < gradient[1].item()  # descent raises the first weight
+
+
+def test_equal_norms_and_rates_ask_for_no_change():
+    ones = paddle.ones([3], "float64")
+    output = GradNormRule(1.5).evaluate(ones, ones, ones, ones)
+    assert output.loss.item() == 0
+    assert output.weight_gradient.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize(
+    "losses, initial, norms",
+    [
+        ([np.nan, 1], [1, 1], [1, 1]),
+        ([np.inf, 1], [1, 1], [1, 1]),
+        ([-1, 2], [1, 1], [1, 1]),
+        ([1, 1], [0, 1], [1, 1]),
+        ([0, 0], [1, 1], [1, 1]),
+        ([1, 1], [1, 1], [np.nan, 1]),
+        ([1, 1], [1, 1], [np.inf, 1]),
+    ],
+)
+def test_numbers_without_a_meaning_give_no_gradient(alpha, losses, initial, norms):
+    ones, losses, initial, norms = tensors([1, 1], losses, initial, norms)
+    output = GradNormRule(alpha).evaluate(ones, losses, initial, norms)
+    assert not bool(output.usable)
+    assert output.weight_gradient.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("alpha", [-0.1, float("nan"), float("inf")])
+def test_alpha_out_of_range(alpha):
+    with pytest.raises(ValueError, match=f"alpha .* got {alpha}"):
+        GradNormRule(alpha)
+
+
+@pytest.mark.parametrize("alpha", ["1", None, True])
+def test_alpha_of_another_type(alpha):
+    with pytest.raises(TypeError, match="alpha must be a number"):
+        GradNormRule(alpha)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=8),
+    st.sampled_from([1e-6, 1e-3, 0.1, 0.9]),
+    st.sampled_from(["float32", "float64"]),
+)
+def test_renormalized_weights_keep_sum_and_floor(values, floor, dtype):
+    weights = renormalized(paddle.to_tensor(values, dtype=dtype), floor).numpy()
+    rounding = np.finfo(dtype).eps
+    assert np.isfinite(weights).all()
+    assert (weights >= floor * (1 - 4 * rounding)).all()
+    assert abs(weights.sum() - len(values)) <= 16 * len(values) * rounding
+
+
+def test_renormalized_is_plain_scaling_where_the_floor_allows():
+    weights = np.array([0.2, 1.0, 5.0])
+    scaled = renormalized(paddle.to_tensor(weights), floor=1e-3).numpy()
+    np.testing.assert_allclose(scaled, weights * 3 / weights.sum(), rtol=1e-14)

@@ -1,0 +1,406 @@
+import copy
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlescience_gradnorm import LossBalancer
+
+NAMES = ["pde", "boundary", "data"]
+
+
+@pytest.fixture
+def balancer(fc_net):
+    return LossBalancer(fc_net.get_last_shared_layer(), n_loss=3, alpha=1.0, lr=0.01)
+
+
+def train(net, balancer, make_losses, steps, optimizer=None):
+    """Weights that acted in each step."""
+    optimizer = optimizer or paddle.optimizer.SGD(1e-4, parameters=net.parameters())
+    weights = []
+    for step in range(steps):
+        weights.append(balancer.get_weights())
+        balancer.backward(make_losses(net, seed=step))
+        optimizer.step()
+        optimizer.clear_grad()
+    return np.array(weights)
+
+
+def test_backward_reproduces_the_reference(reference):
+    balancer = LossBalancer(
+        reference.net.fc2.weight, reference.n_loss, reference.alpha, lr=reference.weight_lr
+    )
+    optimizer = paddle.optimizer.SGD(reference.net_lr, parameters=reference.net.parameters())
+    weights = []
+    for step in reference.steps:
+        balancer.backward(reference.losses(reference.net, step))
+        optimizer.step()
+        optimizer.clear_grad()
+        weights.append(balancer.get_weights())
+    reference.assert_reproduced(weights)
+
+
+def test_step_in_somebodys_loop_reproduces_the_reference(reference):
+    balancer = LossBalancer(
+        reference.net.fc2.weight, reference.n_loss, reference.alpha, lr=reference.weight_lr
+    )
+    optimizer = paddle.optimizer.SGD(reference.net_lr, parameters=reference.net.parameters())
+    weights, lgrads = [], []
+    for step in reference.steps:
+        losses = reference.losses(reference.net, step)
+        sum(balancer.loss_weights[i] * loss for i, loss in enumerate(losses)).backward(
+            retain_graph=True
+        )
+        lgrads.append(balancer.step(losses).item())
+        optimizer.step()
+        optimizer.clear_grad()
+        weights.append(balancer.get_weights())
+    reference.assert_reproduced(weights)
+    expected = reference.arrays["davell_gradnorm_loss_mean"] * reference.n_loss
+    np.testing.assert_allclose(lgrads, expected, rtol=0, atol=1e-12)
+
+
+def test_weights_hold_through_ten_thousand_random_updates():
+    weight = paddle.create_parameter([4], "float32")
+    balancer = LossBalancer(weight, n_loss=3, alpha=1.5, lr=0.1, floor=0.01)
+    scales = np.random.default_rng(0).lognormal(0, 3, (10_000, 3)).astype("float32")
+    for scale in paddle.to_tensor(scales):
+        # Losses above zero, with gradients of every size on the parameter.
+        losses = scale * (1.0 + weight.square().sum())
+        balancer.backward(losses)
+        weight.clear_gradient()
+        weights = balancer.get_weights()
+        assert np.isfinite(weights).all()
+        assert (weights >= 0.01 * (1 - 1e-6)).all()
+        assert weights.sum() == pytest.approx(3, abs=1e-5)
+
+
+def test_first_step_uses_the_given_weights_and_later_ones_sum_to_n_loss(fc_net, make_losses):
+    balancer = LossBalancer(fc_net.linears[-1], 3, 1.0, weight_attr=[2.0, 4.0, 1.0])
+    losses = make_losses(fc_net)
+    total = balancer.backward(losses)
+    expected = sum(w * loss.item() for w, loss in zip([2, 4, 1], losses))
+    assert total.item() == pytest.approx(expected, rel=1e-6)
+    assert balancer.get_weights().sum() == pytest.approx(3, abs=1e-5)
+
+
+def test_total_and_lgrad_hold_no_graph(fc_net, balancer, make_losses):
+    assert balancer.backward(make_losses(fc_net)).stop_gradient
+    losses = make_losses(fc_net)
+    assert balancer.step(losses).stop_gradient
+
+
+def test_warmup_grows_the_rate_linearly(fc_net, make_losses):
+    moves = []
+    for warmup_steps in (0, 4):
+        net = copy.deepcopy(fc_net)
+        balancer = LossBalancer(
+            net.linears[-1].weight, 3, 1.0, lr=1e-5, warmup_steps=warmup_steps, floor=1e-6
+        )
+        optimizer = paddle.optimizer.SGD(1e-9, parameters=net.parameters())
+        weights = train(net, balancer, lambda n, seed: make_losses(n), 6, optimizer)
+        moves.append(np.diff(weights, axis=0)[:, 1])
+    np.testing.assert_allclose(moves[1] / moves[0], [0.25, 0.5, 0.75, 1, 1], rtol=0.02)
+
+
+def test_between_updates_the_weights_rest_and_backward_is_plain(fc_net, make_losses):
+    balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, update_every=3)
+    weights = train(fc_net, balancer, make_losses, 8)
+    changed = (np.diff(weights, axis=0) != 0).any(axis=1)
+    assert changed.tolist() == [True, False, False, True, False, False, True]
+
+    balancer.backward(make_losses(fc_net))  # step 8, no update
+    one_pass = fc_net.linears[0].weight.grad.numpy()
+    fc_net.clear_gradients()
+    losses = make_losses(fc_net)
+    sum(float(w) * loss for w, loss in zip(balancer.get_weights(), losses)).backward()
+    np.testing.assert_allclose(one_pass, fc_net.linears[0].weight.grad.numpy(), rtol=1e-4)
+
+
+def test_between_updates_step_returns_the_last_lgrad(fc_net, make_losses):
+    balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, update_every=2)
+    first = balancer.step(make_losses(fc_net)).item()
+    assert first > 0
+    assert balancer.step(make_losses(fc_net, seed=1)).item() == first
+    assert balancer.step(make_losses(fc_net, seed=2)).item() != first
+
+
+def test_initial_losses_are_those_of_the_first_step_until_reset(fc_net, balancer, make_losses):
+    first = [loss.item() for loss in make_losses(fc_net)]
+    train(fc_net, balancer, make_losses, 3)
+    np.testing.assert_allclose(balancer.initial_losses.numpy(), first, rtol=1e-6)
+    balancer.reset_initial_losses()
+    again = make_losses(fc_net, seed=5)
+    balancer.backward(again)
+    np.testing.assert_allclose(
+        balancer.initial_losses.numpy(), [loss.item() for loss in again], rtol=1e-6
+    )
+
+
+def test_a_loaded_state_continues_as_if_never_saved(fc_net, make_losses):
+    def build(net):
+        return LossBalancer(net.linears[-1].weight, 3, 1.0, lr=1e-3, warmup_steps=9, update_every=2)
+
+    whole = copy.deepcopy(fc_net)
+    expected = train(whole, build(whole), make_losses, 8)
+
+    first = build(fc_net)
+    train(fc_net, first, make_losses, 5)
+    second = build(fc_net)
+    second.set_state_dict(first.state_dict())
+    later = train(fc_net, second, lambda net, seed: make_losses(net, seed=seed + 5), 3)
+    np.testing.assert_array_equal(later, expected[5:])
+
+
+@pytest.mark.parametrize("name", ["set_state_dict", "set_dict", "load_dict"])
+def test_loading_into_a_balancer_that_has_run(fc_net, balancer, make_losses, name):
+    train(fc_net, balancer, make_losses, 2)
+    state = {key: value.clone() for key, value in balancer.state_dict().items()}
+    train(fc_net, balancer, make_losses, 3)
+    getattr(balancer, name)(state)
+    balancer.backward(make_losses(fc_net))
+    assert int(balancer.step_count) == 3
+
+
+def test_dict_names_do_not_depend_on_order(fc_net, make_losses):
+    runs = []
+    for reverse in (False, True):
+        net = copy.deepcopy(fc_net)
+        balancer = LossBalancer(net.linears[-1].weight, 3, 1.0)
+        for step in range(3):
+            losses = dict(zip(NAMES, make_losses(net, seed=step)))
+            if reverse and step:
+                losses = dict(reversed(losses.items()))
+            balancer.backward(losses)
+        runs.append(balancer.get_weights())
+    np.testing.assert_array_equal(*runs)
+
+
+# What the caller's optimizer does to the weights, and must not do.
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Momentum", "Adam", "RMSProp", "Lamb"])
+def test_any_optimizer_can_step_the_weights(fc_net, make_losses, optimizer):
+    balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, lr=None)
+    parameters = [*fc_net.parameters(), balancer.loss_weights]
+    parameter = balancer.loss_weights
+    kind = getattr(paddle.optimizer, optimizer)
+    stepping = kind(learning_rate=1e-4, parameters=parameters)
+    weights = train(fc_net, balancer, make_losses, 5, stepping)
+    assert balancer.loss_weights is parameter
+    assert (np.abs(np.diff(weights, axis=0)).max(axis=1) > 0).all()
+    np.testing.assert_allclose(weights.sum(axis=1), 3, atol=1e-5)
+
+
+def test_reading_the_weights_changes_nothing(fc_net, make_losses):
+    runs = []
+    for read in (False, True):
+        net = copy.deepcopy(fc_net)
+        balancer = LossBalancer(net.linears[-1].weight, 3, 1.0, lr=None)
+        optimizer = paddle.optimizer.Adam(
+            1e-3, parameters=[*net.parameters(), balancer.loss_weights]
+        )
+        for step in range(4):
+            balancer.backward(make_losses(net, seed=step))
+            if read:
+                balancer.get_weights(), balancer.state_dict(), balancer.loss_weights
+            optimizer.step()
+            optimizer.clear_grad()
+            if read:
+                balancer.get_weights(), balancer.state_dict(), balancer.loss_weights
+        runs.append(balancer.get_weights())
+    np.testing.assert_array_equal(*runs)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda p, decay: paddle.optimizer.SGD(1e-3, p, weight_decay=decay),
+        lambda p, decay: paddle.optimizer.Momentum(1e-3, parameters=p, weight_decay=decay),
+        lambda p, decay: paddle.optimizer.Adam(1e-3, parameters=p, weight_decay=decay),
+    ],
+    ids=["SGD", "Momentum", "Adam"],
+)
+def test_weight_decay_leaves_the_weights_alone(build):
+    runs = []
+    for decay in (None, 100.0):
+        # Gradients that no decay of the network can reach: the weights' alone differ.
+        weight = paddle.create_parameter([4], "float32", attr=frozen(1.0))
+        balancer = LossBalancer(weight, 2, 0.0, lr=None)
+        optimizer = build([balancer.loss_weights], decay)
+        for _ in range(5):
+            balancer.backward([weight.sum(), 0.1 * weight.sum()])
+            optimizer.step()
+            optimizer.clear_grad()
+        runs.append(balancer.get_weights())
+    assert runs[0][0] != 1.0
+    np.testing.assert_array_equal(*runs)
+
+
+def test_decoupled_decay_scales_the_rate_of_the_weights_and_no_more():
+    # AdamW shrinks every weight by the same factor, which renormalising undoes; what
+    # is left is the step, larger by 1 / (1 - rate * decay).
+    runs = []
+    for rate, decay in ((1e-2, 10.0), (1e-2 / 0.9, 0.0)):
+        weight = paddle.create_parameter([4], "float64", attr=frozen(1.0))
+        balancer = LossBalancer(weight, 2, 0.0, lr=None)
+        optimizer = paddle.optimizer.AdamW(
+            rate, parameters=[balancer.loss_weights], weight_decay=decay
+        )
+        for _ in range(5):
+            balancer.backward([weight.sum(), 0.1 * weight.sum()])
+            optimizer.step()
+            optimizer.clear_grad()
+        runs.append(balancer.get_weights())
+    assert runs[0][0] < 0.95
+    np.testing.assert_allclose(*runs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("clip", ["ClipGradByGlobalNorm", "ClipGradByNorm", "ClipGradByValue"])
+def test_gradient_clipping_leaves_the_weights_alone(clip):
+    runs = []
+    for grad_clip in (None, getattr(paddle.nn, clip)(1e-4)):
+        weight = paddle.create_parameter([4], "float32", attr=frozen(1.0))
+        balancer = LossBalancer(weight, 2, 0.0, lr=None)
+        optimizer = paddle.optimizer.SGD(1e-2, [weight, balancer.loss_weights], grad_clip=grad_clip)
+        balancer.backward([weight.sum(), 0.1 * weight.sum()])
+        optimizer.step()
+        runs.append(balancer.get_weights())
+    assert runs[0][0] != 1.0
+    np.testing.assert_array_equal(*runs)
+
+
+def frozen(value):
+    return paddle.ParamAttr(initializer=paddle.nn.initializer.Constant(value), learning_rate=0.0)
+
+
+def test_an_optimizer_that_holds_weights_stepped_here_leaves_them(fc_net, make_losses):
+    runs = []
+    for held in (False, True):
+        net = copy.deepcopy(fc_net)
+        balancer = LossBalancer(net.linears[-1].weight, 3, 1.0, lr=1e-3)
+        parameters = net.parameters() + ([balancer.loss_weights] if held else [])
+        optimizer = paddle.optimizer.SGD(1e-4, parameters=parameters)
+        runs.append(train(net, balancer, make_losses, 4, optimizer))
+    np.testing.assert_array_equal(*runs)
+
+
+# Bad numbers.
+
+
+@pytest.mark.parametrize("lr", [None, 0.01], ids=["caller's Adam", "own step"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+def test_a_bad_loss_leaves_the_weights_and_is_reported_once(
+    fc_net, make_losses, recorded_warnings, lr, bad
+):
+    balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, lr=lr)
+    # Adam keeps moving on its momentum when the gradient is zero.
+    optimizer = paddle.optimizer.Adam(1e-2, parameters=[balancer.loss_weights])
+    train(fc_net, balancer, make_losses, 3, optimizer)
+    fc_net.clear_gradients()
+    before = balancer.get_weights()
+    for _ in range(2):
+        losses = make_losses(fc_net)
+        losses[1] = losses[1] * 0.0 + bad
+        balancer.backward(dict(zip(NAMES, losses)))
+        optimizer.step()
+        optimizer.clear_grad()
+        np.testing.assert_array_equal(balancer.get_weights(), before)
+    messages = [str(w.message) for w in recorded_warnings if w.category is RuntimeWarning]
+    assert len(messages) == 1
+    assert "step 3" in messages[0] and "'boundary'" in messages[0]
+
+    fc_net.clear_gradients()
+    balancer.backward(dict(zip(NAMES, make_losses(fc_net))))
+    optimizer.step()
+    assert (balancer.get_weights() != before).any()
+
+
+def test_a_zero_cannot_be_the_reference(fc_net, balancer, make_losses, recorded_warnings):
+    for _ in range(3):
+        losses = make_losses(fc_net)
+        losses[2] = losses[2] * 0.0
+        balancer.backward(losses)
+    assert balancer.get_weights().tolist() == [1, 1, 1]
+    messages = [str(w.message) for w in recorded_warnings if w.category is RuntimeWarning]
+    assert len(messages) == 1
+    assert "step 0" in messages[0] and "'losses[2]' is 0" in messages[0]
+
+    losses = make_losses(fc_net)
+    balancer.backward(losses)  # the first step with a reference for every loss
+    np.testing.assert_allclose(
+        balancer.initial_losses.numpy(), [loss.item() for loss in losses], rtol=1e-6
+    )
+    assert balancer.get_weights().tolist() != [1, 1, 1]
+
+
+def test_a_gradient_of_nan_is_reported(balancer, fc_net, make_losses, recorded_warnings):
+    losses = make_losses(fc_net)
+    losses[0] = losses[0] + fc_net.linears[-1].weight.sum().scale(0.0).sqrt()  # slope 0 * inf
+    balancer.backward(losses)
+    assert balancer.get_weights().tolist() == [1, 1, 1]
+    (message,) = [str(w.message) for w in recorded_warnings if w.category is RuntimeWarning]
+    assert "'losses[0]' has a gradient of norm nan" in message
+
+
+def test_resetting_the_reference_reports_again(fc_net, balancer, make_losses, recorded_warnings):
+    for _ in range(2):
+        losses = make_losses(fc_net)
+        losses[0] = losses[0] * float("nan")
+        balancer.backward(losses)
+        balancer.reset_initial_losses()
+    assert sum(w.category is RuntimeWarning for w in recorded_warnings) == 2
+
+
+# Bad arguments.
+
+
+@pytest.mark.parametrize(
+    "arguments, error, match",
+    [
+        ({"n_loss": 1}, ValueError, "n_loss must be at least 2, got 1"),
+        ({"n_loss": 2.5}, TypeError, "n_loss must be an integer, got 2.5"),
+        ({"n_loss": True}, TypeError, "n_loss must be an integer, got True"),
+        ({"alpha": -1.0}, ValueError, "alpha .* got -1.0"),
+        ({"alpha": float("nan")}, ValueError, "alpha .* got nan"),
+        ({"lr": 0.0}, ValueError, "lr .* got 0.0"),
+        ({"lr": float("inf")}, ValueError, "lr .* got inf"),
+        ({"lr": "fast"}, TypeError, "lr must be a number, got 'fast'"),
+        ({"lr": None, "warmup_steps": 3}, ValueError, "warmup_steps is 3, but lr is None"),
+        ({"warmup_steps": -1}, ValueError, "warmup_steps must be at least 0, got -1"),
+        ({"update_every": 0}, ValueError, "update_every must be at least 1, got 0"),
+        ({"floor": 0.0}, ValueError, "floor .* got 0.0"),
+        ({"floor": 1.0}, ValueError, "floor .* got 1.0"),
+        ({"weight_attr": [1.0, 1.0]}, ValueError, r"weight_attr .* 3 entries, got \[1.0, 1.0\]"),
+        ({"weight_attr": [1.0, 0.0, 1.0]}, ValueError, "weight_attr must be positive"),
+        ({"weight_attr": [1.0, float("nan"), 1.0]}, ValueError, "weight_attr must be positive"),
+        ({"weight_attr": [1.0, 1e-6, 1.0]}, ValueError, "below the floor of 0.001"),
+        ({"weight_attr": "abc"}, TypeError, "weight_attr must be a sequence of 3 numbers"),
+        ({"shared": []}, ValueError, r"shared holds no trainable parameter, got \[\]"),
+        ({"shared": paddle.nn.Tanh()}, ValueError, "shared holds no trainable parameter"),
+        ({"shared": paddle.ones([2])}, ValueError, "shared holds no trainable parameter"),
+        ({"shared": ["weight"]}, TypeError, "shared must be .* got str 'weight'"),
+    ],
+)
+def test_bad_arguments_are_named(fc_net, arguments, error, match):
+    defaults = {"shared": fc_net.linears[-1].weight, "n_loss": 3, "alpha": 1.0}
+    with pytest.raises(error, match=match):
+        LossBalancer(**{**defaults, **arguments})
+
+
+def test_shared_may_be_parameters_and_layers_and_counts_each_once(fc_net):
+    last = fc_net.linears[-1]
+    balancer = LossBalancer([last, last.weight, fc_net.linears[0].bias], 2, 1.0)
+    assert [id(p) for p in balancer.shared] == [
+        id(last.weight),
+        id(last.bias),
+        id(fc_net.linears[0].bias),
+    ]
+
+
+@pytest.mark.parametrize("dtype, expected", [("float64", "float64"), ("bfloat16", "float32")])
+def test_weights_are_as_precise_as_the_shared_parameters_and_never_half(dtype, expected):
+    weight = paddle.create_parameter([3], "float32").astype(dtype)
+    weight.stop_gradient = False
+    balancer = LossBalancer(weight, 2, 1.0)
+    assert balancer.get_weights().dtype == expected

@@ -1,0 +1,86 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from PIL import Image
+
+from paddlescience_gradnorm import FCNet, GradNorm
+
+PATH = Path(__file__).parents[2] / "examples/pinn_laplace/pinn_laplace.py"
+spec = importlib.util.spec_from_file_location("pinn_laplace", PATH)
+pinn_laplace = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pinn_laplace)
+
+
+@pytest.mark.parametrize("balance", ["gradnorm", "equal"])
+def test_a_short_run_learns_and_writes_everything(tmp_path, capsys, balance):
+    output = tmp_path / "run"
+    arguments = ["--balance", balance, "--epochs", "300", "--points", "64", "--seed", "3"]
+    metrics = pinn_laplace.main([*arguments, "--alpha", "0.5", "--output", str(output)])
+
+    assert metrics["relative_l2_error"] < 0.1  # untrained: about 1
+    assert json.loads((output / "metrics.json").read_text()) == metrics
+    expected = {"balance": balance, "epochs": 300, "points": 64, "seed": 3, "alpha": 0.5}
+    assert metrics["settings"].items() >= expected.items()
+    weights = list(metrics["final_weights"].values())
+    assert sum(weights) == pytest.approx(3, abs=1e-5)
+    assert (weights == [1, 1, 1]) == (balance == "equal")
+
+    for figure in ("solution.png", "training.png"):
+        pixels = np.asarray(Image.open(output / figure).convert("L"))
+        assert pixels.shape[0] > 300 and pixels.std() > 10  # not an empty sheet
+    printed = capsys.readouterr().out
+    assert f"{metrics['relative_l2_error']:.2e}" in printed
+    assert str(output / "solution.png") in printed
+
+    # The trained parameters give the same error again.
+    net = FCNet(num_ins=2, num_outs=1, num_layers=5, hidden_size=50)
+    if balance == "gradnorm":
+        net = GradNorm(net, n_loss=3, alpha=0.5)
+    net.set_state_dict(paddle.load(str(output / "net.pdparams")))
+    prediction, truth = pinn_laplace.errors(net)
+    error = np.linalg.norm(prediction - truth) / np.linalg.norm(truth)
+    assert error == pytest.approx(metrics["relative_l2_error"], rel=1e-5)
+
+
+def test_exact_solution_has_no_loss_but_the_noise():
+    problem = pinn_laplace.Problem(64, seed=0)
+
+    class Exact(paddle.nn.Layer):
+        def forward(self, points):
+            a, b = points[:, :1], points[:, 1:]
+            # cosh(b) by its Taylor series, which every Paddle differentiates twice
+            return paddle.cos(a) * (
+                1 + b * b / 2 * (1 + b * b / 12 * (1 + b * b / 30 * (1 + b * b / 56)))
+            )
+
+    losses = {name: loss.item() for name, loss in problem.losses(Exact()).items()}
+    assert losses["pde"] < 1e-6 and losses["boundary"] < 1e-10
+    assert losses["data"] == pytest.approx(pinn_laplace.NOISE**2, rel=0.7)
+
+
+def test_the_seed_decides_the_run(tmp_path):
+    errors = [
+        pinn_laplace.main(
+            ["--epochs", "5", "--points", "16", "--seed", seed, "--output", str(tmp_path)]
+        )["relative_l2_error"]
+        for seed in ("1", "1", "2")
+    ]
+    assert errors[0] == errors[1] != errors[2]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--epochs", "0"], "0 is not at least 1"),
+        (["--points", "-3"], "-3 is not at least 1"),
+        (["--balance", "magic"], "invalid choice: 'magic'"),
+    ],
+)
+def test_bad_options_are_named(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        pinn_laplace.parse(arguments)
+    assert message in capsys.readouterr().err

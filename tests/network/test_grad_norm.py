@@ -1,0 +1,338 @@
+import copy
+import pickle
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlescience_gradnorm import FCNet, GradNorm, NetworkBase
+
+
+@pytest.fixture
+def net(fc_net):
+    return GradNorm(fc_net, n_loss=3, alpha=1.0)
+
+
+def train(net, make_losses, steps, optimizer=None, start=0):
+    optimizer = optimizer or paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+    for step in range(start, start + steps):
+        net.backward(make_losses(net, seed=step))
+        optimizer.step()
+        optimizer.clear_grad()
+    return optimizer
+
+
+# The mathematics.
+
+
+@pytest.mark.parametrize("who", ["itself", "caller"])
+@pytest.mark.parametrize("form", ["backward", "get_grad_norm_loss"])
+def test_reference_is_reproduced(reference, who, form):
+    net = GradNorm(
+        reference.net,
+        reference.n_loss,
+        reference.alpha,
+        weight_lr=reference.weight_lr if who == "itself" else None,
+    )
+    optimizers = [paddle.optimizer.SGD(reference.net_lr, parameters=reference.net.parameters())]
+    if who == "caller":
+        optimizers.append(paddle.optimizer.SGD(reference.weight_lr, parameters=[net.loss_weights]))
+    weights = []
+    for step in reference.steps:
+        losses = reference.losses(net, step)
+        if form == "backward":
+            net.backward(losses)
+        else:
+            (net.loss_weights * paddle.stack(losses)).sum().backward(retain_graph=True)
+            net.get_grad_norm_loss(losses)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.clear_grad()
+        weights.append(net.get_weights())
+    reference.assert_reproduced(weights)
+
+
+def test_weights_stay_the_optimizers_parameter_and_learn(net, make_losses):
+    parameter = net.loss_weights
+    train(net, make_losses, 5)
+    assert net.loss_weights is parameter
+    assert net.get_weights().tolist() != [1, 1, 1]
+    assert net.loss_weights.numpy().sum() == pytest.approx(3, abs=1e-5)
+
+
+def test_lgrad_does_not_leak_into_the_network(net, make_losses):
+    losses = make_losses(net)
+    sum(losses).backward(retain_graph=True)
+    expected = [p.grad.numpy().copy() for p in net.net.parameters()]
+    net.get_grad_norm_loss(losses)
+    for parameter, gradient in zip(net.net.parameters(), expected):
+        np.testing.assert_array_equal(parameter.grad.numpy(), gradient)
+
+
+def test_both_forms_write_the_same_gradient_in_place_of_what_was_there(fc_net, make_losses):
+    gradients = []
+    for form in ("backward", "get_grad_norm_loss"):
+        net = GradNorm(copy.deepcopy(fc_net), 3, 0.5, weight_attr=[1.0, 0.5, 2.0])
+        losses = make_losses(net)
+        if form == "get_grad_norm_loss":
+            # The weighted sum leaves the losses themselves as the weights' gradient.
+            (net.loss_weights * paddle.stack(losses)).sum().backward(retain_graph=True)
+        getattr(net, form)(losses)
+        gradients.append(net.loss_weights.grad.numpy())
+    assert np.abs(gradients[0]).min() > 0
+    np.testing.assert_allclose(*gradients, rtol=1e-5)
+
+
+def test_set_grad_makes_a_zero_gradient_and_keeps_an_existing_one(net):
+    assert net.loss_weights.grad is None
+    net.set_grad()
+    assert net.loss_weights.grad.tolist() == [0, 0, 0]
+    net.loss_weights.grad.set_value(paddle.to_tensor([1.0, 2.0, 3.0]))
+    net.set_grad()
+    assert net.loss_weights.grad.tolist() == [1, 2, 3]
+
+
+def test_weights_set_by_hand_are_renormalized_on_demand(net):
+    parameter = net.loss_weights
+    parameter.set_value(paddle.to_tensor([1.0, 2.0, 9.0]))
+    net.renormalize()
+    assert net.loss_weights is parameter
+    np.testing.assert_allclose(net.get_weights(), [0.25, 0.5, 2.25], rtol=1e-6)
+
+
+# Who holds the weights.
+
+
+def test_weights_are_parameters_unless_stepped_here(fc_net):
+    mine, callers = GradNorm(fc_net, 2, 1.0, weight_lr=0.1), GradNorm(fc_net, 2, 1.0)
+    network = {id(p) for p in fc_net.parameters()}
+    assert {id(p) for p in mine.parameters()} == network
+    assert {id(p) for p in callers.parameters()} == network | {id(callers.loss_weights)}
+    for net in (mine, callers):
+        assert not net.loss_weights.stop_gradient
+        assert any(key.endswith("loss_weights") for key in net.state_dict())
+
+
+# Delegation.
+
+
+class WithOptions(NetworkBase):
+    """A bare network with everything that calling code may use of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = paddle.nn.Linear(2, 1)
+        self.scale = 1.0
+        self.input_keys = ("x", "y")
+
+    def nn_func(self, ins):
+        return self.scale * self.linear(ins)
+
+    def doubled(self, ins):
+        return 2 * self.nn_func(ins)
+
+    @property
+    def broken(self):
+        return self.no_such_thing
+
+    def get_shared_layer(self):
+        return self.linear
+
+
+def test_attributes_and_methods_fall_through():
+    bare = WithOptions()
+    net = GradNorm(bare, 2, 1.0)
+    x = paddle.rand([4, 2])
+    assert net.input_keys == ("x", "y")
+    assert net.linear is bare.linear
+    for method in (net, net.nn_func, net.forward):
+        np.testing.assert_array_equal(method(x).numpy(), bare(x).numpy())
+    np.testing.assert_array_equal(net.doubled(x).numpy(), bare.doubled(x).numpy())
+
+
+def test_what_is_read_from_the_network_is_written_to_it():
+    bare = WithOptions()
+    net = GradNorm(bare, 2, 1.0)
+    x = paddle.rand([4, 2])
+    before = bare(x).numpy()
+    net.scale = 3.0
+    np.testing.assert_allclose(net(x).numpy(), 3 * before, rtol=1e-6)
+    net.remark = "the wrapper's own"
+    assert not hasattr(bare, "remark")
+
+
+def test_own_names_win():
+    class Clash(WithOptions):
+        alpha = 99.0
+
+        def get_weights(self):
+            return "the network's"
+
+    net = GradNorm(Clash(), 2, 1.0)
+    assert net.alpha == 1.0
+    assert net.get_weights().tolist() == [1, 1]
+
+
+def test_missing_attributes_and_real_errors_are_told_apart():
+    net = GradNorm(WithOptions(), 2, 1.0)
+    with pytest.raises(AttributeError, match="nope"):
+        net.nope  # noqa: B018
+    assert not hasattr(net, "nope")
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        net.broken  # noqa: B018
+    with pytest.raises(AttributeError, match="anything"):
+        GradNorm.__new__(GradNorm).anything  # noqa: B018 # before __init__: an error, not recursion
+
+
+def test_train_and_eval_reach_the_network():
+    net = GradNorm(
+        paddle.nn.Sequential(paddle.nn.Linear(2, 1), paddle.nn.Dropout()), 2, 1.0, shared="all"
+    )
+    net.eval()
+    assert not net.net[1].training
+    net.train()
+    assert net.net[1].training
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_to_converts_the_network_and_keeps_weights_and_counts_precise(net, make_losses, dtype):
+    train(net, make_losses, 2)
+    weights, initial = net.get_weights(), net.initial_losses.numpy()
+    parameter = net.loss_weights
+    net.to(dtype=dtype)
+    assert net.linears[0].weight.dtype == getattr(paddle, dtype)
+    assert net.loss_weights is parameter
+    assert net.loss_weights.dtype == (paddle.float64 if dtype == "float64" else paddle.float32)
+    assert net.balancer.step_count.dtype == paddle.int64
+    np.testing.assert_allclose(net.get_weights(), weights, rtol=1e-6)
+    np.testing.assert_allclose(net.initial_losses.numpy(), initial, rtol=1e-6)
+    if dtype == "float64":
+        train(net, make_losses, 2)
+        assert net.get_weights().sum() == pytest.approx(3, abs=1e-12)
+
+
+# Copies and states.
+
+
+@pytest.mark.parametrize("weight_lr", [None, 1e-3])
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "state_dict", "file"])
+def test_a_copy_continues_as_the_original(fc_net, make_losses, tmp_path, how, weight_lr):
+    def build(network):
+        return GradNorm(network, 3, 1.0, weight_lr=weight_lr, update_every=2)
+
+    def sgd(net):
+        return paddle.optimizer.SGD(1e-4, parameters=net.parameters())
+
+    net = build(fc_net)
+    train(net, make_losses, 3, sgd(net))
+    if how == "deepcopy":
+        twin = copy.deepcopy(net)
+    elif how == "pickle":
+        twin = pickle.loads(pickle.dumps(net))
+    else:
+        twin = build(FCNet(2, 1, 3, 16))
+        state = net.state_dict()
+        if how == "file":
+            paddle.save(state, str(tmp_path / "net.pdparams"))
+            state = paddle.load(str(tmp_path / "net.pdparams"))
+        twin.set_state_dict(state)
+    for each in (net, twin):
+        train(each, make_losses, 4, sgd(each), start=3)
+    np.testing.assert_array_equal(net.get_weights(), twin.get_weights())
+    np.testing.assert_array_equal(net.initial_losses.numpy(), twin.initial_losses.numpy())
+    for one, other in zip(net.parameters(), twin.parameters()):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_a_copy_learns_apart_from_the_original(net, make_losses):
+    train(net, make_losses, 2)
+    before = net.get_weights()
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        train(twin, make_losses, 3, start=5)
+        assert (twin.get_weights() != before).any()
+        assert twin.loss_weights.need_clip is False
+        np.testing.assert_array_equal(net.get_weights(), before)
+
+
+def test_state_dict_loads_while_nested_in_another_layer(fc_net, make_losses):
+    outer = paddle.nn.LayerList([GradNorm(fc_net, 3, 1.0)])
+    train(outer[0], make_losses, 3)
+    state = {key: value.clone() for key, value in outer.state_dict().items()}
+    assert state["0.balancer.loss_weights"].numpy().sum() == pytest.approx(3, abs=1e-5)
+    twin = paddle.nn.LayerList([GradNorm(FCNet(2, 1, 3, 16), 3, 1.0)])
+    twin.set_state_dict(state)
+    twin[0].backward(make_losses(twin[0]))
+    assert int(twin[0].balancer.step_count) == 4
+    np.testing.assert_array_equal(twin[0].initial_losses.numpy(), outer[0].initial_losses.numpy())
+
+
+def test_a_state_of_the_bare_network_loads(net):
+    bare = FCNet(2, 1, 3, 16)
+    net.set_state_dict(bare.state_dict())
+    x = paddle.rand([4, 2])
+    np.testing.assert_array_equal(net(x).numpy(), bare(x).numpy())
+    again = FCNet(2, 1, 3, 16)
+    again.set_state_dict(net.net.state_dict())
+    np.testing.assert_array_equal(again(x).numpy(), bare(x).numpy())
+
+
+# The shared layer.
+
+
+def test_hooks_are_found_in_order(fc_net):
+    assert GradNorm(fc_net, 2, 1.0).balancer.shared == (fc_net.linears[-1].weight,)
+    other = WithOptions()  # which has get_shared_layer() alone, and it returns a layer
+    expected = (other.linear.weight, other.linear.bias)
+    assert_same(GradNorm(other, 2, 1.0).balancer.shared, expected)
+
+
+@pytest.mark.parametrize(
+    "shared, expected",
+    [
+        (lambda net: net.linears[0].weight, lambda net: [net.linears[0].weight]),
+        (lambda net: net.linears[1], lambda net: net.linears[1].parameters()),
+        (
+            lambda net: [net.linears[0], net.linears[1].bias],
+            lambda net: [*net.linears[0].parameters(), net.linears[1].bias],
+        ),
+    ],
+    ids=["parameter", "layer", "list"],
+)
+@pytest.mark.parametrize("through", ["value", "callable"])
+def test_shared_as_given(fc_net, shared, expected, through):
+    given = shared if through == "callable" else shared(fc_net)
+    assert_same(GradNorm(fc_net, 2, 1.0, shared=given).balancer.shared, expected(fc_net))
+
+
+def test_shared_all_takes_every_parameter(fc_net):
+    assert_same(GradNorm(fc_net, 2, 1.0, shared="all").balancer.shared, fc_net.parameters())
+
+
+def assert_same(found, expected):
+    assert [id(p) for p in found] == [id(p) for p in expected]
+
+
+@pytest.mark.parametrize(
+    "build, error, match",
+    [
+        (lambda net: GradNorm(lambda x: x, 2, 1.0), TypeError, "net must be a paddle.nn.Layer"),
+        (lambda net: GradNorm(None, 2, 1.0), TypeError, "net must be .* got NoneType"),
+        (lambda net: GradNorm(paddle.nn.Linear(2, 1), 2, 1.0), ValueError, "pass shared="),
+        (lambda net: GradNorm(net, 2, 1.0, shared="last"), ValueError, "got 'last'"),
+        (lambda net: GradNorm(net, 2, 1.0, shared=3), TypeError, "shared must be .* got int 3"),
+        (lambda net: GradNorm(net, 2, 1.0, shared=lambda n: None), TypeError, "got NoneType None"),
+        (lambda net: GradNorm(net, 1, 1.0), ValueError, "n_loss must be at least 2, got 1"),
+        (lambda net: GradNorm(net, 2, -1.0), ValueError, "alpha .* got -1.0"),
+        (lambda net: GradNorm(net, 2, 1.0, [1.0]), ValueError, "weight_attr .* 2 entries"),
+    ],
+)
+def test_bad_arguments_are_named(fc_net, build, error, match):
+    with pytest.raises(error, match=match):
+        build(fc_net)
+
+
+def test_a_loss_that_misses_the_shared_layer_is_named(net, make_losses):
+    losses = dict(zip(["pde", "bc", "data"], make_losses(net)))
+    losses["bc"] = net.linears[0].weight.mean()
+    with pytest.raises(ValueError, match="loss 'bc' does not depend on the shared parameters"):
+        net.backward(losses)

@@ -1,0 +1,261 @@
+"""Residuals on exact solutions, given as networks made of Paddle operations.
+
+Paddle 2.6 does not differentiate every function often enough, so the solutions of
+higher order are made of products and tanh, which it differentiates any number of times.
+"""
+
+import numpy as np
+import paddle
+import pytest
+import sympy
+
+from paddlescience_gradnorm import FCNet, GradNorm
+from paddlescience_gradnorm.pde import Residual
+
+x, y, t = sympy.symbols("x y t")
+u, v, p = (sympy.Function(name) for name in "uvp")
+U, V, P = u(x, y), v(x, y), p(x, y)
+W = u(x, t)
+
+
+def exp(z):
+    """e^z for |z| of about 1, to rounding, as a Taylor polynomial in Horner's form."""
+    value = 1.0 + 0.0 * z
+    for n in range(20, 0, -1):
+        value = 1.0 + z * value / n
+    return value
+
+
+def columns(network):
+    return lambda points: network(*(points[:, k : k + 1] for k in range(points.shape[1])))
+
+
+def laplacian(f):
+    return f.diff(x, 2) + f.diff(y, 2)
+
+
+def kovasznay(a, b, viscosity=1 / 40):
+    rate = 1 / (2 * viscosity) - np.sqrt(1 / (4 * viscosity**2) + 4 * np.pi**2)
+    e = exp(rate * a)
+    return paddle.concat(
+        [
+            1 - e * paddle.cos(2 * np.pi * b),
+            rate / (2 * np.pi) * e * paddle.sin(2 * np.pi * b),
+            (1 - e * e) / 2,
+        ],
+        axis=1,
+    )
+
+
+NAVIER_STOKES = [
+    U * U.diff(x) + V * U.diff(y) + P.diff(x) - laplacian(U) / 40,
+    U * V.diff(x) + V * V.diff(y) + P.diff(y) - laplacian(V) / 40,
+    U.diff(x) + V.diff(y),
+]
+
+# name: (expression, inputs, outputs, exact solution)
+PROBLEMS = {
+    "Laplace": (laplacian(U), (x, y), (u,), lambda a, b: a * a * a - 3 * a * b * b),
+    "Laplace, exponential": (
+        laplacian(U),
+        (x, y),
+        (u,),
+        lambda a, b: paddle.cos(a) * (exp(b) + exp(-b)) / 2,
+    ),
+    "Poisson with a source": (
+        laplacian(U) + 2 * sympy.sin(x) * sympy.cos(y),
+        (x, y),
+        (u,),
+        lambda a, b: paddle.sin(a) * paddle.cos(b),
+    ),
+    "Helmholtz": (
+        laplacian(U) + 5 * U,
+        (x, y),
+        (u,),
+        lambda a, b: paddle.sin(a) * paddle.sin(2 * b),
+    ),
+    "heat": (
+        W.diff(t) - W.diff(x, 2),
+        (x, t),
+        (u,),
+        lambda a, s: a * a * a * a + 12 * a * a * s + 12 * s * s,
+    ),
+    "wave": (W.diff(t, 2) - 4 * W.diff(x, 2), (x, t), (u,), lambda a, s: paddle.sin(a - 2 * s)),
+    "Burgers, travelling wave": (
+        W.diff(t) + W * W.diff(x) - W.diff(x, 2) / 2,
+        (x, t),
+        (u,),
+        lambda a, s: 1 - paddle.tanh(a - s),
+    ),
+    "Korteweg-de Vries, soliton": (
+        W.diff(t) + 6 * W * W.diff(x) + W.diff(x, 3),
+        (x, t),
+        (u,),
+        lambda a, s: (1 - paddle.tanh((a - s) / 2) * paddle.tanh((a - s) / 2)) / 2,
+    ),
+    "plate, fourth order": (
+        laplacian(laplacian(U)) - 8,
+        (x, y),
+        (u,),
+        lambda a, b: (a * a + b * b) * (a * a + b * b) / 8,
+    ),
+    "divergence form": (
+        ((1 + x) * U.diff(x)).diff(x) - 2 - 4 * x,
+        (x, y),
+        (u,),
+        lambda a, b: a * a + 0 * b,
+    ),
+    "boundary value": (
+        U - sympy.cos(x) * sympy.cosh(y),
+        (x, y),
+        (u,),
+        lambda a, b: paddle.cos(a) * (exp(b) + exp(-b)) / 2,
+    ),
+    "system: Kovasznay flow": (NAVIER_STOKES, (x, y), (u, v, p), kovasznay),
+    "three coordinates": (
+        sympy.Function("u")(x, y, t).diff(t) - sympy.Function("u")(x, y, t).diff(x, y),
+        (x, y, t),
+        (u,),
+        lambda a, b, s: a * b + s,
+    ),
+}
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float64", 1e-10)])
+def test_residual_of_the_exact_solution_vanishes(problem, dtype, tolerance):
+    expression, inputs, outputs, solution = PROBLEMS[problem]
+    residual = Residual(expression, inputs, outputs)
+    points = np.random.default_rng(0).random((64, len(inputs)))
+    result = residual(columns(solution), paddle.to_tensor(points, dtype=dtype))
+    results = result if isinstance(result, list) else [result]
+    assert len(results) == (3 if isinstance(expression, list) else 1)
+    for values in results:
+        assert list(values.shape) == [64, 1]
+        assert values.dtype == getattr(paddle, dtype)
+        assert np.abs(values.numpy()).max() < tolerance
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_residual_of_anything_else_does_not_vanish(problem):
+    expression, inputs, outputs, solution = PROBLEMS[problem]
+
+    def wrong(*z):
+        return solution(*z) + 0.1 * z[0] * z[0] * z[0] * z[0] * z[0] * z[1]
+
+    points = np.random.default_rng(0).random((64, len(inputs)))
+    result = Residual(expression, inputs, outputs)(columns(wrong), paddle.to_tensor(points))
+    results = result if isinstance(result, list) else [result]
+    assert max(np.abs(values.numpy()).max() for values in results) > 0.01
+
+
+def test_unknown_coefficient_is_found(float64):
+    # Heat equation with diffusivity 0.3: u = x^2 + 2 * 0.3 t solves it.
+    diffusivity = sympy.Symbol("D")
+    residual = Residual(
+        W.diff(t) - diffusivity * W.diff(x, 2), (x, t), (u,), unknowns={diffusivity: 1.0}
+    )
+    (parameter,) = residual.parameters()
+    assert parameter.tolist() == [1.0] and not parameter.stop_gradient
+    optimizer = paddle.optimizer.Adam(0.05, parameters=residual.parameters())
+    points = paddle.rand([32, 2])
+    for _ in range(300):
+        residual(columns(lambda a, s: a * a + 0.6 * s), points).square().mean().backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    assert residual.D.item() == pytest.approx(0.3, abs=1e-3)
+
+
+def test_unknown_can_be_a_parameter_shared_by_two_residuals():
+    k = sympy.Symbol("k")
+    parameter = paddle.create_parameter([1], "float32")
+    one, other = (Residual(k * U, (x, y), (u,), unknowns={k: parameter}) for _ in range(2))
+    assert one.k is other.k is parameter
+
+
+def test_gradients_reach_the_network_and_agree_with_finite_differences(float64):
+    net = FCNet(2, 1, 3, 8)
+    residual = Residual(laplacian(U) + U**2, (x, y), (u,))
+    points = paddle.rand([16, 2])
+
+    def loss():
+        return residual(net, points).square().mean()
+
+    loss().backward()
+    weight = net.linears[1].weight
+    gradient = weight.grad.numpy()[2, 3]
+    values = []
+    for shift in (1e-5, -2e-5):
+        shifted = weight.numpy()
+        shifted[2, 3] += shift
+        weight.set_value(shifted)
+        values.append(loss().item())
+    assert (values[0] - values[1]) / 2e-5 == pytest.approx(gradient, rel=1e-6)
+
+
+def test_each_derivative_is_taken_once(monkeypatch):
+    calls = []
+    grad = paddle.grad
+    monkeypatch.setattr(paddle, "grad", lambda *a, **k: calls.append(a) or grad(*a, **k))
+    uxx = U.diff(x, 2)
+    residual = Residual(
+        [uxx**2 + sympy.sin(uxx) + U.diff(x, y) + U.diff(y, x), uxx * U.diff(y)], (x, y), (u,)
+    )
+    residual(FCNet(2, 1, 2, 4), paddle.rand([4, 2]))
+    assert len(calls) == 2  # u, for u_x and u_y; u_x, for u_xx and u_xy
+
+
+def test_derivatives_of_what_is_constant_are_zero():
+    points = paddle.rand([4, 2])
+    linear = paddle.nn.Linear(2, 1)
+    assert Residual(laplacian(U), (x, y), (u,))(linear, points).tolist() == [[0.0]] * 4
+    constant = Residual(U.diff(x), (x, y), (u,))(lambda z: paddle.ones([4, 1]), points)
+    assert constant.tolist() == [[0.0]] * 4
+
+
+def test_works_without_gradients_and_leaves_the_points_alone():
+    points = paddle.rand([4, 2])
+    with paddle.no_grad():
+        result = Residual(laplacian(U), (x, y), (u,))(FCNet(2, 1, 3, 8), points)
+    assert result.stop_gradient and points.stop_gradient
+
+
+def test_wrapped_network_serves_as_the_bare_one():
+    net = FCNet(2, 1, 3, 8)
+    residual, points = Residual(laplacian(U), (x, y), (u,)), paddle.rand([4, 2])
+    np.testing.assert_array_equal(
+        residual(net, points).numpy(), residual(GradNorm(net, 2, 1.0), points).numpy()
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, error, match",
+    [
+        ((U + t, (x, y), (u,)), ValueError, r"has the symbols \{t\}.*\.subs"),
+        ((v(x, y) + U, (x, y), (u,)), ValueError, r"has \{v\(x, y\)\}"),
+        ((u(x, 0), (x, y), (u,)), ValueError, r"has \{u\(x, 0\)\}"),
+        ((u(y, x), (x, y), (u,)), ValueError, r"has \{u\(y, x\)\}"),
+        ((U.diff(x).subs(y, 0), (x, y), (u,)), ValueError, r"Derivative\(u\(x, 0\), x\)"),
+        ((u(2 * x, y).diff(x), (x, y), (u,)), ValueError, "Subs|Derivative"),
+        ((x + y, (x, y), (u,)), ValueError, "has none of the outputs"),
+        ((sympy.gamma(U), (x, y), (u,)), ValueError, "gamma has no counterpart"),
+        ((sympy.Eq(U, 0), (x, y), (u,)), TypeError, "expression must be a sympy expression"),
+        ((U, "xy", (u,)), TypeError, "inputs must be sympy Symbols"),
+        ((U, (x, y), (U,)), TypeError, "outputs must be sympy UndefinedFunctions"),
+        ((U, (x, x), (u,)), ValueError, "inputs must be distinct"),
+        ((U, (x, y), ()), ValueError, "outputs must be distinct and at least one"),
+        ((U, (x, y), (u,), {"k": 1.0}), TypeError, "unknowns must be sympy Symbols"),
+        ((U, (x, y), (u,), {x: 1.0}), ValueError, r"unknowns \[x\] share symbols"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, match):
+    with pytest.raises(error, match=match):
+        Residual(*arguments)
+
+
+def test_shapes_that_do_not_fit_are_named():
+    residual = Residual(laplacian(U), (x, y), (u,))
+    with pytest.raises(ValueError, match=r"points must have shape \[N, 2\], got \[4, 3\]"):
+        residual(FCNet(3, 1, 2, 4), paddle.rand([4, 3]))
+    with pytest.raises(ValueError, match=r"must return shape \[4, 1\], got \[4, 2\]"):
+        residual(FCNet(2, 2, 2, 4), paddle.rand([4, 2]))

@@ -1,0 +1,50 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import paddlescience_gradnorm
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
+
+
+def test_without_paddle_the_import_says_which_extra_to_install():
+    result = run("import sys; sys.modules['paddle'] = None; import paddlescience_gradnorm")
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: paddlescience_gradnorm needs PaddlePaddle")
+    assert "pip install 'paddlescience_gradnorm[cpu]'" in last and "[gpu]" in last
+
+
+def test_public_names_are_there():
+    for name in paddlescience_gradnorm.__all__:
+        assert getattr(paddlescience_gradnorm, name) is not None
+    from paddlescience_gradnorm.network import FCNet, GradNorm, NetworkBase
+
+    assert paddlescience_gradnorm.GradNorm is GradNorm
+    assert issubclass(GradNorm, NetworkBase) and issubclass(FCNet, NetworkBase)
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "ppsci", "scipy", "sympy"])
+def test_import_takes_no_more_than_it_needs(module):
+    # Paddle itself may bring some of them.
+    code = "import zlib, sys, paddle; before = set(sys.modules); import paddlescience_gradnorm;"
+    result = run(code + f"sys.exit({module!r} in set(sys.modules) - before)")
+    assert result.returncode == 0, result.stderr
+
+
+def test_python_zlib_works_after_the_package_was_imported_first():
+    # Paddle 2.6 carries a zlib of its own that crashes Python's, depending on the order.
+    code = "import paddlescience_gradnorm, zlib; print(len(zlib.decompress(zlib.compress(b'a'))))"
+    assert run(code).stdout.split()[-1:] == ["1"]
+
+
+def test_type_information_is_shipped():
+    assert (Path(paddlescience_gradnorm.__file__).parent / "py.typed").exists()

@@ -1,0 +1,33 @@
+"""The Python blocks of the README, and of the examples' and docs' pages, run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [*ROOT.glob("README*.md"), *ROOT.glob("examples/*/README.md"), *ROOT.glob("docs/*.md")]
+)
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_code_blocks_run(page):
+    namespace = {}
+    for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        # Later blocks of a page may go on from earlier ones.
+        exec(compile(match[1], str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_to_files_lead_somewhere(page):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_readme_has_a_block_that_runs_and_both_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert BLOCK.search(text)
+    assert "make demo" in text and "make test" in text
