@@ -189,11 +189,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--balance", choices=("gradnorm", "equal"), default="gradnorm")
-    parser.add_argument("--alpha", type=float, default=0.12, help="GradNorm's alpha")
+    parser.add_argument("--alpha", type=_not_negative, default=0.12, help="GradNorm's alpha")
     parser.add_argument("--epochs", type=_positive, default=4000)
-    parser.add_argument("--learning-rate", type=float, default=1e-2)
+    parser.add_argument("--learning-rate", type=_rate, default=1e-2)
     parser.add_argument("--points", type=_positive, default=500, help="collocation points inside")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument("--device", default="cpu", help="cpu, gpu, gpu:1, ...")
     parser.add_argument("--output", type=Path, default=Path("outputs/pinn_laplace"))
     return parser.parse_args(arguments)
@@ -203,6 +203,27 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _not_negative(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
+    return number
+
+
+def _rate(text: str) -> float:
+    number = _not_negative(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("0 would leave the network untrained")
+    return number
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
     return number
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import paddle
+
+from paddlescience_gradnorm import arguments
 
 
 class RuleOutput(NamedTuple):
@@ -55,9 +56,7 @@ class GradNormRule:
     alpha: float
 
     def __post_init__(self) -> None:
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, numbers.Real):
-            raise TypeError(f"alpha must be a number, got {self.alpha!r}")
-        if not math.isfinite(self.alpha) or self.alpha < 0:
+        if not 0 <= arguments.number("alpha", self.alpha) < math.inf:
             raise ValueError(
                 f"alpha must be finite and at least 0, got {self.alpha}; "
                 "the paper uses 0.12 to 3, and 0 ignores training rates"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Union
@@ -11,17 +10,23 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 import paddle
 
+from paddlescience_gradnorm import arguments
 from paddlescience_gradnorm.balancing.algorithm import GradNormRule, renormalized
 from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
 from paddlescience_gradnorm.balancing.task_gradients import (
     backward_by_task,
+    backward_of_sum,
     task_gradient_norms,
 )
+from paddlescience_gradnorm.pickling import PicklableLayer
+
+# After this many updates weights that have not moved are no accident.
+_STEPS_TO_MOVE = 100
 
 Shared = Union[paddle.Tensor, paddle.nn.Layer, Sequence[Union[paddle.Tensor, paddle.nn.Layer]]]
 
 
-class LossBalancer(paddle.nn.Layer):
+class LossBalancer(PicklableLayer):
     """Learns the weights of several losses by GradNorm, inside anybody's training loop.
 
     Source: Chen et al., "GradNorm", ICML 2018, arXiv:1711.02257. After the first
@@ -34,7 +39,8 @@ class LossBalancer(paddle.nn.Layer):
         n_loss: Number of losses T, at least 2.
         alpha: Strength of the pull towards equal training rates, at least 0.
         lr: Rate of the plain gradient step on the weights. ``None`` leaves the
-            step to the caller's optimizer, which must then hold ``loss_weights``.
+            step to the caller's optimizer, which must then hold ``loss_weights`` and
+            step after every update: a second one replaces the gradient of the first.
         warmup_steps: Number of updates over which the rate grows linearly to ``lr``.
         weight_attr: Weights of the first step, ``n_loss`` positive numbers; all 1 by default.
         update_every: Update the weights on every this-many-th step only; on the
@@ -60,6 +66,10 @@ class LossBalancer(paddle.nn.Layer):
         ((2,), 2.0)
     """
 
+    step_count: paddle.Tensor
+    _unread: _Observation | None
+    _awaiting: int | None
+
     def __init__(
         self,
         shared: Shared,
@@ -72,19 +82,19 @@ class LossBalancer(paddle.nn.Layer):
         floor: float = 1e-3,
     ) -> None:
         super().__init__()
-        self.n_loss = _integer("n_loss", n_loss, at_least=2)
+        self.n_loss = arguments.integer("n_loss", n_loss, at_least=2)
         self.rule = GradNormRule(alpha)
-        if lr is not None and not (_number("lr", lr) > 0 and math.isfinite(lr)):
+        if lr is not None and not (arguments.number("lr", lr) > 0 and math.isfinite(lr)):
             raise ValueError(f"lr must be finite and above 0, or None, got {lr}")
         self.lr = lr
-        self.warmup_steps = _integer("warmup_steps", warmup_steps, at_least=0)
+        self.warmup_steps = arguments.integer("warmup_steps", warmup_steps, at_least=0)
         if lr is None and warmup_steps:
             raise ValueError(
                 f"warmup_steps is {warmup_steps}, but lr is None: warm up the rate of "
                 "the optimizer that steps loss_weights, or pass lr"
             )
-        self.update_every = _integer("update_every", update_every, at_least=1)
-        if not 0 < _number("floor", floor) < 1:
+        self.update_every = arguments.integer("update_every", update_every, at_least=1)
+        if not 0 < arguments.number("floor", floor) < 1:
             raise ValueError(f"floor must lie between 0 and 1, got {floor}")
         self.floor = float(floor)
         # A tuple, for a Layer would take a bare parameter for one of its own.
@@ -103,7 +113,7 @@ class LossBalancer(paddle.nn.Layer):
                 regularizer=paddle.regularizer.L2Decay(0.0),
             ),
         )
-        # All zeros until the references are known.
+        # Zero until it is known.
         self.register_buffer("initial_losses", paddle.zeros([self.n_loss], dtype))
         self.register_buffer("step_count", paddle.zeros([], "int64"))
         # The weights that acted last, to tell whether the caller's optimizer has
@@ -111,9 +121,8 @@ class LossBalancer(paddle.nn.Layer):
         self.register_buffer("_acted", self._weights.detach().clone(), persistable=False)
         self.register_buffer("_usable", paddle.ones([], dtype="bool"), persistable=False)
         self.register_buffer("_grad_norm_loss", paddle.zeros([], dtype), persistable=False)
-        self._awaits_optimizer = False
+        self._start = initial_weights
         self._order = LossOrder(self.n_loss)
-        self._unread: _Observation | None = None
         self._reported: set[tuple[str, str]] = set()
         self._forget_host_state()
         self.register_state_dict_hook(self._settle_for_saving)
@@ -156,29 +165,27 @@ class LossBalancer(paddle.nn.Layer):
                 stay as they are; the network's gradients are those of the losses.
         """
         scalars = self._order.scalars(losses)
-        weights = self.loss_weights
+        weights = self._settled_weights()
+        step = self._current_step()
         with paddle.no_grad():
-            values = paddle.stack([loss.astype(weights.dtype) for loss in scalars])
+            values = paddle.stack(_scalars_as(scalars, weights.dtype))
             total = (weights * values).sum()
-            step = self._current_step()
             if step % self.update_every == 0:
                 norms = backward_by_task(scalars, weights, self.shared, self._order.names)
                 self._update(step, values, norms)
             else:
-                factors = paddle.unbind(weights.clone())
-                paddle.autograd.backward(
-                    scalars, [w.astype(x.dtype) for w, x in zip(factors, scalars)]
-                )
-                weights.clear_gradient(False)  # no gradient, no optimizer step
-            self._count(step)
+                backward_of_sum(scalars, weights, self.shared, self._order.names)
+                self._rest(step, values)
+            paddle.increment(self.step_count)
         return total
 
     def step(self, losses: Losses) -> paddle.Tensor:
         """The update of the weights alone, for a loop that calls backward itself.
 
-        Call it after ``backward(retain_graph=True)`` of the weighted sum: it
-        differentiates each loss once more, on the shared parameters only, and
-        touches no ``.grad`` but that of ``loss_weights``.
+        Call it after ``backward(retain_graph=True)`` of the weighted sum and before
+        the optimizer's step: it differentiates each loss once more, on the shared
+        parameters only, and touches no ``.grad`` but that of ``loss_weights``. Form
+        the weighted sum with ``loss_weights`` read afresh in every step.
 
         Args:
             losses: As for :meth:`backward`.
@@ -192,18 +199,20 @@ class LossBalancer(paddle.nn.Layer):
             TypeError, ValueError: As for :meth:`backward`.
         """
         scalars = self._order.scalars(losses)
-        weights = self.loss_weights
+        weights = self._settled_weights()
         step = self._current_step()
         update = step % self.update_every == 0
         if update:
             norms = task_gradient_norms(scalars, self.shared, self._order.names, weights.dtype)
         with paddle.no_grad():
+            values = paddle.stack(_scalars_as(scalars, weights.dtype))
             # What the caller's backward of the weighted sum has left there.
             weights.clear_gradient(False)
             if update:
-                values = paddle.stack([loss.astype(weights.dtype) for loss in scalars])
                 self._update(step, values, norms)
-            self._count(step)
+            else:
+                self._rest(step, values)
+            paddle.increment(self.step_count)
         return self._grad_norm_loss.clone()
 
     def get_weights(self) -> np.ndarray:
@@ -219,17 +228,17 @@ class LossBalancer(paddle.nn.Layer):
     def renormalize(self) -> None:
         """Scale the weights in place so that they sum to ``n_loss`` and keep to the floor.
 
-        There is no need to call it: whoever reads ``loss_weights`` after a step gets
+        There is no need to call it after a step: whoever reads ``loss_weights`` gets
         them so. It is for weights that were set by hand.
         """
+        self._awaiting = None
         with paddle.no_grad():
-            self._weights.set_value(renormalized(self.loss_weights, self.floor))
-            self._acted.set_value(self._weights)
+            self._weights.set_value(renormalized(self._weights, self.floor))
 
     def reset_initial_losses(self) -> None:
         """Forget L(0); the next update takes its losses as the new references."""
         self.initial_losses.set_value(paddle.zeros_like(self.initial_losses))
-        self._reference_known = False
+        self._unread = None
         self._reported.clear()
 
     def set_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
@@ -247,65 +256,78 @@ class LossBalancer(paddle.nn.Layer):
         return self._parameters["loss_weights"]
 
     def _forget_host_state(self) -> None:
-        """Take what the host knows of the state from the buffers again, at the next step."""
-        self._step: int | None = None
-        self._reference_known = False
-        self._awaits_optimizer = False
+        """Drop what was noted of steps that a loaded state knows nothing of."""
+        self._unread = None
+        # The step count when loss_weights.grad was written for the caller's optimizer.
+        self._awaiting = None
+        # On the host whatever the device (see _apply), so that reading it waits for nothing.
+        self.step_count = self.step_count.cpu()
 
     def _current_step(self) -> int:
-        if self._step is None:
-            self._step = int(self.step_count)
-        return self._step
-
-    def _count(self, step: int) -> None:
-        self._step = step + 1
-        self.step_count.add_(paddle.ones_like(self.step_count))
+        return int(self.step_count)
 
     def _update(self, step: int, losses: paddle.Tensor, gradient_norms: paddle.Tensor) -> None:
         weights = self._weights
-        on_host = weights.place.is_cpu_place()
-        if not on_host:
-            # Read a step late, behind a whole backward pass in the queue, so that
-            # the accelerator never waits for the report.
-            self._report()
-        if not self._reference_known:
-            self._take_reference(losses)
+        self._take_reference(losses)
         output = self.rule.evaluate(weights, losses, self.initial_losses, gradient_norms)
         self._grad_norm_loss.set_value(output.loss)
-        self._unread = _Observation(step, losses, gradient_norms, output.usable)
         if self.lr is None:
             self._acted.set_value(weights)
             self._usable.set_value(output.usable)
-            self._awaits_optimizer = True
+            self._awaiting = step + 1
+            # An optimizer with parameter groups has put its own decay here.
+            weights.regularizer = paddle.regularizer.L2Decay(0.0)
             self.set_grad()
             weights.grad.set_value(output.weight_gradient)
+            if step == _STEPS_TO_MOVE * self.update_every:
+                self._check_that_somebody_steps()
         else:
             weights.clear_gradient(False)  # an optimizer that holds them leaves them
             updates = step // self.update_every + 1
             rate = self.lr * min(1.0, updates / max(1, self.warmup_steps))
             stepped = renormalized(weights - rate * output.weight_gradient, self.floor)
             weights.set_value(paddle.where(output.usable, stepped, weights))
-        if on_host:
-            self._report()
+        self._observe(_Observation(step, losses, gradient_norms, output.usable))
+
+    def _rest(self, step: int, losses: paddle.Tensor) -> None:
+        """A step without an update: the weights must not move, but faults are seen."""
+        gradient = self._weights.grad
+        # The optimizer that used the gradient of the last update has zeroed it. Without a
+        # gradient it makes no step; with zeros its momentum would. One that is not zero is
+        # still to be used, after the last of several backward passes.
+        if gradient is not None and not bool((gradient != 0).any()):
+            self._weights.clear_gradient(False)
+        usable = paddle.logical_and(paddle.isfinite(losses), losses >= 0).all()
+        self._observe(_Observation(step, losses, paddle.zeros_like(losses), usable))
 
     def _take_reference(self, losses: paddle.Tensor) -> None:
-        """Record L(0) from the first losses that are all finite and above zero."""
-        recorded = (self.initial_losses > 0).all()
-        valid = paddle.logical_and(paddle.isfinite(losses), losses > 0).all()
+        """Record each L(0) from the first step on which the loss is finite and above zero."""
+        initial = self.initial_losses
+        valid = paddle.logical_and(paddle.isfinite(losses), losses > 0)
         candidate = paddle.where(valid, losses, paddle.zeros_like(losses))
-        self.initial_losses.set_value(paddle.where(recorded, self.initial_losses, candidate))
+        initial.set_value(paddle.where(initial > 0, initial, candidate))
 
-    def _settle(self) -> None:
+    def _settled_weights(self) -> paddle.Tensor:
+        """The weights for a step that begins now."""
+        # The weights given for the first step act in it alone, whether or not an
+        # optimizer (in its warm-up, say) has moved them.
+        self._settle(whether_or_not_stepped=self._awaiting == 1)
+        return self._weights
+
+    def _settle(self, whether_or_not_stepped: bool = False) -> None:
         """Renormalise after a step of the caller's optimizer; nothing if there was none."""
-        if not self._awaits_optimizer:
-            return
+        if self._awaiting is None or self._awaiting != self._current_step():
+            return  # the second: a state of another step was loaded since
         with paddle.no_grad():
             weights = self._weights
-            stepped = (weights != self._acted).any()
             settled = paddle.where(self._usable, renormalized(weights, self.floor), self._acted)
-            settled = paddle.where(stepped, settled, weights)
+            if not whether_or_not_stepped:
+                settled = paddle.where((weights != self._acted).any(), settled, weights)
             weights.set_value(settled)
             self._acted.set_value(settled)
+
+    def _settle_for_saving(self, state: Any) -> None:
+        self._settle()
 
     def _apply(self, func: Any, device: Any, dtype: Any, blocking: Any, *args: Any) -> None:
         """What ``Layer.to`` and its kin call; keeps counts integer and weights precise."""
@@ -313,20 +335,38 @@ class LossBalancer(paddle.nn.Layer):
         def transform(tensor: Any, device: Any, dtype: Any, blocking: Any) -> Any:
             precise = str(dtype).endswith(("float32", "float64"))
             castable = precise and tensor.is_floating_point()
-            return func(tensor, device, dtype if castable else None, blocking)
+            stays = tensor is self._buffers["step_count"]
+            return func(tensor, None if stays else device, dtype if castable else None, blocking)
 
         super()._apply(transform, device, dtype, blocking, *args)
 
-    def _settle_for_saving(self, state: Any) -> None:
-        self._settle()
+    def _check_that_somebody_steps(self) -> None:
+        if (self._weights.numpy() == self._start.astype(self._weights.numpy().dtype)).all():
+            warnings.warn(
+                f"after {_STEPS_TO_MOVE} updates the loss weights are what they were at the "
+                "start: no optimizer seems to step them. Build the optimizer with "
+                "loss_weights among its parameters, or let them be stepped here (weight_lr= "
+                "of GradNorm, lr= of LossBalancer)",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _observe(self, observation: _Observation) -> None:
+        """Have the step's faults reported: at once, or on an accelerator a step late.
+
+        There it is then a whole backward pass behind in the queue, so that nothing
+        waits for the report.
+        """
+        on_host = self._weights.place.is_cpu_place()
+        if not on_host:
+            self._report()
+        self._unread = observation
+        if on_host:
+            self._report()
 
     def _report(self) -> None:
-        """Warn of the last update if it left the weights alone."""
         observation, self._unread = self._unread, None
-        if observation is None:
-            return
-        if observation.usable:
-            self._reference_known = True
+        if observation is None or observation.usable:
             return
         for name, fault in observation.faults(self._order.names, self.initial_losses):
             if (name, fault) not in self._reported:
@@ -335,7 +375,7 @@ class LossBalancer(paddle.nn.Layer):
                     f"step {observation.step}: {name} {fault}; the loss weights stay "
                     "as they are while this lasts",
                     RuntimeWarning,
-                    stacklevel=4,
+                    stacklevel=5,
                 )
 
 
@@ -348,18 +388,23 @@ class _Observation(NamedTuple):
     usable: paddle.Tensor
 
     def faults(self, names: Sequence[str], initial_losses: paddle.Tensor) -> list[tuple[str, str]]:
-        no_reference = not (initial_losses > 0).all()
         found = []
-        for name, loss, norm in zip(names, self.losses.tolist(), self.gradient_norms.tolist()):
+        for name, loss, initial, norm in zip(
+            names, self.losses.tolist(), initial_losses.tolist(), self.gradient_norms.tolist()
+        ):
             if not math.isfinite(loss):
                 found.append((f"loss {name!r}", f"is {loss}"))
             elif loss < 0:
                 found.append((f"loss {name!r}", "is negative and has no training rate"))
-            elif loss == 0 and no_reference:
+            elif loss == 0 and initial == 0:
                 found.append((f"loss {name!r}", "is 0, which cannot be the reference L(0)"))
             elif not math.isfinite(norm):
                 found.append((f"loss {name!r}", f"has a gradient of norm {norm}"))
         return found or [("GradNorm", "finds no finite training rates")]
+
+
+def _scalars_as(scalars: Sequence[paddle.Tensor], dtype: paddle.dtype) -> list[paddle.Tensor]:
+    return [scalar.astype(dtype) for scalar in scalars]
 
 
 def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:
@@ -390,20 +435,6 @@ def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:
             "that every loss depends on and that are trained"
         )
     return tuple(found.values())
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)
-
-
-def _integer(name: str, value: Any, at_least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {value}")
-    return int(value)
 
 
 def _initial_weights(weight_attr: Sequence[float] | None, n_loss: int, floor: float) -> np.ndarray:

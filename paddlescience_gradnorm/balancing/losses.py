@@ -35,6 +35,7 @@ class LossOrder:
             ValueError: The losses are not ``n_loss`` in number, not scalar, or a dict's
                 names are not those of the first step.
         """
+        names = self.names
         if isinstance(losses, paddle.Tensor):
             if losses.ndim != 1:
                 raise ValueError(
@@ -45,7 +46,14 @@ class LossOrder:
             scalars = paddle.unbind(losses)
         elif isinstance(losses, Mapping):
             self._check_number(len(losses))
-            scalars = [losses[key] for key in self._check_keys(losses)]
+            keys = self._keys or list(losses)
+            if set(losses) != set(keys):
+                raise ValueError(
+                    f"losses has the names {list(losses)}, but on the first step they "
+                    f"were {keys}; every step must name the same losses"
+                )
+            names = [str(key) for key in keys]
+            scalars = [losses[key] for key in keys]
         elif isinstance(losses, (list, tuple)):
             self._check_number(len(losses))
             scalars = list(losses)
@@ -54,34 +62,27 @@ class LossOrder:
                 "losses must be a list or tuple of scalar tensors, a 1-D tensor or a "
                 f"dict name -> scalar tensor, got {type(losses).__name__}"
             )
-        return [self._scalar(loss, name) for loss, name in zip(scalars, self.names)]
+        scalars = [_scalar(loss, name) for loss, name in zip(scalars, names)]
+        # Only now, for losses with a mistake in them must not decide the names.
+        if isinstance(losses, Mapping):
+            self.names, self._keys = names, keys
+        return scalars
 
     def _check_number(self, number: int) -> None:
         if number != self.n_loss:
             raise ValueError(f"losses has {number} entries, but n_loss is {self.n_loss}")
 
-    def _check_keys(self, losses: Mapping[str, paddle.Tensor]) -> list[str]:
-        if self._keys is None:
-            self._keys = list(losses)
-            self.names = [str(key) for key in self._keys]
-        elif set(losses) != set(self._keys):
-            raise ValueError(
-                f"losses has the names {list(losses)}, but on the first step they "
-                f"were {self._keys}; every step must name the same losses"
-            )
-        return self._keys
 
-    @staticmethod
-    def _scalar(loss: paddle.Tensor, name: str) -> paddle.Tensor:
-        if not isinstance(loss, paddle.Tensor):
-            raise TypeError(f"loss {name!r} must be a scalar tensor, got {type(loss).__name__}")
-        if not loss.is_floating_point():
-            raise TypeError(f"loss {name!r} must be a floating-point tensor, got {loss.dtype}")
-        if loss.ndim == 0:
-            return loss
-        if loss.size != 1:
-            raise ValueError(
-                f"loss {name!r} must be a scalar, got shape {list(loss.shape)}; "
-                "reduce it with .mean() or .sum()"
-            )
-        return loss.reshape([])
+def _scalar(loss: paddle.Tensor, name: str) -> paddle.Tensor:
+    if not isinstance(loss, paddle.Tensor):
+        raise TypeError(f"loss {name!r} must be a scalar tensor, got {type(loss).__name__}")
+    if not loss.is_floating_point():
+        raise TypeError(f"loss {name!r} must be a floating-point tensor, got {loss.dtype}")
+    if loss.ndim == 0:
+        return loss
+    if loss.size != 1:
+        raise ValueError(
+            f"loss {name!r} must be a scalar, got shape {list(loss.shape)}; "
+            "reduce it with .mean() or .sum()"
+        )
+    return loss.reshape([])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numbers
-from typing import Any
-
 import paddle
 
+from paddlescience_gradnorm import arguments
 from paddlescience_gradnorm.network.network_base import NetworkBase
 
 
@@ -45,16 +43,16 @@ class FCNet(NetworkBase):
         activation: str = "tanh",
     ) -> None:
         super().__init__()
-        _check_size("num_ins", num_ins, at_least=1)
-        _check_size("num_outs", num_outs, at_least=1)
-        _check_size("num_layers", num_layers, at_least=2)
-        _check_size("hidden_size", hidden_size, at_least=1)
+        arguments.integer("num_ins", num_ins, at_least=1)
+        arguments.integer("num_outs", num_outs, at_least=1)
+        arguments.integer("num_layers", num_layers, at_least=2)
+        arguments.integer("hidden_size", hidden_size, at_least=1)
         if not isinstance(activation, str):
             raise TypeError(f"activation must be a string, got {activation!r}")
         if not callable(getattr(paddle.nn.functional, activation, None)):
             raise ValueError(
                 f"activation {activation!r} is not in paddle.nn.functional; "
-                "usual choices are 'tanh', 'silu', 'gelu' and 'relu'"
+                "'tanh', 'silu' and 'sigmoid' can be differentiated as a PDE needs it"
             )
         self.num_ins = num_ins
         self.num_outs = num_outs
@@ -86,10 +84,3 @@ class FCNet(NetworkBase):
     def get_shared_layer(self) -> paddle.Tensor:
         """Same as :meth:`get_last_shared_layer`, the hook's other name."""
         return self.get_last_shared_layer()
-
-
-def _check_size(name: str, value: Any, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {value}")

@@ -28,14 +28,17 @@ class GradNorm(NetworkBase):
         n_loss: Number of losses T, at least 2.
         alpha: Strength of the pull towards equal training rates, at least 0.
         weight_attr: Weights of the first step, ``n_loss`` positive numbers; all 1 by
-            default. From the second step on the weights sum to ``n_loss``.
+            default. From the second step on the weights sum to ``n_loss``. In a run
+            that is resumed, losses given as a dict must come in the same order.
         shared: The shared parameters: a parameter, a layer, a list of either, a
             callable that picks one of these from the network, or ``"all"``. By
             default what the network's ``get_last_shared_layer()`` returns, or else
             its ``get_shared_layer()``.
         weight_lr: ``None``: the weights are among ``parameters()``, and the caller's
             optimizer steps them. A number: GradNorm steps them itself at this rate,
-            by plain gradient descent, and they are not among ``parameters()``.
+            by plain gradient descent, and they are not among ``parameters()``. (They
+            are among those of a layer that contains this one; without a gradient,
+            an optimizer leaves them alone.)
         warmup_steps: Number of updates over which the rate grows to ``weight_lr``.
         update_every: Update the weights on every this-many-th step only.
         floor: The smallest weight allowed, in (0, 1).
@@ -90,29 +93,64 @@ class GradNorm(NetworkBase):
         """The wrapped network's output, shape [N, num_outs], at inputs of shape [N, num_ins]."""
         return self.forward(ins)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The wrapped network, called with the same arguments."""
-        return self.net(*args, **kwargs)
+    @property
+    def forward(self) -> Callable[..., Any]:
+        """The wrapped network's own forward, with its signature, which exporting needs."""
+        net = self.net
+        hooked = net._forward_pre_hooks or net._forward_post_hooks
+        return net.__call__ if hooked else net.forward
+
+    @forward.setter
+    def forward(self, value: Callable[..., Any]) -> None:
+        self.net.forward = value  # paddle.jit.to_static puts a static one in its place
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            # Copying and pickling look for special methods on objects that do not
-            # have a network yet, and must not be handed the network's.
-            net = self.__dict__.get("_sub_layers", {}).get("net")
-            if net is None or (name.startswith("__") and name.endswith("__")):
+            net = self._wrapped()
+            if net is None:  # before __init__, in copying and unpickling
                 raise
         return getattr(net, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Read from the network, so written to it: else code that sets
         # `net.some_option` would change nothing, without a word.
-        net = self.__dict__.get("_sub_layers", {}).get("net")
-        if net is not None and name not in dir(self) and hasattr(net, name):
-            setattr(net, name, value)
+        if self._is_of_network(name):
+            setattr(self.net, name, value)
         else:
             super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if self._is_of_network(name):
+            delattr(self.net, name)
+        else:
+            super().__delattr__(name)
+
+    def _wrapped(self) -> Any:
+        return self.__dict__.get("_sub_layers", {}).get("net")
+
+    def _is_of_network(self, name: str) -> bool:
+        net = self._wrapped()
+        return net is not None and name not in dir(self) and hasattr(net, name)
+
+    def add_sublayer(self, name: str, sublayer: paddle.nn.Layer) -> Any:
+        """Add a layer to the wrapped network."""
+        return self.net.add_sublayer(name, sublayer)
+
+    def add_parameter(self, name: str, parameter: Any) -> Any:
+        """Add a parameter to the wrapped network."""
+        return self.net.add_parameter(name, parameter)
+
+    def register_buffer(self, name: str, tensor: Any, persistable: bool = True) -> None:
+        """Add a buffer to the wrapped network."""
+        self.net.register_buffer(name, tensor, persistable)
+
+    def astype(self, dtype: Any = None) -> GradNorm:
+        """Same as ``to(dtype=dtype)``."""
+        # On Paddle 2.6 Layer.astype would turn the balancer's counts into floats.
+        self.to(dtype=dtype)
+        return self
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """As of any layer; without the loss weights if ``weight_lr`` steps them."""
@@ -135,7 +173,11 @@ class GradNorm(NetworkBase):
 
     @property
     def loss_weights(self) -> paddle.Tensor:
-        """The trainable parameter of the weights, shape [n_loss]."""
+        """The trainable parameter of the weights, shape [n_loss].
+
+        Read it afresh in every step that uses it: reading renormalises it, in place,
+        after a step of the caller's optimizer.
+        """
         return self.balancer.loss_weights
 
     @property

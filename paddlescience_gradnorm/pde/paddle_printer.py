@@ -8,7 +8,9 @@ from typing import Any, Callable
 
 import paddle
 import sympy
-from sympy.logic.boolalg import Boolean
+from sympy.core.relational import Relational
+from sympy.functions.elementary.piecewise import ExprCondPair
+from sympy.logic.boolalg import Boolean, BooleanAtom
 from sympy.printing.str import StrPrinter
 
 
@@ -32,6 +34,10 @@ class PaddlePrinter(StrPrinter):
     def _print_Float(self, expr: sympy.Float) -> str:
         # Paddle 2.6 rounds a Python number that is added to float32.
         return f"full([], {float(expr)!r}, {self._like}.dtype)"
+
+    def _print_Integer(self, expr: sympy.Integer) -> str:
+        exact = abs(int(expr)) <= 2**24  # in float32
+        return str(int(expr)) if exact else self._print_Float(expr)
 
     def _print_Rational(self, expr: sympy.Rational) -> str:
         return self._print_Float(expr)
@@ -82,6 +88,13 @@ _NAMES.update(
 )
 
 
+_PRINTABLE = (
+    *(sympy.Add, sympy.Mul, sympy.Pow, sympy.Symbol, sympy.Integer, sympy.Rational, sympy.Float),
+    *(sympy.Piecewise, ExprCondPair, Relational, sympy.And, sympy.Or, sympy.Not),
+    *(BooleanAtom, sympy.Max, sympy.Min),
+)
+
+
 def compile_expressions(
     expressions: Sequence[sympy.Expr], arguments: Sequence[sympy.Expr]
 ) -> Callable[..., list[paddle.Tensor]]:
@@ -106,14 +119,12 @@ def compile_expressions(
     """
     names = {a: sympy.Symbol(f"t{i}") for i, a in enumerate(arguments)}
     prepared = [_floats(e.xreplace(names)) for e in expressions]
-    for expression in prepared:
-        for function in expression.atoms(sympy.Function):
-            name = type(function).__name__
-            if name not in _NAMES and not isinstance(
-                function, (sympy.Piecewise, sympy.Max, sympy.Min)
-            ):
+    for original, expression in zip(expressions, prepared):
+        for node in sympy.preorder_traversal(expression):
+            if not isinstance(node, _PRINTABLE) and type(node).__name__ not in _NAMES:
                 raise ValueError(
-                    f"expression uses {function}, and {name} has no counterpart in Paddle"
+                    f"expression {original} has {node} in it, and {type(node).__name__} has "
+                    "no counterpart in Paddle"
                 )
     symbols = list(names.values())
     return sympy.lambdify(
@@ -123,8 +134,8 @@ def compile_expressions(
 
 def _floats(expression: sympy.Expr) -> sympy.Expr:
     """Irrational numbers as floats: Paddle's functions take tensors, not numbers."""
-    if expression.is_number and not expression.is_Rational:
-        return expression.evalf(17) if isinstance(expression, sympy.Expr) else expression
+    if expression.is_number and expression.is_real and not expression.is_Rational:
+        return expression.evalf(17)
     if not expression.args:
         return expression
     return expression.func(*(_floats(argument) for argument in expression.args))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Union
 
@@ -9,6 +10,7 @@ import paddle
 import sympy
 from sympy.core.function import AppliedUndef, UndefinedFunction
 
+from paddlescience_gradnorm import arguments
 from paddlescience_gradnorm.pde.paddle_printer import compile_expressions
 
 Network = Callable[[paddle.Tensor], paddle.Tensor]
@@ -61,8 +63,10 @@ class Residual(paddle.nn.Layer):
         _check_types(inputs, outputs, unknowns)
         self._is_system = isinstance(expression, (list, tuple))
         expressions = [
-            sympy.sympify(e).doit() for e in (expression if self._is_system else [expression])
+            _checked_expression(e) for e in (expression if self._is_system else [expression])
         ]
+        if not expressions:
+            raise ValueError(f"expression must hold at least one residual, got {expression!r}")
         self._fields = [output(*inputs) for output in outputs]
         derivatives = sorted(
             set().union(*(e.atoms(sympy.Derivative) for e in expressions)), key=str
@@ -73,9 +77,14 @@ class Residual(paddle.nn.Layer):
             _multi_index(d, self._fields, inputs, expressions) for d in derivatives
         ]
         _check_explained(expressions, inputs, self._fields, derivatives, unknowns)
-        self._unknown_names = [str(symbol) for symbol in unknowns]
-        for symbol, value in unknowns.items():
-            self.add_parameter(str(symbol), _parameter(value))
+        self._unknown_names = [symbol.name for symbol in unknowns]
+        for name, value in zip(self._unknown_names, unknowns.values()):
+            if name.startswith("_") or "." in name or hasattr(self, name):
+                raise ValueError(
+                    f"unknowns has {name!r}, a name that a layer cannot have (or not twice); "
+                    "call the symbol something else"
+                )
+            self.add_parameter(name, _parameter(name, value))
         self._evaluate = compile_expressions(
             expressions, [*inputs, *self._fields, *derivatives, *unknowns]
         )
@@ -147,13 +156,22 @@ class _DerivativeTable:
             value = self[index]
             gradient = None
             if not value.stop_gradient:
-                (gradient,) = paddle.grad(
-                    [value], [self._points], create_graph=True, allow_unused=True
-                )
+                gradient = self._differentiate(value)
             if gradient is None:  # constant in the points
                 gradient = paddle.zeros_like(self._points)
             self._gradients[index] = paddle.split(gradient, gradient.shape[1], axis=1)
         return self._gradients[index]
+
+    def _differentiate(self, value: paddle.Tensor) -> paddle.Tensor | None:
+        try:
+            return paddle.grad([value], [self._points], create_graph=True, allow_unused=True)[0]
+        except RuntimeError as error:
+            if "higher order" not in str(error):
+                raise
+            raise RuntimeError(
+                "the network uses a function that Paddle cannot differentiate often enough "
+                "for this residual; 'tanh' is one that it can differentiate any number of times"
+            ) from error
 
 
 def _multi_index(
@@ -165,7 +183,8 @@ def _multi_index(
     if derivative.expr not in fields or not set(derivative.variables) <= set(inputs):
         raise ValueError(
             f"expression {expressions} has {derivative}, which is no derivative of one "
-            f"of the outputs {list(fields)} in the inputs {list(inputs)}"
+            f"of the outputs {list(fields)} in the inputs {list(inputs)} (a symbol of the "
+            "same name but with other assumptions is another one)"
         )
     coordinates = sorted(list(inputs).index(v) for v in derivative.variables)
     return (list(fields).index(derivative.expr), *coordinates)
@@ -186,7 +205,8 @@ def _check_types(inputs: Any, outputs: Any, unknowns: Mapping[Any, Any]) -> None
     for name, items in (("inputs", inputs), ("outputs", outputs)):
         if not items or len(set(items)) != len(items):
             raise ValueError(f"{name} must be distinct and at least one, got {items!r}")
-    if set(unknowns) & set(inputs):
+    names = {symbol.name for symbol in inputs}
+    if any(symbol.name in names for symbol in unknowns):
         raise ValueError(f"unknowns {list(unknowns)} share symbols with inputs {inputs}")
 
 
@@ -197,9 +217,10 @@ def _check_explained(
     derivatives: Sequence[sympy.Expr],
     unknowns: Mapping[sympy.Symbol, Any],
 ) -> None:
+    unused = set(unknowns) - set().union(*(e.free_symbols for e in expressions))
+    if unused:
+        raise ValueError(f"unknowns has {unused}, which is not in the expression {expressions}")
     for expression in expressions:
-        if not isinstance(expression, sympy.Expr):
-            raise TypeError(f"expression must be a sympy expression, got {expression!r}")
         if expression.has(sympy.Subs):
             raise ValueError(
                 f"expression {expression} takes a derivative elsewhere than at the "
@@ -215,16 +236,30 @@ def _check_explained(
         if symbols:
             raise ValueError(
                 f"expression {expression} has the symbols {symbols}, which are neither "
-                f"inputs {list(inputs)} nor unknowns {list(unknowns)}; substitute "
-                "known coefficients with .subs"
+                f"inputs {list(inputs)} nor unknowns {list(unknowns)} (one of the same name "
+                "but with other assumptions is another symbol); substitute known "
+                "coefficients with .subs"
             )
         if not expression.has(*fields):
             raise ValueError(f"expression {expression} has none of the outputs {list(fields)}")
 
 
-def _parameter(value: Union[float, paddle.Tensor]) -> paddle.Tensor:
+def _checked_expression(expression: Any) -> sympy.Expr:
+    if not isinstance(expression, sympy.Expr) or expression.is_Matrix:
+        raise TypeError(f"expression must be a sympy expression, got {expression!r}")
+    return expression.doit()
+
+
+def _parameter(name: str, value: Union[float, paddle.Tensor]) -> paddle.Tensor:
     if isinstance(value, paddle.Tensor):
+        if value.size != 1 or value.stop_gradient:
+            raise ValueError(
+                f"unknowns[{name}] as a tensor must be a trainable parameter of one number, "
+                f"got shape {list(value.shape)} and stop_gradient={value.stop_gradient}"
+            )
         return value
+    if not math.isfinite(arguments.number(f"unknowns[{name}]", value)):
+        raise ValueError(f"unknowns[{name}] must be finite, got {value}")
     return paddle.create_parameter(
         [1],
         paddle.get_default_dtype(),

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import qmc
 
+from paddlescience_gradnorm import arguments
+
 
 def sample_interior(
     n: int,
@@ -99,8 +101,7 @@ def _box(low: Sequence[float], high: Sequence[float]) -> tuple[np.ndarray, np.nd
 
 
 def _unit_cube(n: int, dimension: int, method: str, seed: int | None) -> np.ndarray:
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    arguments.integer("n", n, at_least=1)
     if method == "sobol":
         # A full power of two, as the sequence is balanced only then; its first n.
         return qmc.Sobol(dimension, seed=seed).random_base2((n - 1).bit_length())[:n]

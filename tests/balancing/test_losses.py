@@ -40,6 +40,14 @@ def test_another_name_on_a_later_step():
         order.scalars({"pde": one, "ic": one})
 
 
+def test_losses_with_a_mistake_do_not_decide_the_names():
+    order = LossOrder(2)
+    one = paddle.to_tensor(1.0)
+    with pytest.raises(TypeError):
+        order.scalars({"pde": one, "typo": None})
+    assert values(order.scalars({"pde": one, "bc": one})) == [1.0, 1.0]
+
+
 @pytest.mark.parametrize(
     "losses",
     [
