@@ -297,6 +297,8 @@ class LossBalancer(PicklableLayer):
         # still to be used, after the last of several backward passes.
         if gradient is not None and not bool((gradient != 0).any()):
             self._weights.clear_gradient(False)
+        if self._awaiting is not None:
+            self._awaiting = step + 1
         usable = paddle.logical_and(paddle.isfinite(losses), losses >= 0).all()
         self._observe(_Observation(step, losses, paddle.zeros_like(losses), usable))
 
@@ -309,20 +311,23 @@ class LossBalancer(PicklableLayer):
 
     def _settled_weights(self) -> paddle.Tensor:
         """The weights for a step that begins now."""
-        # The weights given for the first step act in it alone, whether or not an
-        # optimizer (in its warm-up, say) has moved them.
-        self._settle(whether_or_not_stepped=self._awaiting == 1)
+        self._settle(a_step_begins=True)
         return self._weights
 
-    def _settle(self, whether_or_not_stepped: bool = False) -> None:
+    def _settle(self, a_step_begins: bool = False) -> None:
         """Renormalise after a step of the caller's optimizer; nothing if there was none."""
         if self._awaiting is None or self._awaiting != self._current_step():
             return  # the second: a state of another step was loaded since
         with paddle.no_grad():
             weights = self._weights
+            to_settle = (weights != self._acted).any()
+            if a_step_begins:
+                # The weights given for the first step act in it alone, even if an
+                # optimizer (in its warm-up, say) has not moved them.
+                unnormalized = (weights.sum() - self.n_loss).abs() > 1e-3
+                to_settle = paddle.logical_or(to_settle, unnormalized)
             settled = paddle.where(self._usable, renormalized(weights, self.floor), self._acted)
-            if not whether_or_not_stepped:
-                settled = paddle.where((weights != self._acted).any(), settled, weights)
+            settled = paddle.where(to_settle, settled, weights)
             weights.set_value(settled)
             self._acted.set_value(settled)
 

@@ -17,6 +17,21 @@ from paddlescience_gradnorm.balancing.losses import Losses
 from paddlescience_gradnorm.network.network_base import NetworkBase
 
 
+class _ForwardOfTheNetwork:
+    """The wrapped network's own forward, with its signature, which exporting needs."""
+
+    def __get__(self, instance: Any, owner: type) -> Callable[..., Any]:
+        if instance is None:
+            return NetworkBase.forward  # paddle.jit.save looks for functions of the class
+        net = instance.net
+        hooked = net._forward_pre_hooks or net._forward_post_hooks
+        forward: Callable[..., Any] = net.__call__ if hooked else net.forward
+        return forward
+
+    def __set__(self, instance: Any, value: Callable[..., Any]) -> None:
+        instance.net.forward = value  # paddle.jit.to_static puts a static one in its place
+
+
 class GradNorm(NetworkBase):
     """Wraps a network and balances its losses; stands wherever the bare network stood.
 
@@ -93,16 +108,7 @@ class GradNorm(NetworkBase):
         """The wrapped network's output, shape [N, num_outs], at inputs of shape [N, num_ins]."""
         return self.forward(ins)
 
-    @property
-    def forward(self) -> Callable[..., Any]:
-        """The wrapped network's own forward, with its signature, which exporting needs."""
-        net = self.net
-        hooked = net._forward_pre_hooks or net._forward_post_hooks
-        return net.__call__ if hooked else net.forward
-
-    @forward.setter
-    def forward(self, value: Callable[..., Any]) -> None:
-        self.net.forward = value  # paddle.jit.to_static puts a static one in its place
+    forward = _ForwardOfTheNetwork()
 
     def __getattr__(self, name: str) -> Any:
         try:

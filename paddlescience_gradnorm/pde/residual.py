@@ -230,7 +230,8 @@ def _check_explained(
         if functions:
             raise ValueError(
                 f"expression {expression} has {functions}; the outputs, at the point "
-                f"itself, are {list(fields)}"
+                f"itself, are {list(fields)} (a symbol of the same name but with other "
+                "assumptions is another one)"
             )
         symbols = expression.free_symbols - set(inputs) - set(unknowns)
         if symbols:

@@ -221,13 +221,15 @@ def test_reading_the_weights_changes_nothing(fc_net, make_losses):
     ],
     ids=["SGD", "Momentum", "Adam"],
 )
-def test_weight_decay_leaves_the_weights_alone(build):
+@pytest.mark.parametrize("groups", [False, True], ids=["list", "groups"])
+def test_weight_decay_leaves_the_weights_alone(build, groups):
     runs = []
     for decay in (None, 100.0):
         # Gradients that no decay of the network can reach: the weights' alone differ.
         weight = paddle.create_parameter([4], "float32", attr=frozen(1.0))
         balancer = LossBalancer(weight, 2, 0.0, lr=None)
-        optimizer = build([balancer.loss_weights], decay)
+        parameters = [balancer.loss_weights]
+        optimizer = build([{"params": parameters}] if groups else parameters, decay)
         for _ in range(5):
             balancer.backward([weight.sum(), 0.1 * weight.sum()])
             optimizer.step()
@@ -285,7 +287,146 @@ def test_an_optimizer_that_holds_weights_stepped_here_leaves_them(fc_net, make_l
     np.testing.assert_array_equal(*runs)
 
 
+def test_several_backward_passes_for_one_step_keep_the_gradient_of_the_update(fc_net, make_losses):
+    balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, lr=None, update_every=2)
+    optimizer = paddle.optimizer.SGD(1e-4, parameters=[balancer.loss_weights])
+    moved = []
+    for step in range(6):
+        balancer.backward(make_losses(fc_net, seed=step))
+        if step % 2:
+            before = balancer.get_weights()
+            optimizer.step()
+            optimizer.clear_grad()
+            moved.append((balancer.get_weights() != before).any())
+            assert balancer.get_weights().sum() == pytest.approx(3, abs=1e-5)
+    assert moved == [True] * 3
+
+
+def test_between_updates_the_optimizers_momentum_does_not_move_the_weights(fc_net, make_losses):
+    balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, lr=None, update_every=3)
+    optimizer = paddle.optimizer.Adam(1e-2, parameters=[balancer.loss_weights])
+    weights = train(fc_net, balancer, make_losses, 8, optimizer)
+    changed = (np.diff(weights, axis=0) != 0).any(axis=1)
+    assert changed.tolist() == [True, False, False, True, False, False, True]
+
+
+def test_weights_that_nobody_steps_are_pointed_out(fc_net, make_losses, recorded_warnings):
+    balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, lr=None)
+    train(fc_net, balancer, make_losses, 150)
+    (message,) = [str(w.message) for w in recorded_warnings if w.category is RuntimeWarning]
+    assert "no optimizer seems to step them" in message
+
+
+def test_given_weights_act_once_even_if_the_optimizer_does_not_move_them(fc_net, make_losses):
+    balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, lr=None, weight_attr=[2.0, 4.0, 1.0])
+    totals = []
+    for _ in range(2):
+        losses = make_losses(fc_net)
+        values = [loss.item() for loss in losses]
+        totals.append(balancer.backward(losses).item())
+    assert totals[0] == pytest.approx(np.dot([2, 4, 1], values), rel=1e-6)
+    assert totals[1] == pytest.approx(np.dot([2, 4, 1], values) * 3 / 7, rel=1e-6)
+
+
+def test_memory_of_a_used_loss_is_given_back(fc_net, balancer, make_losses):
+    losses = make_losses(fc_net)
+    balancer.backward(losses)
+    assert all(loss.stop_gradient for loss in losses)  # no graph hangs on them any more
+    with pytest.raises(ValueError, match="when backward\\(losses\\) has used it once"):
+        balancer.backward(losses)
+
+
+# An accelerator, where nothing may wait for the host: the report comes a step late.
+
+
+@pytest.fixture
+def as_on_an_accelerator(monkeypatch):
+    monkeypatch.setattr(paddle.base.core.Place, "is_cpu_place", lambda self: False)
+
+
+def test_reset_on_an_accelerator(as_on_an_accelerator, fc_net, balancer, make_losses):
+    train(fc_net, balancer, make_losses, 3)
+    balancer.reset_initial_losses()
+    before = balancer.get_weights()
+    train(fc_net, balancer, make_losses, 3)
+    assert (balancer.initial_losses.numpy() > 0).all()
+    assert (balancer.get_weights() != before).any()
+
+
+def test_report_on_an_accelerator_is_late_but_made(
+    as_on_an_accelerator, fc_net, balancer, make_losses, recorded_warnings
+):
+    def reports():
+        return [w for w in recorded_warnings if w.category is RuntimeWarning]
+
+    losses = make_losses(fc_net)
+    losses[0] = losses[0] * float("nan")
+    balancer.backward(losses)
+    assert not reports()
+    balancer.backward(make_losses(fc_net))
+    assert len(reports()) == 1 and "step 0" in str(reports()[0].message)
+    losses = make_losses(fc_net)
+    losses[1] = losses[1] * float("inf")
+    balancer.backward(losses)
+    balancer.get_weights()  # asks for what is still unread
+    assert len(reports()) == 2 and "step 2" in str(reports()[1].message)
+
+
 # Bad numbers.
+
+
+def test_a_bad_loss_between_updates_is_reported(fc_net, make_losses, recorded_warnings):
+    balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, update_every=5)
+    for step in range(4):
+        losses = make_losses(fc_net)
+        if step == 2:
+            losses[1] = losses[1] * float("nan")
+        balancer.backward(losses)
+    (message,) = [str(w.message) for w in recorded_warnings if w.category is RuntimeWarning]
+    assert "step 2" in message and "'losses[1]' is nan" in message
+
+
+def test_each_loss_has_the_first_value_above_zero_for_a_reference(fc_net, balancer, make_losses):
+    late = make_losses(fc_net, seed=1)
+    early = make_losses(fc_net)
+    expected = [early[0].item(), early[1].item(), late[2].item()]
+    early[2] = early[2] * 0.0
+    with pytest.warns(RuntimeWarning, match="is 0"):
+        balancer.backward(early)
+    balancer.backward(late)
+    np.testing.assert_allclose(balancer.initial_losses.numpy(), expected, rtol=1e-6)
+
+
+def test_weights_set_by_hand_after_a_bad_step_are_kept_by_renormalize(fc_net, make_losses):
+    balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, lr=None)
+    losses = make_losses(fc_net)
+    losses[0] = losses[0] * float("nan")
+    with pytest.warns(RuntimeWarning):
+        balancer.backward(losses)
+    balancer.loss_weights.set_value(paddle.to_tensor([1.0, 2.0, 9.0]))
+    balancer.renormalize()
+    np.testing.assert_allclose(balancer.get_weights(), [0.25, 0.5, 2.25], rtol=1e-6)
+
+
+@pytest.mark.parametrize("update_every", [1, 2])
+def test_a_constant_loss_is_refused_on_every_step(fc_net, make_losses, update_every):
+    balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, update_every=update_every)
+    balancer.backward(make_losses(fc_net))
+    fc_net.clear_gradients()
+    losses = [*make_losses(fc_net)[:2], paddle.ones([])]
+    with pytest.raises(ValueError, match=r"'losses\[2\]' does not depend"):
+        balancer.backward(losses)
+    assert all((p.grad == 0).all() for p in fc_net.parameters())  # refused before any backward
+
+
+@pytest.mark.parametrize("update_every", [1, 2])
+def test_a_used_graph_is_explained(fc_net, make_losses, update_every):
+    balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, update_every=update_every)
+    balancer.backward(make_losses(fc_net))
+    losses = make_losses(fc_net)
+    sum(losses).backward()
+    with pytest.raises(RuntimeError, match="is gone: an earlier backward has used it up"):
+        balancer.backward(losses)
 
 
 @pytest.mark.parametrize("lr", [None, 0.01], ids=["caller's Adam", "own step"])
@@ -326,11 +467,7 @@ def test_a_zero_cannot_be_the_reference(fc_net, balancer, make_losses, recorded_
     assert len(messages) == 1
     assert "step 0" in messages[0] and "'losses[2]' is 0" in messages[0]
 
-    losses = make_losses(fc_net)
-    balancer.backward(losses)  # the first step with a reference for every loss
-    np.testing.assert_allclose(
-        balancer.initial_losses.numpy(), [loss.item() for loss in losses], rtol=1e-6
-    )
+    balancer.backward(make_losses(fc_net))  # the first step with a reference for every loss
     assert balancer.get_weights().tolist() != [1, 1, 1]
 
 

@@ -77,6 +77,10 @@ def test_the_seed_decides_the_run(tmp_path):
     [
         (["--epochs", "0"], "0 is not at least 1"),
         (["--points", "-3"], "-3 is not at least 1"),
+        (["--alpha", "-1"], "-1 is not a finite number of at least 0"),
+        (["--learning-rate", "nan"], "nan is not a finite number of at least 0"),
+        (["--learning-rate", "0"], "0 would leave the network untrained"),
+        (["--seed", "-1"], "-1 is below 0"),
         (["--balance", "magic"], "invalid choice: 'magic'"),
     ],
 )

@@ -161,6 +161,47 @@ def test_what_is_read_from_the_network_is_written_to_it():
     assert not hasattr(bare, "remark")
 
 
+def test_what_is_deleted_or_added_is_the_networks():
+    bare = WithOptions()
+    net = GradNorm(bare, 2, 1.0)
+    del net.scale
+    assert not hasattr(bare, "scale")
+    net.add_sublayer("linear", paddle.nn.Linear(2, 1))
+    net.add_parameter("offset", paddle.create_parameter([1], "float32"))
+    net.register_buffer("mask", paddle.ones([1]))
+    for name in ("linear", "offset", "mask"):
+        assert getattr(net, name) is getattr(bare, name)
+    with pytest.raises(AttributeError):
+        del net.nope
+
+
+def test_hooks_of_both_run_once():
+    bare = WithOptions()
+    calls = []
+    bare.register_forward_post_hook(lambda *_: calls.append("bare"))
+    net = GradNorm(bare, 2, 1.0)
+    net.register_forward_post_hook(lambda *_: calls.append("wrapper"))
+    net(paddle.rand([4, 2]))
+    assert calls == ["bare", "wrapper"]
+
+
+def test_export_gives_the_bare_network(fc_net, tmp_path):
+    net = GradNorm(fc_net, 2, 1.0)
+    net.eval()
+    spec = [paddle.static.InputSpec([None, 2], "float32")]
+    paddle.jit.save(net, str(tmp_path / "exported"), input_spec=spec)
+    points = paddle.rand([4, 2])
+    exported = paddle.jit.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(exported(points).numpy(), fc_net(points).numpy(), rtol=1e-6)
+
+
+def test_to_static_keeps_values(fc_net):
+    points = paddle.rand([4, 2])
+    expected = fc_net(points).numpy()
+    static = paddle.jit.to_static(GradNorm(fc_net, 2, 1.0))
+    np.testing.assert_allclose(static(points).numpy(), expected, rtol=1e-5)
+
+
 def test_own_names_win():
     class Clash(WithOptions):
         alpha = 99.0
@@ -194,12 +235,15 @@ def test_train_and_eval_reach_the_network():
     assert net.net[1].training
 
 
+@pytest.mark.parametrize("method", ["to", "astype"])
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-def test_to_converts_the_network_and_keeps_weights_and_counts_precise(net, make_losses, dtype):
+def test_to_converts_the_network_and_keeps_weights_and_counts_precise(
+    net, make_losses, dtype, method
+):
     train(net, make_losses, 2)
     weights, initial = net.get_weights(), net.initial_losses.numpy()
     parameter = net.loss_weights
-    net.to(dtype=dtype)
+    getattr(net, method)(dtype=dtype)
     assert net.linears[0].weight.dtype == getattr(paddle, dtype)
     assert net.loss_weights is parameter
     assert net.loss_weights.dtype == (paddle.float64 if dtype == "float64" else paddle.float32)
@@ -264,6 +308,25 @@ def test_state_dict_loads_while_nested_in_another_layer(fc_net, make_losses):
     twin[0].backward(make_losses(twin[0]))
     assert int(twin[0].balancer.step_count) == 4
     np.testing.assert_array_equal(twin[0].initial_losses.numpy(), outer[0].initial_losses.numpy())
+
+
+@pytest.mark.parametrize("weight_lr", [None, 1e-3])
+def test_loading_through_an_outer_layer_while_training(fc_net, make_losses, weight_lr):
+    outer = paddle.nn.LayerList([GradNorm(fc_net, 3, 1.0, weight_lr=weight_lr)])
+    untrained = {key: value.clone() for key, value in outer.state_dict().items()}
+    train(outer[0], make_losses, 3)
+    with pytest.warns(RuntimeWarning):
+        outer[0].backward([loss * float("nan") for loss in make_losses(outer[0])])
+    untrained["0.balancer.loss_weights"] = paddle.to_tensor([0.5, 0.5, 2.0])
+    outer.set_state_dict(untrained)
+    assert outer[0].get_weights().tolist() == [0.5, 0.5, 2.0]
+    outer[0].clear_gradients()
+    losses = make_losses(outer[0])
+    outer[0].backward(losses)
+    assert int(outer[0].balancer.step_count) == 1
+    np.testing.assert_allclose(
+        outer[0].initial_losses.numpy(), [loss.item() for loss in losses], rtol=1e-6
+    )
 
 
 def test_a_state_of_the_bare_network_loads(net):

@@ -41,9 +41,25 @@ def test_applied_functions_and_derivatives_can_be_arguments():
     assert result.tolist() == [13.0]
 
 
-def test_a_function_without_counterpart_is_named():
-    with pytest.raises(ValueError, match=r"uses gamma\(t0\), and gamma has no counterpart"):
-        compile_expressions([sympy.gamma(x)], [x])
+@pytest.mark.parametrize(
+    "expression, culprit",
+    [
+        (sympy.gamma(x), "gamma"),
+        (x + sympy.I, "ImaginaryUnit"),
+        (x * sympy.oo, "Infinity"),
+        (sympy.Integral(x * y, x), "Integral"),
+        (sympy.Function("f")(x), "f"),
+    ],
+)
+def test_what_has_no_counterpart_is_named(expression, culprit):
+    with pytest.raises(ValueError, match=rf"{culprit} has no counterpart in Paddle"):
+        compile_expressions([expression], [x, y])
+
+
+@pytest.mark.parametrize("number", [123456789, sympy.Rational(10**9 + 1, 10**9), 0.1])
+def test_numbers_keep_double_precision(number):
+    (result,) = compile_expressions([x + number], [x])(paddle.zeros([1], "float64"))
+    assert result.item() == float(number)
 
 
 def test_a_piecewise_that_is_not_defined_everywhere_is_refused():

@@ -12,7 +12,7 @@ import sympy
 from paddlescience_gradnorm import FCNet, GradNorm
 from paddlescience_gradnorm.pde import Residual
 
-x, y, t = sympy.symbols("x y t")
+x, y, t, k = sympy.symbols("x y t k")
 u, v, p = (sympy.Function(name) for name in "uvp")
 U, V, P = u(x, y), v(x, y), p(x, y)
 W = u(x, t)
@@ -167,7 +167,6 @@ def test_unknown_coefficient_is_found(float64):
 
 
 def test_unknown_can_be_a_parameter_shared_by_two_residuals():
-    k = sympy.Symbol("k")
     parameter = paddle.create_parameter([1], "float32")
     one, other = (Residual(k * U, (x, y), (u,), unknowns={k: parameter}) for _ in range(2))
     assert one.k is other.k is parameter
@@ -246,6 +245,30 @@ def test_wrapped_network_serves_as_the_bare_one():
         ((U, (x, y), ()), ValueError, "outputs must be distinct and at least one"),
         ((U, (x, y), (u,), {"k": 1.0}), TypeError, "unknowns must be sympy Symbols"),
         ((U, (x, y), (u,), {x: 1.0}), ValueError, r"unknowns \[x\] share symbols"),
+        (([], (x, y), (u,)), ValueError, r"at least one residual, got \[\]"),
+        (([[U]], (x, y), (u,)), TypeError, "expression must be a sympy expression"),
+        ((sympy.Matrix([U]), (x, y), (u,)), TypeError, "expression must be a sympy expression"),
+        ((U, (sympy.Symbol("x", real=True), y), (u,)), ValueError, "other assumptions"),
+        ((U.diff(x), (sympy.Symbol("x", real=True), y), (u,)), ValueError, "other assumptions"),
+        ((k * U, (x, y), (u,), {k: "a"}), TypeError, r"unknowns\[k\] must be a number, got 'a'"),
+        ((k * U, (x, y), (u,), {k: np.nan}), ValueError, r"unknowns\[k\] must be finite, got nan"),
+        ((k * U, (x, y), (u,), {k: paddle.ones([3])}), ValueError, r"unknowns\[k\].*\[3\]"),
+        ((U, (x, y), (u,), {k: 1.0}), ValueError, r"unknowns has \{k\}, which is not in"),
+        (
+            (
+                k * sympy.Symbol("k", positive=True) * U,
+                (x, y),
+                (u,),
+                {k: 1.0, sympy.Symbol("k", positive=True): 2.0},
+            ),
+            ValueError,
+            "unknowns has 'k', a name that a layer cannot have",
+        ),
+        (
+            (sympy.Symbol("training") * U, (x, y), (u,), {sympy.Symbol("training"): 1.0}),
+            ValueError,
+            "unknowns has 'training', a name",
+        ),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, match):
@@ -259,3 +282,18 @@ def test_shapes_that_do_not_fit_are_named():
         residual(FCNet(3, 1, 2, 4), paddle.rand([4, 3]))
     with pytest.raises(ValueError, match=r"must return shape \[4, 1\], got \[4, 2\]"):
         residual(FCNet(2, 2, 2, 4), paddle.rand([4, 2]))
+
+
+def test_a_network_that_cannot_be_differentiated_often_enough_is_explained():
+    net = FCNet(2, 1, 3, 8, activation="softplus")
+    with pytest.raises(RuntimeError, match="cannot differentiate often enough"):
+        Residual(laplacian(U), (x, y), (u,))(net, paddle.rand([4, 2]))
+
+
+@pytest.mark.parametrize("name", ["\\nu", "lambda", "nu_{1}"])
+def test_unknowns_may_have_the_names_of_the_field(name):
+    symbol = sympy.Symbol(name)
+    residual = Residual(symbol * U, (x, y), (u,), unknowns={symbol: 2.0})
+    points = paddle.ones([1, 2])
+    assert residual(lambda z: 3.0 * z[:, :1], points).tolist() == [[6.0]]
+    assert getattr(residual, name).item() == 2.0
