@@ -81,15 +81,16 @@ class GradNormRule:
         weighted_norms = weights * gradient_norms
         loss_ratios = losses / initial_losses
         rates = loss_ratios / loss_ratios.mean()
-        # A tensor, for Paddle 2.6 rounds a Python exponent to float32.
+        # A tensor, for Paddle rounds a Python exponent to float32.
         alpha = paddle.full([], self.alpha, rates.dtype)
         excess = weighted_norms - weighted_norms.mean() * rates**alpha
         loss = excess.abs().sum()
         # Every NaN and infinity ends up in Lgrad, but for alpha = 0, which hides
         # a rate that does not exist; and a negative rate means nothing.
-        usable = paddle.logical_and(paddle.isfinite(loss), (rates >= 0).all())
+        usable = paddle.isfinite(loss) & (rates >= 0).all()
         gradient = excess.sign() * gradient_norms
-        return RuleOutput(loss, paddle.where(usable, gradient, paddle.zeros_like(gradient)), usable)
+        gradient = paddle.where(usable, gradient, paddle.zeros_like(gradient))
+        return RuleOutput(loss, gradient, usable)
 
 
 def renormalized(weights: paddle.Tensor, floor: float) -> paddle.Tensor:
@@ -105,20 +106,18 @@ def renormalized(weights: paddle.Tensor, floor: float) -> paddle.Tensor:
 
     Example:
         >>> import paddle
-        >>> renormalized(paddle.to_tensor([1.0, 3.0]), floor=0.1).tolist()
+        >>> renormalized(paddle.to_tensor([1.0, 3.0]), floor=0.125).tolist()
         [0.5, 1.5]
-        >>> renormalized(paddle.to_tensor([-2.0, 3.0]), floor=0.25).tolist()
-        [0.25, 1.75]
+        >>> renormalized(paddle.to_tensor([-2.0, 3.0]), floor=0.125).tolist()
+        [0.125, 1.875]
     """
     n_loss = weights.shape[0]
-    # The smallest normal number instead of zero: if every weight is at or below
-    # zero, the result is equal weights and not 0 / 0.
-    tiny = float(paddle.finfo(weights.dtype).tiny)
-    positive = weights.clip(min=tiny)
-    scaled = positive * (n_loss / positive.sum())
-    # When all of `scaled` is above the floor, these two lines change nothing:
-    # the amounts above the floor then already sum to T (1 - floor).
-    # (A tensor, for Paddle 2.6 rounds a Python number that is added to float32.)
-    lowest = paddle.full([], floor, weights.dtype)
-    above = (scaled - lowest).clip(min=0.0)
-    return lowest + above * (n_loss * (1.0 - floor) / above.sum())
+    # Not zero: if every weight is at or below zero, the result is equal weights, not 0 / 0.
+    positive = weights.clip(min=1e-20)
+    # What the scaled weights have above the floor, times the sum; where that is nowhere
+    # cut off at zero, it sums to T (1 - floor) and the result is w * T / sum(w).
+    above = paddle.nn.functional.relu(positive * n_loss - positive.sum() * floor)
+    # floor + above * T (1 - floor) / sum(above), with factors only: Paddle 2.6 rounds a
+    # Python number that is added to float32.
+    total = above.sum()
+    return (total * floor + above * (n_loss * (1.0 - floor))) / total

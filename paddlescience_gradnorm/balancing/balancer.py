@@ -20,6 +20,7 @@ from paddlescience_gradnorm.balancing.task_gradients import (
 )
 from paddlescience_gradnorm.pickling import PicklableLayer
 
+_NO_DECAY = paddle.regularizer.L2Decay(0.0)
 # After this many updates weights that have not moved are no accident.
 _STEPS_TO_MOVE = 100
 
@@ -68,7 +69,6 @@ class LossBalancer(PicklableLayer):
 
     step_count: paddle.Tensor
     _unread: _Observation | None
-    _awaiting: int | None
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class LossBalancer(PicklableLayer):
             attr=paddle.ParamAttr(
                 initializer=paddle.nn.initializer.Assign(initial_weights),
                 need_clip=False,
-                regularizer=paddle.regularizer.L2Decay(0.0),
+                regularizer=_NO_DECAY,
             ),
         )
         # Zero until it is known.
@@ -118,10 +118,11 @@ class LossBalancer(PicklableLayer):
         self.register_buffer("step_count", paddle.zeros([], "int64"))
         # The weights that acted last, to tell whether the caller's optimizer has
         # stepped since, and to put them back if it must not have.
-        self.register_buffer("_acted", self._weights.detach().clone(), persistable=False)
+        self.register_buffer("_acted", paddle.zeros([self.n_loss], dtype), persistable=False)
         self.register_buffer("_usable", paddle.ones([], dtype="bool"), persistable=False)
         self.register_buffer("_grad_norm_loss", paddle.zeros([], dtype), persistable=False)
         self._start = initial_weights
+        self._frozen = False
         self._order = LossOrder(self.n_loss)
         self._reported: set[tuple[str, str]] = set()
         self._forget_host_state()
@@ -165,18 +166,19 @@ class LossBalancer(PicklableLayer):
                 stay as they are; the network's gradients are those of the losses.
         """
         scalars = self._order.scalars(losses)
-        weights = self._settled_weights()
+        self._settle(a_step_begins=True)
+        weights = self._weights
         step = self._current_step()
         with paddle.no_grad():
             values = paddle.stack(_scalars_as(scalars, weights.dtype))
-            total = (weights * values).sum()
-            if step % self.update_every == 0:
+            total = paddle.dot(weights, values)
+            if self._is_update(step):
                 norms = backward_by_task(scalars, weights, self.shared, self._order.names)
                 self._update(step, values, norms)
             else:
                 backward_of_sum(scalars, weights, self.shared, self._order.names)
                 self._rest(step, values)
-            paddle.increment(self.step_count)
+            self._count(step)
         return total
 
     def step(self, losses: Losses) -> paddle.Tensor:
@@ -199,9 +201,10 @@ class LossBalancer(PicklableLayer):
             TypeError, ValueError: As for :meth:`backward`.
         """
         scalars = self._order.scalars(losses)
-        weights = self._settled_weights()
+        self._settle(a_step_begins=True)
+        weights = self._weights
         step = self._current_step()
-        update = step % self.update_every == 0
+        update = self._is_update(step)
         if update:
             norms = task_gradient_norms(scalars, self.shared, self._order.names, weights.dtype)
         with paddle.no_grad():
@@ -212,13 +215,21 @@ class LossBalancer(PicklableLayer):
                 self._update(step, values, norms)
             else:
                 self._rest(step, values)
-            paddle.increment(self.step_count)
+            self._count(step)
         return self._grad_norm_loss.clone()
 
     def get_weights(self) -> np.ndarray:
         """The weights that the next step will use, a copy, shape [n_loss]."""
         self._report()
         return self.loss_weights.numpy().copy()
+
+    def freeze(self) -> None:
+        """Stop updating the weights, for a last stage with L-BFGS, say."""
+        self._frozen = True
+
+    def unfreeze(self) -> None:
+        """Go on updating the weights."""
+        self._frozen = False
 
     def set_grad(self) -> None:
         """Give ``loss_weights`` a gradient of zero if it has none, for ``grad.set_value``."""
@@ -231,13 +242,13 @@ class LossBalancer(PicklableLayer):
         There is no need to call it after a step: whoever reads ``loss_weights`` gets
         them so. It is for weights that were set by hand.
         """
-        self._awaiting = None
         with paddle.no_grad():
-            self._weights.set_value(renormalized(self._weights, self.floor))
+            self._hold(renormalized(self._weights, self.floor))
 
     def reset_initial_losses(self) -> None:
         """Forget L(0); the next update takes its losses as the new references."""
         self.initial_losses.set_value(paddle.zeros_like(self.initial_losses))
+        self._knows_reference = False
         self._unread = None
         self._reported.clear()
 
@@ -258,25 +269,43 @@ class LossBalancer(PicklableLayer):
     def _forget_host_state(self) -> None:
         """Drop what was noted of steps that a loaded state knows nothing of."""
         self._unread = None
-        # The step count when loss_weights.grad was written for the caller's optimizer.
-        self._awaiting = None
+        self._knows_reference = False
+        # Whether loss_weights.grad has been written for the caller's optimizer, and
+        # whether the weights have summed to n_loss since.
+        self._awaits_optimizer = False
+        self._normalized = False
+        self._next_step = -1
         # On the host whatever the device (see _apply), so that reading it waits for nothing.
         self.step_count = self.step_count.cpu()
+        self._buffers["_acted"] = self._weights.detach().clone()
 
     def _current_step(self) -> int:
-        return int(self.step_count)
+        step: int = self.step_count.item()
+        if step != self._next_step:  # a state was loaded since, perhaps by an outer layer
+            self._forget_host_state()
+            self._next_step = step
+        return step
+
+    def _count(self, step: int) -> None:
+        paddle.increment(self.step_count)
+        self._next_step = step + 1
+
+    def _is_update(self, step: int) -> bool:
+        return step % self.update_every == 0 and not self._frozen
 
     def _update(self, step: int, losses: paddle.Tensor, gradient_norms: paddle.Tensor) -> None:
         weights = self._weights
-        self._take_reference(losses)
+        if not self._knows_reference:
+            self._take_reference(losses)
         output = self.rule.evaluate(weights, losses, self.initial_losses, gradient_norms)
-        self._grad_norm_loss.set_value(output.loss)
+        # Straight into the dict: assigning an attribute of a layer costs more than an operation.
+        self._buffers["_grad_norm_loss"] = output.loss
         if self.lr is None:
-            self._acted.set_value(weights)
-            self._usable.set_value(output.usable)
-            self._awaiting = step + 1
+            self._buffers["_acted"].copy_(weights, False)
+            self._buffers["_usable"] = output.usable
+            self._awaits_optimizer = True
             # An optimizer with parameter groups has put its own decay here.
-            weights.regularizer = paddle.regularizer.L2Decay(0.0)
+            weights.regularizer = _NO_DECAY
             self.set_grad()
             weights.grad.set_value(output.weight_gradient)
             if step == _STEPS_TO_MOVE * self.update_every:
@@ -285,8 +314,8 @@ class LossBalancer(PicklableLayer):
             weights.clear_gradient(False)  # an optimizer that holds them leaves them
             updates = step // self.update_every + 1
             rate = self.lr * min(1.0, updates / max(1, self.warmup_steps))
-            stepped = renormalized(weights - rate * output.weight_gradient, self.floor)
-            weights.set_value(paddle.where(output.usable, stepped, weights))
+            stepped = renormalized(weights - output.weight_gradient * rate, self.floor)
+            weights.copy_(paddle.where(output.usable, stepped, weights), False)
         self._observe(_Observation(step, losses, gradient_norms, output.usable))
 
     def _rest(self, step: int, losses: paddle.Tensor) -> None:
@@ -295,41 +324,41 @@ class LossBalancer(PicklableLayer):
         # The optimizer that used the gradient of the last update has zeroed it. Without a
         # gradient it makes no step; with zeros its momentum would. One that is not zero is
         # still to be used, after the last of several backward passes.
-        if gradient is not None and not bool((gradient != 0).any()):
+        if gradient is not None and (self._frozen or not (gradient != 0).any().item()):
             self._weights.clear_gradient(False)
-        if self._awaiting is not None:
-            self._awaiting = step + 1
-        usable = paddle.logical_and(paddle.isfinite(losses), losses >= 0).all()
-        self._observe(_Observation(step, losses, paddle.zeros_like(losses), usable))
+        usable = (paddle.isfinite(losses) & (losses >= 0)).all()
+        self._observe(_Observation(step, losses, None, usable))
 
     def _take_reference(self, losses: paddle.Tensor) -> None:
         """Record each L(0) from the first step on which the loss is finite and above zero."""
         initial = self.initial_losses
-        valid = paddle.logical_and(paddle.isfinite(losses), losses > 0)
+        valid = paddle.isfinite(losses) & (losses > 0)
         candidate = paddle.where(valid, losses, paddle.zeros_like(losses))
-        initial.set_value(paddle.where(initial > 0, initial, candidate))
-
-    def _settled_weights(self) -> paddle.Tensor:
-        """The weights for a step that begins now."""
-        self._settle(a_step_begins=True)
-        return self._weights
+        initial.copy_(paddle.where(initial > 0, initial, candidate), False)
 
     def _settle(self, a_step_begins: bool = False) -> None:
         """Renormalise after a step of the caller's optimizer; nothing if there was none."""
-        if self._awaiting is None or self._awaiting != self._current_step():
-            return  # the second: a state of another step was loaded since
+        if not self._awaits_optimizer or not paddle.in_dynamic_mode():
+            return  # the second: an export asks for the state while it builds a program
+        if self.step_count.item() != self._next_step:
+            return  # a state was loaded since, perhaps by an outer layer
         with paddle.no_grad():
-            weights = self._weights
-            to_settle = (weights != self._acted).any()
-            if a_step_begins:
+            weights, acted = self._weights, self._buffers["_acted"]
+            stepped = (weights != acted).any()
+            if a_step_begins and not self._normalized:
                 # The weights given for the first step act in it alone, even if an
                 # optimizer (in its warm-up, say) has not moved them.
-                unnormalized = (weights.sum() - self.n_loss).abs() > 1e-3
-                to_settle = paddle.logical_or(to_settle, unnormalized)
-            settled = paddle.where(self._usable, renormalized(weights, self.floor), self._acted)
-            settled = paddle.where(to_settle, settled, weights)
-            weights.set_value(settled)
-            self._acted.set_value(settled)
+                stepped = stepped | ((weights.sum() - self.n_loss).abs() > 1e-3)
+                self._normalized = True
+            settled = paddle.where(
+                stepped & self._buffers["_usable"], renormalized(weights, self.floor), acted
+            )
+            self._hold(settled)
+
+    def _hold(self, values: paddle.Tensor) -> None:
+        """Make these the weights, and not look like an optimizer's step."""
+        self._weights.copy_(values, False)
+        self._buffers["_acted"] = values
 
     def _settle_for_saving(self, state: Any) -> None:
         self._settle()
@@ -371,7 +400,11 @@ class LossBalancer(PicklableLayer):
 
     def _report(self) -> None:
         observation, self._unread = self._unread, None
-        if observation is None or observation.usable:
+        if observation is None:
+            return
+        if observation.usable.item():
+            # Between updates it says nothing of the reference.
+            self._knows_reference = self._knows_reference or observation.gradient_norms is not None
             return
         for name, fault in observation.faults(self._order.names, self.initial_losses):
             if (name, fault) not in self._reported:
@@ -389,13 +422,14 @@ class _Observation(NamedTuple):
 
     step: int
     losses: paddle.Tensor
-    gradient_norms: paddle.Tensor
+    gradient_norms: paddle.Tensor | None
     usable: paddle.Tensor
 
     def faults(self, names: Sequence[str], initial_losses: paddle.Tensor) -> list[tuple[str, str]]:
         found = []
+        norms = [0.0] * len(names) if self.gradient_norms is None else self.gradient_norms.tolist()
         for name, loss, initial, norm in zip(
-            names, self.losses.tolist(), initial_losses.tolist(), self.gradient_norms.tolist()
+            names, self.losses.tolist(), initial_losses.tolist(), norms
         ):
             if not math.isfinite(loss):
                 found.append((f"loss {name!r}", f"is {loss}"))
@@ -409,7 +443,7 @@ class _Observation(NamedTuple):
 
 
 def _scalars_as(scalars: Sequence[paddle.Tensor], dtype: paddle.dtype) -> list[paddle.Tensor]:
-    return [scalar.astype(dtype) for scalar in scalars]
+    return [x if x.dtype == dtype else x.astype(dtype) for x in scalars]
 
 
 def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:

@@ -35,30 +35,26 @@ def backward_by_task(
         RuntimeError: A loss's graph is gone.
     """
     _check_dependence(losses, shared, names)
-    factors = paddle.unbind(weights)
-    totals = [_take_gradient(parameter) for parameter in shared]
-    norms = []
+    before = [_take_gradient(parameter) for parameter in shared]
+    by_task: list[list[paddle.Tensor | None]] = []
     try:
-        for i, (loss, factor, name) in enumerate(zip(losses, factors, names)):
-            with _explaining_a_used_graph(name):
+        for i, (loss, factor) in enumerate(zip(losses, _factors(weights, losses))):
+            with _explaining_a_used_graph(names[i]):
                 # Other losses may share this one's graph; the last one frees it.
-                paddle.autograd.backward(
-                    [loss], [factor.astype(loss.dtype)], retain_graph=i + 1 < len(losses)
-                )
+                paddle.autograd.backward([loss], [factor], retain_graph=i + 1 < len(losses))
             # What no other loss shares of the graph is freed here, as after any backward.
             loss.detach_()
             # Taken OUT between the losses, not differenced from a running sum: the
             # gradients differ by 1e4 and more, where float32 would lose the small ones.
-            gradients = [_take_gradient(parameter) for parameter in shared]
-            if all(gradient is None for gradient in gradients):
-                raise _no_dependence(name, shared)
-            norms.append(_norm(gradients, weights.dtype))
-            totals = [_sum(*pair) for pair in zip(totals, gradients)]
+            by_task.append([_take_gradient(parameter) for parameter in shared])
+            if all(gradient is None for gradient in by_task[-1]):
+                raise _no_dependence(names[i], shared)
     finally:
-        for parameter, total in zip(shared, totals):
-            if total is not None:
-                parameter.grad = total
-    return paddle.stack(norms) / weights
+        for parameter, *gradients in zip(shared, before, *by_task):
+            present = [gradient for gradient in gradients if gradient is not None]
+            if present:
+                parameter.grad = paddle.add_n(present) if len(present) > 1 else present[0]
+    return _norms(by_task, weights.dtype) / weights
 
 
 def task_gradient_norms(
@@ -83,14 +79,14 @@ def task_gradient_norms(
         RuntimeError: A loss's graph is gone.
     """
     _check_dependence(losses, shared, names)
-    norms = []
+    by_task = []
     for loss, name in zip(losses, names):
         with _explaining_a_used_graph(name):
             gradients = paddle.grad([loss], list(shared), retain_graph=True, allow_unused=True)
         if all(gradient is None for gradient in gradients):
             raise _no_dependence(name, shared)
-        norms.append(_norm(gradients, dtype))
-    return paddle.stack(norms)
+        by_task.append(gradients)
+    return _norms(by_task, dtype)
 
 
 def backward_of_sum(
@@ -101,12 +97,16 @@ def backward_of_sum(
 ) -> None:
     """Backward pass of sum_i w_i L_i in one go, without the norms; otherwise as above."""
     _check_dependence(losses, shared, names)
-    factors = paddle.unbind(weights)
     with _explaining_a_used_graph(", ".join(names)):
-        paddle.autograd.backward(
-            list(losses),
-            [factor.astype(loss.dtype) for factor, loss in zip(factors, losses)],
-        )
+        paddle.autograd.backward(list(losses), _factors(weights, losses))
+
+
+def _factors(weights: paddle.Tensor, losses: Sequence[paddle.Tensor]) -> list[paddle.Tensor]:
+    """What backward starts with at each loss: its weight, in its dtype."""
+    return [
+        factor if factor.dtype == loss.dtype else factor.astype(loss.dtype)
+        for factor, loss in zip(paddle.unbind(weights), losses)
+    ]
 
 
 def _check_dependence(
@@ -143,17 +143,17 @@ def _take_gradient(parameter: paddle.Tensor) -> paddle.Tensor | None:
     return gradient
 
 
-def _sum(first: paddle.Tensor | None, second: paddle.Tensor | None) -> paddle.Tensor | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return first + second
-
-
-def _norm(gradients: Sequence[paddle.Tensor | None], dtype: paddle.dtype) -> paddle.Tensor:
-    norms = [
-        paddle.linalg.norm(gradient.astype(dtype)) for gradient in gradients if gradient is not None
-    ]
-    return norms[0] if len(norms) == 1 else paddle.linalg.norm(paddle.stack(norms))
+def _norms(by_task: Sequence[Sequence[paddle.Tensor | None]], dtype: paddle.dtype) -> paddle.Tensor:
+    """The norm of each task's gradients, shape [T]; a parameter that a task misses counts 0."""
+    squares = []
+    for gradients in zip(*by_task):  # of all tasks, on one parameter
+        some = next((g for g in gradients if g is not None), None)
+        if some is not None:
+            stacked = paddle.stack(
+                [paddle.zeros_like(some) if g is None else g for g in gradients]
+            ).astype(dtype)
+            squares.append(stacked.square().sum(list(range(1, stacked.ndim))))
+    return (squares[0] if len(squares) == 1 else paddle.add_n(squares)).sqrt()
 
 
 def _no_dependence(name: str, shared: Sequence[paddle.Tensor]) -> ValueError:

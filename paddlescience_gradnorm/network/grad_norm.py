@@ -225,6 +225,14 @@ class GradNorm(NetworkBase):
         """Forget L(0); the next update takes its losses as the new references."""
         self.balancer.reset_initial_losses()
 
+    def freeze(self) -> None:
+        """Stop updating the weights, for a last stage with L-BFGS, say."""
+        self.balancer.freeze()
+
+    def unfreeze(self) -> None:
+        """Go on updating the weights."""
+        self.balancer.unfreeze()
+
     def set_grad(self) -> None:
         """Give ``loss_weights`` a gradient of zero if it has none, for ``grad.set_value``."""
         self.balancer.set_grad()

@@ -110,28 +110,52 @@ class Residual(paddle.nn.Layer):
         dimension = len(self._fields[0].args)
         if points.ndim != 2 or points.shape[1] != dimension:
             raise ValueError(f"points must have shape [N, {dimension}], got {list(points.shape)}")
-        differentiable = paddle.is_grad_enabled()
+        fields = [(k,) for k in range(len(self._fields))]
+        values = self._values(network, points, [*fields, *self._derivatives])
+        coordinates = paddle.split(points.detach(), dimension, axis=1)
+        unknowns = [getattr(self, name) for name in self._unknown_names]
+        residuals = self._evaluate(*coordinates, *values, *unknowns)
+        return list(residuals) if self._is_system else residuals[0]
+
+    def _values(
+        self, network: Network, points: paddle.Tensor, indices: Sequence[tuple[int, ...]]
+    ) -> list[paddle.Tensor]:
+        """Fields and derivatives at the points, shape [N, 1] for each index, field first."""
+        by_coordinates = _asked_of_network(network, points, list({i[1:]: None for i in indices}))
+        if by_coordinates is not None:
+            self._check_prediction(by_coordinates[()], points)
+            if len(self._fields) == 1:
+                return [by_coordinates[index[1:]] for index in indices]
+            return [by_coordinates[i[1:]][:, i[0] : i[0] + 1] for i in indices]
         with paddle.enable_grad():
             leaf = points.detach()
-            leaf.stop_gradient = False
+            leaf.stop_gradient = not self._derivatives
             prediction = network(leaf)
-            if list(prediction.shape) != [points.shape[0], len(self._fields)]:
-                raise ValueError(
-                    f"the network must return shape [{points.shape[0]}, "
-                    f"{len(self._fields)}], got {list(prediction.shape)}"
-                )
+            self._check_prediction(prediction, points)
             table = _DerivativeTable(prediction, leaf)
-            values = [table[index] for index in self._derivatives]
-            fields = [table[(k,)] for k in range(len(self._fields))]
-            coordinates = paddle.split(points.detach(), dimension, axis=1)
-            unknowns = [getattr(self, name) for name in self._unknown_names]
-            residuals = self._evaluate(*coordinates, *fields, *values, *unknowns)
-        if not differentiable:
-            residuals = [residual.detach() for residual in residuals]
-        return list(residuals) if self._is_system else residuals[0]
+            values = [table[index] for index in indices]
+        return values if paddle.is_grad_enabled() else [value.detach() for value in values]
+
+    def _check_prediction(self, prediction: paddle.Tensor, points: paddle.Tensor) -> None:
+        expected = [points.shape[0], len(self._fields)]
+        if list(prediction.shape) != expected:
+            raise ValueError(
+                f"the network must return shape {expected}, got {list(prediction.shape)}"
+            )
 
     def extra_repr(self) -> str:
         return self._text
+
+
+def _asked_of_network(
+    network: Any, points: paddle.Tensor, indices: Sequence[tuple[int, ...]]
+) -> dict[tuple[int, ...], paddle.Tensor] | None:
+    """The derivatives from the network itself, if it knows a faster way than ``paddle.grad``."""
+    ask = getattr(network, "partial_derivatives", None)
+    if ask is None or indices == [()] or network._forward_pre_hooks or network._forward_post_hooks:
+        return None
+    derivatives = ask(points, indices)
+    return None if derivatives is None else dict(zip(indices, derivatives))
 
 
 class _DerivativeTable:

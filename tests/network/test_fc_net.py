@@ -47,3 +47,21 @@ def test_bad_arguments_are_named(arguments, error, match):
     defaults = {"num_ins": 2, "num_outs": 1, "num_layers": 3, "hidden_size": 4}
     with pytest.raises(error, match=match):
         FCNet(**{**defaults, **arguments})
+
+
+def test_derivatives_are_left_to_others_where_the_network_is_not_the_plain_one():
+    class Hard(FCNet):
+        def nn_func(self, ins):
+            return ins[:, :1] * super().nn_func(ins)
+
+    ins, first = paddle.rand([4, 2]), [(0,)]
+    assert FCNet(2, 1, 3, 5).partial_derivatives(ins, first) is not None
+    assert FCNet(2, 1, 3, 5).partial_derivatives(ins, [(0, 0, 0)]) is None
+    assert FCNet(2, 1, 3, 5, "silu").partial_derivatives(ins, first) is None
+    assert Hard(2, 1, 3, 5).partial_derivatives(ins, first) is None
+    replaced = FCNet(2, 1, 3, 5)
+    replaced.linears[1] = paddle.nn.Sequential(paddle.nn.Linear(5, 5), paddle.nn.LayerNorm(5))
+    assert replaced.partial_derivatives(ins, first) is None
+    patched = FCNet(2, 1, 3, 5)
+    patched.forward = lambda ins: 2 * ins
+    assert patched.partial_derivatives(ins, first) is None

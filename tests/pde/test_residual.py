@@ -200,8 +200,30 @@ def test_each_derivative_is_taken_once(monkeypatch):
     residual = Residual(
         [uxx**2 + sympy.sin(uxx) + U.diff(x, y) + U.diff(y, x), uxx * U.diff(y)], (x, y), (u,)
     )
-    residual(FCNet(2, 1, 2, 4), paddle.rand([4, 2]))
+    net = FCNet(2, 1, 2, 4)
+    residual(lambda points: net(points), paddle.rand([4, 2]))
     assert len(calls) == 2  # u, for u_x and u_y; u_x, for u_xx and u_xy
+
+
+def test_a_network_that_knows_its_derivatives_is_asked_for_them(monkeypatch):
+    net = GradNorm(FCNet(2, 3, 4, 8), 3, 1.0)
+    points = paddle.rand([16, 2])
+    residual = Residual(NAVIER_STOKES, (x, y), (u, v, p))
+    by_differentiation = residual(lambda z: net(z), points)
+    monkeypatch.setattr(paddle, "grad", None)
+    asked = residual(net, points)
+    for one, other in zip(by_differentiation, asked):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("hooked", ["wrapper", "network", "layer"])
+def test_hooks_are_not_passed_by(hooked):
+    net = GradNorm(FCNet(2, 1, 3, 8), 2, 1.0)
+    layer = {"wrapper": net, "network": net.net, "layer": net.linears[-1]}[hooked]
+    residual, points = Residual(laplacian(U), (x, y), (u,)), paddle.rand([4, 2])
+    before = residual(net, points).numpy()
+    layer.register_forward_post_hook(lambda layer, ins, out: 2 * out)
+    np.testing.assert_allclose(residual(net, points).numpy(), 2 * before, rtol=1e-5)
 
 
 def test_derivatives_of_what_is_constant_are_zero():

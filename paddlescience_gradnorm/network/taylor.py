@@ -1,0 +1,75 @@
+"""Derivatives of a tanh network in its inputs by forward (Taylor-mode) propagation.
+
+The nested reverse differentiations that ``paddle.grad`` needs for a second derivative build
+a graph several times the size of the network's. Here the value, the first and the second
+derivatives go through the layers together: a linear layer acts on each alike, and tanh by
+the chain rule, with a = tanh(z) and s = 1 - a^2,
+
+    a_i = s z_i,    a_ij = s (z_ij - 2 a z_i z_j).
+
+All tensors have the same shape [N, width], as Paddle's kernels are slow where they have to
+broadcast: a product of [1, N, width] with [2, N, width] takes 30 times as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import paddle
+
+Index = tuple  # of coordinate numbers: (0, 1) is the second derivative in both
+
+
+def propagate(
+    linears: Sequence[paddle.nn.Linear], ins: paddle.Tensor, indices: Sequence[Index]
+) -> list[paddle.Tensor]:
+    """Derivatives of linear, tanh, ..., tanh, linear.
+
+    Args:
+        linears: The linear layers, at least 2, with biases.
+        ins: Inputs, shape [N, num_ins].
+        indices: Which derivatives: () for the value, (i,) and (i, j) for the first and second.
+
+    Returns:
+        One tensor of shape [N, num_outs] for each index, differentiable with respect to
+        the parameters, but not with respect to ``ins``.
+    """
+    seconds = sorted({tuple(sorted(index)) for index in indices if len(index) == 2})
+    firsts = sorted({i for index in indices for i in index})
+    pairs = [(firsts.index(i), firsts.index(j)) for i, j in seconds]
+    columns = [linears[0].weight[i] for i in firsts]  # z_i, the same at all points; z_ij = 0
+
+    value, slope = _tanh(linears[0](ins.detach()))
+    bend = value * slope * -2
+    jet = [
+        value,
+        *(slope * column for column in columns),
+        *(bend * (columns[i] * columns[j]) for i, j in pairs),
+    ]
+    for linear in linears[1:-1]:
+        before, *derivatives = (paddle.matmul(part, linear.weight) for part in jet)
+        value, slope = _tanh(before + linear.bias)
+        doubled = value * 2
+        firsts_before, seconds_before = derivatives[: len(firsts)], derivatives[len(firsts) :]
+        jet = [
+            value,
+            *(slope * first for first in firsts_before),
+            *(
+                slope * (second - doubled * firsts_before[i] * firsts_before[j])
+                for (i, j), second in zip(pairs, seconds_before)
+            ),
+        ]
+    keys: list[Index] = [(), *((i,) for i in firsts), *seconds]
+    last = linears[-1]
+    outputs = {}
+    for key, part in zip(keys, jet):
+        if key in indices or key == ():
+            outputs[key] = paddle.matmul(part, last.weight)
+    outputs[()] = outputs[()] + last.bias
+    return [outputs[tuple(sorted(index))] for index in indices]
+
+
+def _tanh(value: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """The value a = tanh(z) and the slope s."""
+    value = paddle.tanh(value)
+    return value, 1 - value * value
