@@ -1,0 +1,400 @@
+"""What makes Paddle run at the speed of the machine, on a CPU.
+
+``python -m paddlescience_gradnorm.runtime`` prints this machine, the settings, and the
+speed of a PINN step before and after, each measured there and then in fresh processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+import paddle
+from paddle.base import core
+
+from paddlescience_gradnorm import arguments
+from paddlescience_gradnorm.network import FCNet
+
+# Numbers of glibc's malloc.h, and the values that keep freed memory in the process.
+_MALLOPT = {
+    "M_MMAP_MAX": (-4, 0),
+    "M_TRIM_THRESHOLD": (-1, 2**31 - 1),
+    "M_TOP_PAD": (-2, 64 * 2**20),
+}
+_MKL_VARIABLES = ("MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+_MALLOC_VARIABLES = (
+    "MALLOC_MMAP_MAX_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "MALLOC_TRIM_THRESHOLD_",
+)
+_AVX2 = 5  # MKL's number for these kernels
+_POINTS = (500, 2000, 10000)
+
+# What this process has had done to it: malloc cannot be asked for its settings.
+_done: set[str] = set()
+
+
+class Setting(NamedTuple):
+    """One setting: what was done about it, and why.
+
+    ``outcome`` is one of ``done``, ``already`` (by an earlier call), ``yours`` (chosen by
+    the user, left as it is), ``too late`` and ``not here`` (no use on this machine).
+    """
+
+    name: str
+    outcome: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name:<8} {self.outcome:<9} {self.reason}"
+
+
+class Report(NamedTuple):
+    """What :func:`tune_cpu` did; prints as one line for each setting."""
+
+    kernels: Setting
+    memory: Setting
+    threads: Setting
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+
+class Machine(NamedTuple):
+    """What decides which settings help: processor, C library, and the BLAS of Paddle."""
+
+    system: str
+    vendor: str
+    model: str
+    avx2: bool
+    cores: int  # that this process may use
+    libc: str  # name and version; empty if unknown
+    mkl: Path | None  # Paddle's Intel MKL, if it carries one
+
+    def __str__(self) -> str:
+        blas = "Intel MKL" if self.mkl else "no Intel MKL"
+        return (
+            f"{self.model or 'unknown processor'} ({self.vendor or 'unknown vendor'}), "
+            f"{self.cores} cores; {self.system}, {self.libc or 'unknown C library'}; "
+            f"Paddle {paddle.__version__} with {blas}"
+        )
+
+
+def tune_cpu(threads: int | None = None) -> Report:
+    """Set what makes Paddle faster on this processor, as far as it helps here.
+
+    - kernels: on AMD processors, Intel MKL, which Paddle multiplies matrices with, takes
+      its SSE2 kernels. ``MKL_DEBUG_CPU_TYPE=5`` makes it use AVX2. MKL reads that once, at
+      the process's first matrix product: call this before.
+    - memory: glibc gives every large temporary back to the system, so that each step
+      spends its time in page faults. ``mallopt`` makes it keep them. The process then
+      stays as large as it ever was.
+    - threads: Paddle multiplies with one thread unless told otherwise; this takes one
+      for each core that the process may use. On a machine that others use too, fewer
+      can be faster.
+
+    Results change by rounding only. Settings in the environment (``MKL_...``,
+    ``MALLOC_...``, ``GLIBC_TUNABLES``, ``OMP_NUM_THREADS``) win. Child processes inherit
+    ``MKL_DEBUG_CPU_TYPE``, and nothing else. Calling it twice is safe.
+
+    Args:
+        threads: Number of threads, at least 1, instead of all cores: for several runs on
+            one machine. Goes before ``OMP_NUM_THREADS``.
+
+    Returns:
+        What was done about each setting and why; ``print`` it.
+
+    Raises:
+        TypeError: ``threads`` is not an integer.
+        ValueError: ``threads`` is below 1.
+
+    Example:
+        >>> print(tune_cpu())  # doctest: +SKIP
+        kernels  done      MKL_DEBUG_CPU_TYPE=5: Intel MKL uses AVX2 on this AMD processor
+        memory   done      mallopt: freed memory stays in the process
+        threads  done      2 instead of 1 for matrix products
+    """
+    if threads is not None:
+        arguments.integer("threads", threads, at_least=1)
+    machine = find_machine()
+    # Kernels before threads, which also makes a call to MKL.
+    return Report(_choose_kernels(machine), _keep_memory(machine), _use_cores(machine, threads))
+
+
+def find_machine() -> Machine:
+    """The machine and the Paddle that this process runs on."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:  # not Linux
+        text = ""
+    first = text.partition("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    processor = {key.strip(): value.strip() for key, _, value in pairs}
+    mkl = Path(paddle.__file__).parent / "libs" / "libmklml_intel.so"
+    return Machine(
+        system=platform.system(),
+        vendor=processor.get("vendor_id", ""),
+        model=processor.get("model name", platform.machine()),
+        avx2={"avx2", "fma"} <= set(processor.get("flags", "").split()),
+        cores=_count_cores(),
+        libc=" ".join(platform.libc_ver()).strip(),
+        mkl=mkl if mkl.exists() else None,
+    )
+
+
+def _choose_kernels(machine: Machine) -> Setting:
+    name = "kernels"
+    if machine.system != "Linux":
+        return Setting(name, "not here", f"known to help on Linux only, this is {machine.system}")
+    if machine.mkl is None:
+        return Setting(name, "not here", "this Paddle does not carry Intel MKL")
+    if machine.vendor != "AuthenticAMD":
+        vendor = machine.vendor or "of an unknown vendor"
+        return Setting(name, "not here", f"MKL slows down AMD processors, this one is {vendor}")
+    if not machine.avx2:
+        return Setting(name, "not here", "the processor has no AVX2")
+    if name in _done:
+        return Setting(name, "already", "MKL_DEBUG_CPU_TYPE=5 was set by an earlier call")
+    chosen = _in_environment(_MKL_VARIABLES)
+    if chosen:
+        return Setting(name, "yours", f"{chosen} is in the environment")
+    used_before = _is_loaded(machine.mkl)
+    # First set, then ask: asking makes MKL decide, unless a product has already done so,
+    # and what it answers is what it uses until the process ends.
+    os.environ["MKL_DEBUG_CPU_TYPE"] = str(_AVX2)
+    if _ask_mkl_kernels(machine.mkl) == _AVX2:
+        _done.add(name)
+        reason = "MKL_DEBUG_CPU_TYPE=5: Intel MKL uses AVX2 on this AMD processor"
+        return Setting(name, "done", reason)
+    del os.environ["MKL_DEBUG_CPU_TYPE"]
+    if used_before:
+        reason = "a matrix product came first, and Intel MKL has chosen its slow kernels"
+        return Setting(name, "too late", f"{reason}: call tune_cpu() before, in a new process")
+    return Setting(name, "not here", "this Intel MKL does not follow MKL_DEBUG_CPU_TYPE")
+
+
+def _keep_memory(machine: Machine) -> Setting:
+    name = "memory"
+    if machine.system != "Linux" or not machine.libc.startswith("glibc"):
+        library = machine.libc or "unknown"
+        return Setting(name, "not here", f"needs glibc on Linux, the C library is {library}")
+    if name in _done:
+        return Setting(name, "already", "mallopt was called by an earlier call")
+    chosen = _in_environment(_MALLOC_VARIABLES)
+    if not chosen and "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
+        chosen = _in_environment(["GLIBC_TUNABLES"])
+    if chosen:
+        return Setting(name, "yours", f"{chosen} is in the environment")
+    if not _is_malloc_of_glibc():
+        return Setting(name, "not here", "another allocator was loaded in place of glibc's")
+    refused = [
+        option for option, (number, value) in _MALLOPT.items() if _mallopt(number, value) != 1
+    ]
+    if refused:
+        return Setting(name, "not here", f"mallopt refused {', '.join(refused)}")
+    _done.add(name)
+    return Setting(name, "done", "mallopt: freed memory stays in the process")
+
+
+def _use_cores(machine: Machine, threads: int | None) -> Setting:
+    name = "threads"
+    if machine.system != "Linux" or machine.mkl is None:
+        # Paddle warns that more than one thread fails with OpenBLAS.
+        return Setting(name, "not here", "needs Linux and a Paddle that carries Intel MKL")
+    before = _count_threads(machine.mkl)
+    if threads is None:
+        if name in _done:
+            return Setting(name, "already", f"{before}, by an earlier call")
+        chosen = _own_omp_num_threads()
+        if chosen:
+            return Setting(name, "yours", f"OMP_NUM_THREADS={chosen} is in the environment")
+        if before != 1:  # Paddle's default
+            return Setting(name, "yours", f"{before}, set by other code")
+        if machine.cores == 1:
+            return Setting(name, "not here", "there is one core")
+    wanted = threads or machine.cores
+    if before == wanted:
+        return Setting(name, "already", f"{before}, as asked for")
+    core.set_num_threads(wanted)
+    _done.add(name)
+    after = _count_threads(machine.mkl)
+    asked = "" if after == wanted else f"; {wanted} asked for, MKL takes one for each real core"
+    return Setting(name, "done", f"{after} instead of {before} for matrix products{asked}")
+
+
+def _in_environment(variables: Sequence[str]) -> str:
+    return ", ".join(f"{v}={os.environ[v]}" for v in variables if v in os.environ)
+
+
+def _own_omp_num_threads() -> str | None:
+    """OMP_NUM_THREADS if the user has set it: Paddle puts 1 there when it is imported."""
+    value = os.environ.get("OMP_NUM_THREADS")
+    try:
+        at_start = Path("/proc/self/environ").read_bytes().split(b"\0")
+    except OSError:
+        at_start = []
+    if value == "1" and not any(v.startswith(b"OMP_NUM_THREADS=") for v in at_start):
+        return None
+    return value
+
+
+def _count_cores() -> int:
+    if not hasattr(os, "sched_getaffinity"):  # not Linux
+        return os.cpu_count() or 1
+    return min([len(os.sched_getaffinity(0)), *_quotas()])
+
+
+def _quotas() -> Iterator[int]:
+    """Cores that a container may use, in both versions of control groups."""
+    root = Path("/sys/fs/cgroup")
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        try:
+            quota, period = " ".join((root / file).read_text() for file in files).split()
+        except (OSError, ValueError):
+            continue
+        if quota not in ("max", "-1"):
+            yield max(1, math.ceil(int(quota) / int(period)))
+
+
+def _is_loaded(library: Path) -> bool:
+    try:
+        ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+    except OSError:
+        return False
+    return True
+
+
+def _ask_mkl_kernels(library: Path) -> int | None:
+    detect = getattr(ctypes.CDLL(str(library)), "mkl_serv_cpu_detect", None)
+    return int(detect()) if detect else None
+
+
+def _count_threads(library: Path) -> int:
+    return int(ctypes.CDLL(str(library)).MKL_Get_Max_Threads())
+
+
+def _is_malloc_of_glibc() -> bool:
+    ours, glibc = (ctypes.CDLL(name).malloc for name in (None, "libc.so.6"))
+    address = ctypes.c_void_p
+    return ctypes.cast(ours, address).value == ctypes.cast(glibc, address).value
+
+
+def _mallopt(number: int, value: int) -> int:
+    return int(ctypes.CDLL("libc.so.6").mallopt(number, value))
+
+
+def build_laplace_step(points: int) -> Callable[[], paddle.Tensor]:
+    """A training step of a PINN, to be timed: it returns the loss it started from.
+
+    Laplace's equation at ``points`` points and boundary values at a fifth as many, an
+    ``FCNet`` with 4 hidden layers of 50, Adam.
+    """
+    import sympy  # which the rest of this file does without
+
+    from paddlescience_gradnorm.pde import Residual
+
+    x, y = sympy.symbols("x y")
+    u = sympy.Function("u")
+    laplace = Residual(u(x, y).diff(x, 2) + u(x, y).diff(y, 2), (x, y), (u,))
+    paddle.seed(0)
+    net = FCNet(num_ins=2, num_outs=1, num_layers=5, hidden_size=50)
+    optimizer = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+    inside, boundary = paddle.rand([points, 2]), paddle.rand([max(1, points // 5), 2])
+    values = boundary[:, :1] * boundary[:, 1:]
+
+    def step() -> paddle.Tensor:
+        loss = laplace(net, inside).square().mean() + (net(boundary) - values).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        return loss
+
+    return step
+
+
+def _time_steps(points: int, seconds: float) -> float:
+    """Median time of a step in ms, of 5 steps at least."""
+    step = build_laplace_step(points)
+    for _ in range(2):
+        float(step())
+    times: list[float] = []
+    while len(times) < 5 or sum(times) < seconds:
+        start = time.perf_counter()
+        float(step())
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+def _measure(tuned: bool, points: Sequence[int], seconds: float) -> None:
+    """What a fresh process does: tune or not, time the steps, print both as JSON."""
+    report = str(tune_cpu()) if tuned else ""
+    print(json.dumps({"report": report, "ms": [_time_steps(n, seconds) for n in points]}))
+
+
+def _measure_in_fresh_process(tuned: bool, points: Sequence[int], seconds: float) -> Any:
+    code = (
+        "from paddlescience_gradnorm import runtime; "
+        f"runtime._measure({tuned}, {list(points)}, {seconds})"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        env=_environment_of_user(os.environ),
+    )
+    if result.returncode:
+        raise RuntimeError(f"the measurement failed:\n{result.stderr}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def _environment_of_user(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the OMP_NUM_THREADS that Paddle itself has put there."""
+    own = dict(environment)
+    if _own_omp_num_threads() is None:
+        own.pop("OMP_NUM_THREADS", None)
+    return own
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print machine, settings and speed; see ``--help`` for the arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m paddlescience_gradnorm.runtime",
+        description="The speed of a PINN step on this machine, before and after tune_cpu().",
+    )
+    parser.add_argument("--repetitions", type=int, default=3, help="fresh processes of each kind")
+    parser.add_argument("--points", type=int, nargs="+", default=_POINTS)
+    parser.add_argument("--seconds", type=float, default=0.7, help="for each size and process")
+    options = parser.parse_args(argv)
+    if min(options.repetitions, *options.points) < 1:
+        parser.error("--repetitions and --points must be at least 1")
+    print(find_machine(), end="\n\n", flush=True)
+    before, after = [], []
+    for _ in range(options.repetitions):  # in turn, so that both see the same machine
+        before.append(_measure_in_fresh_process(False, options.points, options.seconds))
+        after.append(_measure_in_fresh_process(True, options.points, options.seconds))
+    print(after[0]["report"], end="\n\n")
+    print("ms a step, median (lowest to highest process): Laplace, 4 hidden layers of 50, Adam")
+    print(f"{'points':>8}{'before':>26}{'after':>26}{'ratio':>8}")
+    for k, points in enumerate(options.points):
+        columns = [[run["ms"][k] for run in runs] for runs in (before, after)]
+        ratio = statistics.median(columns[0]) / statistics.median(columns[1])
+        cells = "".join(
+            f"{f'{statistics.median(c):.1f} ({min(c):.1f} to {max(c):.1f})':>26}" for c in columns
+        )
+        print(f"{points:>8}{cells}{ratio:>8.1f}")
+
+
+if __name__ == "__main__":
+    main()

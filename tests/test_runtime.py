@@ -1,0 +1,295 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paddlescience_gradnorm import runtime
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = ("MKL_", "MALLOC_", "GLIBC_TUNABLES", "OMP_")
+HERE = runtime.find_machine()
+LINUX = HERE.system == "Linux"
+AMD = LINUX and HERE.mkl is not None and HERE.vendor == "AuthenticAMD" and HERE.avx2
+GLIBC = LINUX and HERE.libc.startswith("glibc")
+CORES = LINUX and HERE.mkl is not None and HERE.cores > 1
+
+
+def run(code, **environment):
+    """What the code assigns to ``result``, from a fresh process without settings of ours."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS)}
+    code = "from paddlescience_gradnorm.runtime import *\n" + code
+    code += "\nimport json; print(json.dumps(result))"
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**clean, **environment},
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def outcomes(settings):
+    return [outcome for _, outcome, _ in settings]
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine on which everything helps, and nothing of which reaches this process."""
+    for name in [*os.environ, *runtime._MKL_VARIABLES]:
+        if name.startswith(SETTINGS):
+            monkeypatch.delenv(name, raising=False)
+    calls = []
+    monkeypatch.setattr(runtime, "_done", set())
+    monkeypatch.setattr(runtime, "_is_loaded", lambda library: False)
+    monkeypatch.setattr(runtime, "_ask_mkl_kernels", lambda library: 5)
+    monkeypatch.setattr(runtime, "_own_omp_num_threads", lambda: None)
+    monkeypatch.setattr(runtime, "_count_threads", lambda library: 1)
+    monkeypatch.setattr(runtime, "_is_malloc_of_glibc", lambda: True)
+    monkeypatch.setattr(runtime, "_mallopt", lambda *args: calls.append(args) or 1)
+    monkeypatch.setattr(
+        runtime.core, "set_num_threads", lambda n: calls.append(("threads", n)), raising=False
+    )
+
+    class Fake:
+        settings = calls
+
+        def be(self, **changes):
+            machine = runtime.Machine(
+                "Linux", "AuthenticAMD", "AMD EPYC", True, 4, "glibc 2.36", Path("libmkl.so")
+            )._replace(**changes)
+            monkeypatch.setattr(runtime, "find_machine", lambda: machine)
+
+    # A variable that a test sets by tuning is gone after it.
+    monkeypatch.setenv("MKL_DEBUG_CPU_TYPE", "")
+    os.environ.pop("MKL_DEBUG_CPU_TYPE")
+    fake = Fake()
+    fake.be()
+    return fake
+
+
+# The real thing, on whatever machine this is.
+
+
+def test_every_setting_that_helps_here_is_made_once_and_takes_effect():
+    result = run(
+        "import os, resource, paddle\n"
+        "from paddlescience_gradnorm import runtime\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(5): bytes(1) * 40_000_000\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "given_back = faults()\n"
+        "first, second, third = tune_cpu(), tune_cpu(), tune_cpu(threads=1)\n"
+        "a = paddle.ones([300, 300]); a @ a\n"
+        "mkl = find_machine().mkl\n"
+        "kernels = runtime._ask_mkl_kernels(mkl) if mkl else None\n"
+        "faults()\n"
+        "variable = os.environ.get('MKL_DEBUG_CPU_TYPE')\n"
+        "result = [first, second, third, variable, kernels, given_back, faults()]"
+    )
+    first, second, third, variable, kernels, given_back, kept = result
+    assert outcomes(first) == ["done" if helps else "not here" for helps in (AMD, GLIBC, CORES)]
+    assert outcomes(second) == ["already" if helps else "not here" for helps in (AMD, GLIBC, CORES)]
+    if AMD:
+        assert (variable, kernels) == ("5", 5)
+    else:
+        assert variable is None
+    if GLIBC:  # page faults of taking 40 MB again and again
+        assert kept < given_back / 4, (given_back, kept)
+    if CORES:
+        assert third[2][1] == "done" and third[2][2].startswith("1 instead of ")
+
+
+def test_after_a_matrix_product_it_is_too_late_for_the_kernels_only():
+    report, variable = run(
+        "import os, paddle\n"
+        "a = paddle.ones([30, 30]); a @ a\n"
+        "result = [tune_cpu(), os.environ.get('MKL_DEBUG_CPU_TYPE')]"
+    )
+    kernels, memory, threads = outcomes(report)
+    assert variable is None
+    assert kernels == ("too late" if AMD else "not here")
+    assert memory == ("done" if GLIBC else "not here")
+    assert threads == ("done" if CORES else "not here")
+
+
+def test_a_library_that_is_loaded_but_not_yet_used_is_in_time():
+    report = run(
+        "import paddle\npaddle.base.core.set_num_threads(1)\n"
+        "a = paddle.ones([30, 30]).tanh() + 1.0\n"
+        "result = tune_cpu()"
+    )
+    assert outcomes(report)[0] == ("done" if AMD else "not here")
+
+
+def test_the_environment_of_the_user_wins():
+    report, variables = run(
+        "import os\nresult = [tune_cpu(), [os.environ[v] for v in "
+        "('MKL_DEBUG_CPU_TYPE', 'MALLOC_TOP_PAD_', 'OMP_NUM_THREADS')]]",
+        MKL_DEBUG_CPU_TYPE="4",
+        MALLOC_TOP_PAD_="65536",
+        OMP_NUM_THREADS="1",
+    )
+    assert variables == ["4", "65536", "1"]
+    for helps, (_, outcome, reason), variable in zip(
+        (AMD, GLIBC, CORES),
+        report,
+        ("MKL_DEBUG_CPU_TYPE=4", "MALLOC_TOP_PAD_=65536", "OMP_NUM_THREADS=1"),
+    ):
+        assert outcome == ("yours" if helps else "not here")
+        assert not helps or variable in reason
+
+
+def test_the_import_changes_nothing_in_the_environment_but_what_paddle_changes():
+    code = (
+        "import zlib, os, paddle; before = dict(os.environ);"
+        "import paddlescience_gradnorm, paddlescience_gradnorm.runtime;"
+        "print(before == dict(os.environ))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert process.stdout.split()[-1:] == ["True"], process.stderr
+
+
+def test_a_pinn_step_gives_the_same_numbers_with_and_without():
+    code = "step = build_laplace_step(400)\nresult = [float(step()) for _ in range(5)]"
+    plain, tuned = run(code), run("tune_cpu()\n" + code)
+    assert plain[-1] < plain[0]
+    assert tuned == pytest.approx(plain, rel=1e-4)
+    assert tuned[0] == pytest.approx(plain[0], rel=1e-6)
+
+
+def test_the_command_line_prints_machine_settings_and_speed():
+    process = subprocess.run(
+        [
+            *(sys.executable, "-m", "paddlescience_gradnorm.runtime"),
+            *"--repetitions 1 --points 20 30 --seconds 0".split(),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert lines[0] == str(HERE)
+    assert [line.split()[0] for line in lines[2:5]] == ["kernels", "memory", "threads"]
+    assert [line.split()[0] for line in lines[-2:]] == ["20", "30"]
+
+
+@pytest.mark.parametrize("arguments", [["--repetitions", "0"], ["--points", "0"]])
+def test_the_command_line_refuses_to_measure_nothing(arguments, capsys):
+    with pytest.raises(SystemExit):
+        runtime.main(arguments)
+    assert "at least 1" in capsys.readouterr().err
+
+
+# Other machines.
+
+
+def test_where_everything_helps_everything_is_set(machine):
+    report = runtime.tune_cpu()
+    assert outcomes(report) == ["done"] * 3
+    assert os.environ["MKL_DEBUG_CPU_TYPE"] == "5"
+    assert machine.settings == [
+        (-4, 0),
+        (-1, 2**31 - 1),
+        (-2, 64 * 2**20),
+        ("threads", 4),
+    ]
+    assert [line.split()[:2] for line in str(report).splitlines()] == [
+        ["kernels", "done"],
+        ["memory", "done"],
+        ["threads", "done"],
+    ]
+    assert outcomes(runtime.tune_cpu()) == ["already"] * 3
+    assert len(machine.settings) == 4
+
+
+@pytest.mark.parametrize(
+    "changes, setting, says",
+    [
+        ({"vendor": "GenuineIntel"}, 0, "GenuineIntel"),
+        ({"vendor": ""}, 0, "unknown vendor"),
+        ({"avx2": False}, 0, "no AVX2"),
+        ({"mkl": None}, 0, "does not carry Intel MKL"),
+        ({"mkl": None}, 2, "carries Intel MKL"),
+        ({"libc": "musl 1.2"}, 1, "musl 1.2"),
+        ({"libc": ""}, 1, "unknown"),
+        ({"cores": 1}, 2, "one core"),
+    ],
+)
+def test_where_a_setting_is_of_no_use_it_is_left_and_the_report_says_why(
+    machine, changes, setting, says
+):
+    machine.be(**changes)
+    _, outcome, reason = runtime.tune_cpu()[setting]
+    assert outcome == "not here" and says in reason
+    if setting == 0:
+        assert "MKL_DEBUG_CPU_TYPE" not in os.environ
+    elif setting == 1:
+        assert machine.settings == [("threads", 4)]
+    else:
+        assert len(machine.settings) == 3
+
+
+@pytest.mark.parametrize("system", ["Darwin", "Windows"])
+def test_elsewhere_than_on_linux_it_does_nothing_and_says_so(machine, system):
+    machine.be(system=system, libc="")
+    before = dict(os.environ)
+    report = runtime.tune_cpu()
+    assert outcomes(report) == ["not here"] * 3 and "Linux" in str(report)
+    assert dict(os.environ) == before and machine.settings == []
+
+
+@pytest.mark.parametrize("used, outcome", [(True, "too late"), (False, "not here")])
+def test_kernels_that_mkl_does_not_take_leave_no_trace(machine, monkeypatch, used, outcome):
+    monkeypatch.setattr(runtime, "_is_loaded", lambda library: used)
+    monkeypatch.setattr(runtime, "_ask_mkl_kernels", lambda library: 0)
+    assert runtime.tune_cpu().kernels.outcome == outcome
+    assert "MKL_DEBUG_CPU_TYPE" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "variable", ["MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES"]
+)
+def test_related_variables_of_the_user_win_too(machine, monkeypatch, variable):
+    monkeypatch.setenv(variable, "glibc.malloc.top_pad=1")
+    report = runtime.tune_cpu()
+    setting = report.kernels if variable.startswith("MKL") else report.memory
+    assert setting.outcome == "yours" and variable in setting.reason
+
+
+def test_glibc_tunables_for_something_else_do_not_matter(machine, monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.rtld.nns=4")
+    assert runtime.tune_cpu().memory.outcome == "done"
+
+
+def test_an_allocator_in_place_of_glibc_is_left_alone(machine, monkeypatch):
+    monkeypatch.setattr(runtime, "_is_malloc_of_glibc", lambda: False)
+    assert runtime.tune_cpu().memory.outcome == "not here"
+    assert machine.settings == [("threads", 4)]
+
+
+def test_a_refusal_of_mallopt_is_reported(machine, monkeypatch):
+    monkeypatch.setattr(runtime, "_mallopt", lambda number, value: int(number != -1))
+    setting = runtime.tune_cpu().memory
+    assert setting.outcome == "not here" and setting.reason.endswith("refused M_TRIM_THRESHOLD")
+
+
+def test_threads_that_other_code_has_set_stay_unless_a_number_is_asked_for(machine, monkeypatch):
+    monkeypatch.setattr(runtime, "_count_threads", lambda library: 3)
+    assert runtime.tune_cpu().threads.outcome == "yours"
+    assert runtime.tune_cpu(threads=3).threads.outcome == "already"
+    assert runtime.tune_cpu(threads=2).threads.outcome == "done"
+    assert machine.settings[-1] == ("threads", 2)
+
+
+@pytest.mark.parametrize("threads, error", [(0, ValueError), (True, TypeError), ("2", TypeError)])
+def test_threads_must_be_a_number_from_one_up(machine, threads, error):
+    with pytest.raises(error, match="threads must be"):
+        runtime.tune_cpu(threads=threads)
+    assert "MKL_DEBUG_CPU_TYPE" not in os.environ and machine.settings == []
