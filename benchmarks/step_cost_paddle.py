@@ -1,0 +1,104 @@
+"""The Paddle side of step_cost.py; `--tune` calls tune_cpu() first."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Callable
+
+import sympy
+from step_cost_worker import ALPHA, LAYERS, LEARNING_RATE, WEIGHT_LR, WIDTH, Case, Run, serve
+
+import paddlescience_gradnorm
+from paddlescience_gradnorm import FCNet, GradNorm
+from paddlescience_gradnorm.pde import Residual
+
+import paddle  # isort: skip, after the package that sees to its loading
+
+# What GradNorm is built with; the plain step has none.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "one_pass": {},
+    "one_pass_own": {"weight_lr": WEIGHT_LR},
+    "one_pass_every_10": {"update_every": 10},
+    "two_pass": {},
+}
+
+
+def build(case: Case, mode: str) -> Run:
+    """The step of this mode, ready to run."""
+    paddle.seed(0)
+    n_fields = 1 if case.equation == "laplace" else 3
+    net: paddle.nn.Layer = FCNet(2, n_fields, LAYERS, WIDTH)
+    if mode != "plain":
+        net = GradNorm(net, n_loss=case.losses, alpha=ALPHA, **OPTIONS[mode])
+    optimizer = paddle.optimizer.Adam(LEARNING_RATE, parameters=net.parameters())
+    losses_of = laplace(case) if case.equation == "laplace" else navier_stokes(case)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            losses = losses_of(net)
+            if mode == "plain":
+                sum(losses).backward()
+            elif mode == "two_pass":
+                weighted = (net.loss_weights * paddle.stack(losses)).sum()
+                weighted.backward(retain_graph=True)
+                net.get_grad_norm_loss(losses)
+            else:
+                net.backward(losses)
+            optimizer.step()
+            optimizer.clear_grad()
+            # Else the plain step's graph would still stand while the next one is built.
+            # GradNorm.backward detaches its losses; nobody shall win by that here.
+            losses = weighted = None
+
+    return run
+
+
+Losses = Callable[[paddle.nn.Layer], "list[paddle.Tensor]"]
+
+
+def laplace(case: Case) -> Losses:
+    x, y = sympy.symbols("x y")
+    u = sympy.Function("u")
+    residual = Residual(u(x, y).diff(x, 2) + u(x, y).diff(y, 2), inputs=(x, y), outputs=(u,))
+    parts = [paddle.to_tensor(points) for points in case.interior()]
+    edge, values = (paddle.to_tensor(array) for array in case.boundary())
+
+    def losses(net: paddle.nn.Layer) -> list[paddle.Tensor]:
+        inside = [residual(net, points).square().mean() for points in parts]
+        return [*inside, (net(edge) - values).square().mean()]
+
+    return losses
+
+
+def navier_stokes(case: Case) -> Losses:
+    """Steady flow in two dimensions: continuity and two momenta."""
+    x, y = sympy.symbols("x y")
+    u, v, p = (sympy.Function(name) for name in "uvp")
+    fields = (u(x, y), v(x, y))
+
+    def momentum(field: sympy.Expr, axis: sympy.Symbol) -> sympy.Expr:
+        convection = fields[0] * field.diff(x) + fields[1] * field.diff(y)
+        return convection + p(x, y).diff(axis) - (field.diff(x, 2) + field.diff(y, 2)) / 100
+
+    system = [
+        fields[0].diff(x) + fields[1].diff(y),
+        momentum(fields[0], x),
+        momentum(fields[1], y),
+    ]
+    residual = Residual(system, inputs=(x, y), outputs=(u, v, p))
+    (points,) = (paddle.to_tensor(points) for points in case.interior())
+    return lambda net: [r.square().mean() for r in residual(net, points)]
+
+
+if __name__ == "__main__":
+    settings = "as installed"
+    if "--tune" in sys.argv:
+        from paddlescience_gradnorm.runtime import tune_cpu
+
+        lines = str(tune_cpu()).splitlines()
+        settings = "tune_cpu(): " + "; ".join(" ".join(line.split()) for line in lines)
+    versions = {
+        "paddle": paddle.__version__,
+        "paddlescience_gradnorm": paddlescience_gradnorm.__version__,
+    }
+    serve(build, {"versions": versions, "settings": settings})
