@@ -25,6 +25,7 @@ from tqdm import trange
 import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet, GradNorm
 from paddlescience_gradnorm.pde import Residual, sample_boundary, sample_interior
+from paddlescience_gradnorm.runtime import tune_cpu
 
 import paddle  # isort: skip, after the package that sees to its loading
 
@@ -146,6 +147,8 @@ def plot_training(path: Path, history: dict[str, np.ndarray]) -> None:
 def main(arguments: list[str] | None = None) -> dict[str, object]:
     options = parse(arguments)
     paddle.set_device(options.device)
+    if options.device == "cpu":
+        print(tune_cpu())
     paddle.seed(options.seed)
     problem = Problem(options.points, options.seed)
     net: paddle.nn.Layer = FCNet(num_ins=2, num_outs=1, num_layers=5, hidden_size=50)

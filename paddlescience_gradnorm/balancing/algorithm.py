@@ -16,7 +16,7 @@ class RuleOutput(NamedTuple):
 
     Attributes:
         loss: The GradNorm loss Lgrad, shape [].
-        weight_gradient: dLgrad/dw, shape [T]; all zeros where ``usable`` is false.
+        weight_gradient: dLgrad/dw, shape [T]; without a meaning where ``usable`` is false.
         usable: Whether the losses, their references and their gradients gave
             finite training rates and targets, boolean, shape [].
     """
@@ -81,16 +81,16 @@ class GradNormRule:
         weighted_norms = weights * gradient_norms
         loss_ratios = losses / initial_losses
         rates = loss_ratios / loss_ratios.mean()
-        # A tensor, for Paddle rounds a Python exponent to float32.
-        alpha = paddle.full([], self.alpha, rates.dtype)
-        excess = weighted_norms - weighted_norms.mean() * rates**alpha
+        # r ** alpha by way of the root, which is NaN for a negative rate, whatever alpha;
+        # and with a tensor, for Paddle rounds a Python exponent to float32.
+        roots = rates.sqrt()
+        powers = roots ** paddle.full([], 2 * self.alpha, rates.dtype)
+        if self.alpha == 0:
+            powers = powers + 0 * roots  # NaN ** 0 is 1
+        excess = weighted_norms - weighted_norms.mean() * powers
         loss = excess.abs().sum()
-        # Every NaN and infinity ends up in Lgrad, but for alpha = 0, which hides
-        # a rate that does not exist; and a negative rate means nothing.
-        usable = paddle.isfinite(loss) & (rates >= 0).all()
-        gradient = excess.sign() * gradient_norms
-        gradient = paddle.where(usable, gradient, paddle.zeros_like(gradient))
-        return RuleOutput(loss, gradient, usable)
+        # Every NaN and infinity ends up in Lgrad.
+        return RuleOutput(loss, excess.sign() * gradient_norms, paddle.isfinite(loss))
 
 
 def renormalized(weights: paddle.Tensor, floor: float) -> paddle.Tensor:

@@ -307,7 +307,9 @@ class LossBalancer(PicklableLayer):
             # An optimizer with parameter groups has put its own decay here.
             weights.regularizer = _NO_DECAY
             self.set_grad()
-            weights.grad.set_value(output.weight_gradient)
+            # Zero, for a NaN would stay in the optimizer's moments for ever.
+            zero = paddle.zeros_like(weights)
+            weights.grad.set_value(paddle.where(output.usable, output.weight_gradient, zero))
             if step == _STEPS_TO_MOVE * self.update_every:
                 self._check_that_somebody_steps()
         else:

@@ -69,11 +69,10 @@ def test_equal_norms_and_rates_ask_for_no_change():
         ([1, 1], [1, 1], [np.inf, 1]),
     ],
 )
-def test_numbers_without_a_meaning_give_no_gradient(alpha, losses, initial, norms):
+def test_numbers_without_a_meaning_are_not_usable(alpha, losses, initial, norms):
     ones, losses, initial, norms = tensors([1, 1], losses, initial, norms)
     output = GradNormRule(alpha).evaluate(ones, losses, initial, norms)
     assert not bool(output.usable)
-    assert output.weight_gradient.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("alpha", [-0.1, float("nan"), float("inf")])
