@@ -38,12 +38,17 @@ def backward_by_task(
     before = [_take_gradient(parameter) for parameter in shared]
     by_task: list[list[paddle.Tensor | None]] = []
     try:
-        for i, (loss, factor) in enumerate(zip(losses, _factors(weights, losses))):
+        # From the last to the first, for the first is usually the PDE's, with the largest
+        # graph, and freeing a graph on the way, which only the one that ends it may do,
+        # is the cheaper the larger it is.
+        factors = _factors(weights, losses)
+        for i in reversed(range(len(losses))):
             with _explaining_a_used_graph(names[i]):
-                # Other losses may share this one's graph; the last one frees it.
-                paddle.autograd.backward([loss], [factor], retain_graph=i + 1 < len(losses))
+                # Another loss may share this one's graph.
+                paddle.autograd.backward([losses[i]], [factors[i]], retain_graph=i > 0)
             # What no other loss shares of the graph is freed here, as after any backward.
-            loss.detach_()
+            if not any(other is losses[i] for other in losses[:i]):
+                losses[i].detach_()
             # Taken OUT between the losses, not differenced from a running sum: the
             # gradients differ by 1e4 and more, where float32 would lose the small ones.
             by_task.append([_take_gradient(parameter) for parameter in shared])
@@ -54,7 +59,7 @@ def backward_by_task(
             present = [gradient for gradient in gradients if gradient is not None]
             if present:
                 parameter.grad = paddle.add_n(present) if len(present) > 1 else present[0]
-    return _norms(by_task, weights.dtype) / weights
+    return _norms(by_task[::-1], weights.dtype) / weights
 
 
 def task_gradient_norms(

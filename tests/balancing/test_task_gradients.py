@@ -68,6 +68,13 @@ def test_a_small_gradient_survives_beside_a_large_one(fc_net):
     np.testing.assert_allclose(norms.numpy(), [4e6, 4e-6], rtol=1e-6)  # sqrt(16 weights)
 
 
+def test_the_same_loss_may_stand_twice(fc_net, make_losses):
+    loss = make_losses(fc_net)[0]
+    weight = fc_net.get_last_shared_layer()
+    norms = backward_by_task([loss, loss], paddle.ones([2]), [weight], NAMES[:2])
+    assert norms[0].item() == norms[1].item() > 0
+
+
 def test_norms_apart_touch_no_gradient(fc_net, make_losses):
     losses = make_losses(fc_net)
     task_gradient_norms(losses, [fc_net.get_last_shared_layer()], NAMES, paddle.float32)
