@@ -257,6 +257,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
         (axes[1], "losses", "to_plain", [r for r in ours if r["points"] == 2000]),
         (axes[2], "points", "ms", [r for r in laplace if r["losses"] == 2]),
     ):
+        axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # there are 11 contestants
         for label in dict.fromkeys(r["label"] for r in chosen):
             line = [r for r in chosen if r["label"] == label]
             middle, low, high = (
