@@ -6,13 +6,17 @@ VENV := .venv$(if $(PADDLE),-$(PADDLE))
 RUN := $(VENV)/bin/python
 REQUIREMENTS := $(if $(PADDLE),paddlepaddle==$(PADDLE) $(if $(filter 2.%,$(PADDLE)),'numpy<2' setuptools))
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/installed-plot
 	$(RUN) examples/pinn_laplace/pinn_laplace.py
 
 test: $(VENV)/installed-test
 	$(RUN) -m pytest
+
+# PEERS=path/to/python adds PyTorch and JAX from that environment: see benchmarks/README.md.
+bench: $(VENV)/installed-plot
+	$(RUN) benchmarks/step_cost.py $(if $(PEERS),--peers-python $(PEERS))
 
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .

@@ -8,7 +8,6 @@ ratios are taken within a turn. Memory is measured in fresh processes. See READM
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import os
@@ -39,7 +38,6 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "67108864",
 }
-MKL = {"MKL_DEBUG_CPU_TYPE": "5"}
 THREADS = {"OMP_NUM_THREADS": str(CORES)}
 
 
@@ -113,10 +111,10 @@ class Worker:
 def commands(peers_python: Path | None) -> dict[str, tuple[list[str], dict[str, str]]]:
     """Command and environment of every worker that this machine may have."""
     paddle = [sys.executable, str(HERE / "step_cost_paddle.py")]
-    found = {"paddle": (paddle, {**MALLOC, **MKL, **THREADS})}
-    if importlib.util.find_spec("paddlescience_gradnorm.runtime"):
-        found["paddle"] = ([*paddle, "--tune"], {})
-    found["paddle as installed"] = (paddle, {})
+    found: dict[str, tuple[list[str], dict[str, str]]] = {
+        "paddle": ([*paddle, "--tune"], {}),
+        "paddle as installed": (paddle, {}),
+    }
     if peers_python is None:
         print("peers skipped: --peers-python is not given")
     elif not peers_python.exists():
@@ -249,7 +247,7 @@ def number(value: float | None, style: str) -> str:
 
 
 def plot(path: Path, rows: list[dict[str, Any]]) -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(17.5, 4.5), layout="constrained")
     laplace = [r for r in rows if r["equation"] == "laplace"]
     ours = [r for r in laplace if r["worker"] == "paddle"]
     for axis, x, value, chosen in (
@@ -278,7 +276,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     axes[2].set_title("all contestants, 2 losses")
     axes[2].set_yscale("log")
     axes[0].legend(fontsize="small")
-    axes[2].legend(fontsize="x-small")
+    axes[2].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -306,10 +306,12 @@ class LossBalancer(PicklableLayer):
             self._awaits_optimizer = True
             # An optimizer with parameter groups has put its own decay here.
             weights.regularizer = _NO_DECAY
-            self.set_grad()
             # Zero, for a NaN would stay in the optimizer's moments for ever.
             zero = paddle.zeros_like(weights)
-            weights.grad.set_value(paddle.where(output.usable, output.weight_gradient, zero))
+            gradient = paddle.where(output.usable, output.weight_gradient, zero)
+            self.set_grad()
+            # grad.set_value without its way through the host on Paddle 2.6.
+            weights.grad.copy_(gradient, False)
             if step == _STEPS_TO_MOVE * self.update_every:
                 self._check_that_somebody_steps()
         else:

@@ -344,6 +344,44 @@ def as_on_an_accelerator(monkeypatch):
     monkeypatch.setattr(paddle.base.core.Place, "is_cpu_place", lambda self: False)
 
 
+@pytest.mark.parametrize("lr", [None, 0.01], ids=["caller's optimizer", "own step"])
+def test_the_host_reads_nothing_that_the_step_still_computes(
+    as_on_an_accelerator, monkeypatch, fc_net, make_losses, lr
+):
+    balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, lr=lr)
+    train(fc_net, balancer, make_losses, 3)
+    losses = make_losses(fc_net)
+    earlier = balancer._unread.usable
+    reads = []
+
+    def recording(method):
+        return lambda tensor, *args: reads.append(tensor) or method(tensor, *args)
+
+    for name in ("item", "numpy", "tolist", "__float__", "__int__", "__bool__", "__array__"):
+        monkeypatch.setattr(paddle.Tensor, name, recording(getattr(paddle.Tensor, name)))
+    balancer.backward(losses)
+    monkeypatch.undo()
+    # The count of steps, which lives on the host, and the report of the step before.
+    assert any(tensor is earlier for tensor in reads)
+    assert all(tensor is earlier or tensor is balancer.step_count for tensor in reads)
+
+
+def test_freezing_stops_the_updates_and_no_more(fc_net, make_losses):
+    balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, lr=None)
+    optimizer = paddle.optimizer.Adam(
+        1e-3, parameters=[*fc_net.parameters(), balancer.loss_weights]
+    )
+    train(fc_net, balancer, make_losses, 3, optimizer)
+    balancer.freeze()
+    before, network = balancer.get_weights(), fc_net.linears[0].weight.numpy()
+    train(fc_net, balancer, make_losses, 3, optimizer)
+    np.testing.assert_array_equal(balancer.get_weights(), before)
+    assert (fc_net.linears[0].weight.numpy() != network).any()
+    balancer.unfreeze()
+    train(fc_net, balancer, make_losses, 1, optimizer)
+    assert (balancer.get_weights() != before).any()
+
+
 def test_reset_on_an_accelerator(as_on_an_accelerator, fc_net, balancer, make_losses):
     train(fc_net, balancer, make_losses, 3)
     balancer.reset_initial_losses()
