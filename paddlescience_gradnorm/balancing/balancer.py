@@ -174,7 +174,8 @@ class LossBalancer(PicklableLayer):
             total = paddle.dot(weights, values)
             if self._is_update(step):
                 norms = backward_by_task(scalars, weights, self.shared, self._order.names)
-                self._update(step, values, norms)
+                # Paddle 2.6 takes set_value through the host, for which an accelerator waits.
+                self._update(step, values, norms, in_place=True)
             else:
                 backward_of_sum(scalars, weights, self.shared, self._order.names)
                 self._rest(step, values)
@@ -212,7 +213,7 @@ class LossBalancer(PicklableLayer):
             # What the caller's backward of the weighted sum has left there.
             weights.clear_gradient(False)
             if update:
-                self._update(step, values, norms)
+                self._update(step, values, norms, in_place=False)
             else:
                 self._rest(step, values)
             self._count(step)
@@ -293,7 +294,9 @@ class LossBalancer(PicklableLayer):
     def _is_update(self, step: int) -> bool:
         return step % self.update_every == 0 and not self._frozen
 
-    def _update(self, step: int, losses: paddle.Tensor, gradient_norms: paddle.Tensor) -> None:
+    def _update(
+        self, step: int, losses: paddle.Tensor, gradient_norms: paddle.Tensor, in_place: bool
+    ) -> None:
         weights = self._weights
         if not self._knows_reference:
             self._take_reference(losses)
@@ -310,8 +313,10 @@ class LossBalancer(PicklableLayer):
             zero = paddle.zeros_like(weights)
             gradient = paddle.where(output.usable, output.weight_gradient, zero)
             self.set_grad()
-            # grad.set_value without its way through the host on Paddle 2.6.
-            weights.grad.copy_(gradient, False)
+            if in_place:
+                weights.grad.copy_(gradient, False)
+            else:
+                weights.grad.set_value(gradient)
             if step == _STEPS_TO_MOVE * self.update_every:
                 self._check_that_somebody_steps()
         else:
