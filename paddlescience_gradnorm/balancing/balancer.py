@@ -384,7 +384,8 @@ class LossBalancer(PicklableLayer):
         super()._apply(transform, device, dtype, blocking, *args)
 
     def _check_that_somebody_steps(self) -> None:
-        if (self._weights.numpy() == self._start.astype(self._weights.numpy().dtype)).all():
+        weights = self._weights.numpy()
+        if (weights == self._start.astype(weights.dtype)).all():
             warnings.warn(
                 f"after {_STEPS_TO_MOVE} updates the loss weights are what they were at the "
                 "start: no optimizer seems to step them. Build the optimizer with "

@@ -34,8 +34,9 @@ def propagate(
         One tensor of shape [N, num_outs] for each index, differentiable with respect to
         the parameters, but not with respect to ``ins``.
     """
-    seconds = sorted({tuple(sorted(index)) for index in indices if len(index) == 2})
-    firsts = sorted({i for index in indices for i in index})
+    wanted = [tuple(sorted(index)) for index in indices]  # the order of coordinates is all one
+    seconds = sorted({index for index in wanted if len(index) == 2})
+    firsts = sorted({i for index in wanted for i in index})
     pairs = [(firsts.index(i), firsts.index(j)) for i, j in seconds]
     columns = [linears[0].weight[i] for i in firsts]  # z_i, the same at all points; z_ij = 0
 
@@ -61,12 +62,12 @@ def propagate(
         ]
     keys: list[Index] = [(), *((i,) for i in firsts), *seconds]
     last = linears[-1]
-    outputs = {}
-    for key, part in zip(keys, jet):
-        if key in indices or key == ():
-            outputs[key] = paddle.matmul(part, last.weight)
-    outputs[()] = outputs[()] + last.bias
-    return [outputs[tuple(sorted(index))] for index in indices]
+    outputs = {
+        key: paddle.matmul(part, last.weight) for key, part in zip(keys, jet) if key in wanted
+    }
+    if () in outputs:
+        outputs[()] = outputs[()] + last.bias
+    return [outputs[index] for index in wanted]
 
 
 def _tanh(value: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
