@@ -95,7 +95,9 @@ class GradNormAggregator(LossAggregator):
         self._acting = self.balancer.loss_weights.detach().clone()
         self._scale = 1.0
 
-    def forward(self, losses: Mapping[str, paddle.Tensor], step: int | None = None) -> paddle.Tensor:
+    def forward(
+        self, losses: Mapping[str, paddle.Tensor], step: int | None = None
+    ) -> paddle.Tensor:
         """The weighted sum; its ``backward()`` runs the whole backward pass and the update.
 
         Args:
