@@ -23,8 +23,8 @@ from paddlescience_gradnorm.runtime import tune_cpu
 class Front:
     """The exact solution 1 / (1 + exp(k (x + 1/2 - c t))).
 
-    With s = u (1 - u), u_t = c k s and u_xx = k^2 s (1 - 2 u), and 5 u - 5 u^3 = 5 s (1 + u); so the
-    equation holds for all u if 2 eps^2 k^2 = 5 and c k = eps^2 k^2 + 5.
+    With s = u (1 - u), u_t = c k s, u_xx = k^2 s (1 - 2 u) and 5 u - 5 u^3 = 5 s (1 + u); so
+    the equation holds for all u if 2 eps^2 k^2 = 5 and c k = eps^2 k^2 + 5.
     """
 
     def __init__(self, eps: float):
