@@ -13,6 +13,7 @@ import paddle
 from paddlescience_gradnorm import arguments
 from paddlescience_gradnorm.balancing.algorithm import GradNormRule, renormalized
 from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
+from paddlescience_gradnorm.balancing.shared_graph import two_passes_are_cheaper
 from paddlescience_gradnorm.balancing.task_gradients import (
     backward_by_task,
     backward_of_sum,
@@ -69,6 +70,7 @@ class LossBalancer(PicklableLayer):
 
     step_count: paddle.Tensor
     _unread: _Observation | None
+    _in_two_passes: bool | None  # None until a step has shown the losses' graphs
 
     def __init__(
         self,
@@ -173,7 +175,7 @@ class LossBalancer(PicklableLayer):
             values = paddle.stack(_scalars_as(scalars, weights.dtype))
             total = paddle.dot(weights, values)
             if self._is_update(step):
-                norms = backward_by_task(scalars, weights, self.shared, self._order.names)
+                norms = self._backward_with_norms(scalars)
                 # Paddle 2.6 takes set_value through the host, for which an accelerator waits.
                 self._update(step, values, norms, in_place=True)
             else:
@@ -262,6 +264,17 @@ class LossBalancer(PicklableLayer):
     set_dict = set_state_dict
     load_dict = set_state_dict
 
+    def _backward_with_norms(self, losses: Sequence[paddle.Tensor]) -> paddle.Tensor:
+        """Backward of the weighted sum, in the form that is cheaper for these losses' graphs."""
+        weights, names = self._weights, self._order.names
+        if self._in_two_passes is None:
+            self._in_two_passes = two_passes_are_cheaper(losses, self.shared)
+        if not self._in_two_passes:
+            return backward_by_task(losses, weights, self.shared, names)
+        norms = task_gradient_norms(losses, self.shared, names, weights.dtype)
+        backward_of_sum(losses, weights, self.shared, names)
+        return norms
+
     @property
     def _weights(self) -> paddle.Tensor:
         """The parameter as it is, not renormalised."""
@@ -271,6 +284,7 @@ class LossBalancer(PicklableLayer):
         """Drop what was noted of steps that a loaded state knows nothing of."""
         self._unread = None
         self._knows_reference = False
+        self._in_two_passes = None
         # Whether loss_weights.grad has been written for the caller's optimizer, and
         # whether the weights have summed to n_loss since.
         self._awaits_optimizer = False
