@@ -1,4 +1,4 @@
-"""The Paddle side of step_cost.py; `--tune` calls tune_cpu() first."""
+"""The Paddle side of step_cost.py; `--tune` calls tune_cpu(), `--build` too builds operators."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import paddle  # isort: skip, after the package that sees to its loading
 
 # What GradNorm is built with; the plain step has none.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "one_pass": {},
-    "one_pass_own": {"weight_lr": WEIGHT_LR},
-    "one_pass_every_10": {"update_every": 10},
+    "gradnorm": {},
+    "gradnorm_own": {"weight_lr": WEIGHT_LR},
+    "gradnorm_every_10": {"update_every": 10},
     "two_pass": {},
 }
 
@@ -95,7 +95,7 @@ if __name__ == "__main__":
     if "--tune" in sys.argv:
         from paddlescience_gradnorm.runtime import tune_cpu
 
-        lines = str(tune_cpu()).splitlines()
+        lines = str(tune_cpu(build="--build" in sys.argv)).splitlines()
         settings = "tune_cpu(): " + "; ".join(" ".join(line.split()) for line in lines)
     versions = {
         "paddle": paddle.__version__,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -26,12 +28,12 @@ def two_passes_are_cheaper(
         losses: T scalar tensors whose graphs exist.
         shared: The shared parameters W.
     """
-    targets = {parameter.grad_fn.node_ptr() for parameter in shared}
+    targets = {_node_of(parameter).node_ptr() for parameter in shared}
     visits: Counter[int] = Counter()
     costs: dict[int, int] = {}
     between = 0
     for loss in losses:
-        below = _nodes_below(loss.grad_fn)
+        below = _nodes_below(_node_of(loss))
         for pointer, children in below.items():
             leaves = sum(not below[child] for child in children)
             costs[pointer] = 1 + _PRODUCT * leaves if children else 0
@@ -39,6 +41,16 @@ def two_passes_are_cheaper(
         between += sum(costs[pointer] for pointer in _leading_to(targets, below))
     repeated = sum(costs[pointer] * (times - 1) for pointer, times in visits.items())
     return between < repeated
+
+
+def _node_of(tensor: paddle.Tensor) -> Any:
+    """The node that a backward pass from this tensor starts with."""
+    node = tensor.grad_fn
+    # Paddle (2.6.2 to 3.3.1) hands it out with a reference too many, which would keep the
+    # graph of this step, and all tensors in it, for ever.
+    if sys.getrefcount(node) > 2:  # this variable's and the call's own
+        ctypes.pythonapi.Py_DecRef(ctypes.py_object(node))
+    return node
 
 
 def _nodes_below(root: Any) -> dict[int, list[int]]:

@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import paddle
 import pytest
 
@@ -41,3 +44,22 @@ def test_a_little_that_is_shared_does_not_matter(net):
     scale.stop_gradient = False
     losses = [(net(paddle.rand([5, 2])) * scale.exp()).square().mean() for _ in range(2)]
     assert not two_passes_are_cheaper(losses, [net.linears[-1].weight])
+
+
+def test_the_graphs_are_let_go(net):
+    class Hook:
+        """Lives as long as the graph that holds it."""
+
+        def __call__(self, gradient):
+            return gradient
+
+    def look():
+        hook = Hook()
+        prediction = net(paddle.rand([5, 2]))
+        prediction.register_hook(hook)
+        two_passes_are_cheaper(square_means(prediction.split(3, 1)), [net.linears[-1].weight])
+        return weakref.ref(hook)
+
+    alive = look()
+    gc.collect()
+    assert alive() is None
