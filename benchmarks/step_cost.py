@@ -50,12 +50,20 @@ class Contestant:
     label: str
 
 
-PLAIN = Contestant("paddle", "plain", "Paddle, plain step")
-ONE_PASS = Contestant("paddle", "one_pass", "Paddle, GradNorm in one pass")
-OWN = Contestant("paddle", "one_pass_own", "Paddle, GradNorm in one pass, weight_lr")
-EVERY_10 = Contestant("paddle", "one_pass_every_10", "Paddle, GradNorm, update_every=10")
-TWO_PASS = Contestant("paddle", "two_pass", "Paddle, GradNorm in two passes")
+# Without and with the operators in C++; each has its own plain step.
+KINDS = {"paddle": "Paddle", "paddle operators": "Paddle with operators"}
+PLAIN, GRADNORM, OWN, EVERY_10, TWO_PASS = (
+    {worker: Contestant(worker, mode, f"{name}, {what}") for worker, name in KINDS.items()}
+    for mode, what in (
+        ("plain", "plain step"),
+        ("gradnorm", "GradNorm"),
+        ("gradnorm_own", "GradNorm, weight_lr"),
+        ("gradnorm_every_10", "GradNorm, update_every=10"),
+        ("two_pass", "GradNorm by get_grad_norm_loss"),
+    )
+)
 PEERS = (
+    Contestant("paddle", "nested", "Paddle, plain step by nested paddle.grad"),
     Contestant("paddle as installed", "plain", "Paddle as installed, plain step"),
     Contestant("torch", "plain", "PyTorch, plain step"),
     Contestant("torch", "gradnorm", "PyTorch, gradnorm-pytorch"),
@@ -64,7 +72,7 @@ PEERS = (
     Contestant("jax", "gradnorm", "JAX jit, GradNorm"),
     Contestant("jax malloc", "gradnorm", "JAX jit, GradNorm, malloc settings"),
 )
-OURS = (PLAIN, ONE_PASS, OWN, TWO_PASS)
+OURS = tuple(x[worker] for worker in KINDS for x in (PLAIN, GRADNORM, OWN, TWO_PASS))
 
 
 class Worker:
@@ -111,8 +119,10 @@ class Worker:
 def commands(peers_python: Path | None) -> dict[str, tuple[list[str], dict[str, str]]]:
     """Command and environment of every worker that this machine may have."""
     paddle = [sys.executable, str(HERE / "step_cost_paddle.py")]
+    nothing_built = {"PADDLE_EXTENSION_DIR": str(HERE / "nothing")}
     found: dict[str, tuple[list[str], dict[str, str]]] = {
-        "paddle": ([*paddle, "--tune"], {}),
+        "paddle": ([*paddle, "--tune"], nothing_built),
+        "paddle operators": ([*paddle, "--tune", "--build"], {}),
         "paddle as installed": (paddle, {}),
     }
     if peers_python is None:
@@ -145,7 +155,8 @@ def plan(quick: bool, available: set[str]) -> dict[Case, list[Contestant]]:
     losses = (4, 8) if quick else (4, 8, 16, 32)
     cases = {Case("laplace", n, 2): [*OURS, *(PEERS if n <= 10_000 else ())] for n in points}
     cases.update({Case("laplace", 2000, t): [*OURS] for t in losses})
-    cases[Case("navier_stokes", 2000, 3)] = [PLAIN, ONE_PASS, EVERY_10, TWO_PASS]
+    shared = [x[worker] for worker in KINDS for x in (PLAIN, GRADNORM, EVERY_10, TWO_PASS)]
+    cases[Case("navier_stokes", 2000, 3)] = shared
     return {case: [c for c in who if c.worker in available] for case, who in cases.items()}
 
 
@@ -160,7 +171,7 @@ def timed(
         seconds = workers[name].ask("prepare", case=asdict(case), modes=[c.mode for c in mine])
         for c in mine:
             steps[c] = max(1, round(block / seconds[c.mode]))
-            if c is EVERY_10:  # whole periods, each with its one update
+            if c in EVERY_10.values():  # whole periods, each with its one update
                 steps[c] = 10 * math.ceil(steps[c] / 10)
     result: dict[Contestant, list[float]] = {c: [] for c in who}
     for turn in range(repeats):
@@ -187,11 +198,14 @@ def row(
 ) -> dict[str, Any]:
     """A line of the results; the ratios' numerators and denominators are of the same turn."""
     entry = {**asdict(case), **asdict(c), "ms": {**quartiles(ms[c]), "blocks": ms[c].tolist()}}
-    entry["to_plain"] = quartiles(ms[c] / ms[PLAIN])
-    entry["gradnorm_to_this"] = quartiles(ms[ONE_PASS] / ms[c])
+    plain = PLAIN.get(c.worker, PLAIN["paddle"])
+    entry["to_plain"] = quartiles(ms[c] / ms[plain])
+    for worker, gradnorm in GRADNORM.items():
+        if gradnorm in ms:
+            entry[f"{worker} to this"] = quartiles(ms[gradnorm] / ms[c])
     entry["megabytes"] = memory.get(c)
-    if memory.get(c) is not None and memory.get(PLAIN):
-        entry["megabytes_to_plain"] = memory[c] / memory[PLAIN]
+    if memory.get(c) is not None and memory.get(plain):
+        entry["megabytes_to_plain"] = memory[c] / memory[plain]
     return entry
 
 
@@ -206,7 +220,7 @@ def table(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         "make them.\n",
     ]
     laplace = [r for r in rows if r["equation"] == "laplace"]
-    ours = [r for r in laplace if r["worker"] == "paddle"]
+    ours = [r for r in laplace if r["worker"] in KINDS and r["mode"] != "nested"]
     peers = [r for r in laplace if r["losses"] == 2 and r["points"] <= 10_000]
     for title, column, chosen in (
         ("Points (2 losses, disjoint)", "points", [r for r in ours if r["losses"] == 2]),
@@ -228,12 +242,14 @@ def table(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         text.append("")
     text.append("## All contestants (2 losses)\n")
     text.append(
-        "| points | step | ms | Paddle GradNorm in one pass / this | MB |\n|---|---|---|---|---|"
+        "| points | step | ms | Paddle, GradNorm / this | Paddle with operators, GradNorm / this "
+        "| MB |\n|---|---|---|---|---|---|"
     )
     for r in peers:
         text.append(
             f"| {r['points']:,} | {r['label']} | {spread(r['ms'], '.1f')} | "
-            f"{spread(r['gradnorm_to_this'], '.2f')} | {number(r['megabytes'], '.1f')} |"
+            f"{' | '.join(spread(r[f'{worker} to this'], '.2f') for worker in KINDS)} | "
+            f"{number(r['megabytes'], '.1f')} |"
         )
     return "\n".join(text) + "\n"
 
@@ -249,13 +265,13 @@ def number(value: float | None, style: str) -> str:
 def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(17.5, 4.5), layout="constrained")
     laplace = [r for r in rows if r["equation"] == "laplace"]
-    ours = [r for r in laplace if r["worker"] == "paddle"]
+    ours = [r for r in laplace if r["worker"] in KINDS and r["mode"] != "nested"]
     for axis, x, value, chosen in (
         (axes[0], "points", "to_plain", [r for r in ours if r["losses"] == 2]),
         (axes[1], "losses", "to_plain", [r for r in ours if r["points"] == 2000]),
         (axes[2], "points", "ms", [r for r in laplace if r["losses"] == 2]),
     ):
-        axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # there are 11 contestants
+        axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # there are 16 contestants
         for label in dict.fromkeys(r["label"] for r in chosen):
             line = [r for r in chosen if r["label"] == label]
             middle, low, high = (
@@ -281,7 +297,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-def described(workers: dict[str, Worker], tuning: dict[str, str]) -> dict[str, Any]:
+def described(workers: dict[str, Worker]) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -291,8 +307,6 @@ def described(workers: dict[str, Worker], tuning: dict[str, str]) -> dict[str, A
     for name, worker in workers.items():
         versions.update(worker.about["versions"])
         settings[name] = worker.about["settings"]
-    if tuning:  # no tune_cpu in this version of the package
-        settings["paddle"] = "environment " + " ".join(f"{k}={v}" for k, v in tuning.items())
     return {
         "cpu": cpu,
         "cores": CORES,
@@ -310,7 +324,7 @@ def main(arguments: list[str] | None = None) -> None:
     begin = time.perf_counter()
     found = commands(options.peers_python)
     workers = started(found)
-    machine = described(workers, found["paddle"][1])
+    machine = described(workers)
     print(f"Paddle is tuned by: {machine['settings']['paddle']}", flush=True)
     cases = plan(options.quick, set(workers))
     times = {}

@@ -9,21 +9,20 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import paddle
 from paddle.base import core
 
-from paddlescience_gradnorm import arguments
+from paddlescience_gradnorm import arguments, operators
+from paddlescience_gradnorm.machine import Machine, find_machine
 from paddlescience_gradnorm.network import FCNet
 
 # Numbers of glibc's malloc.h, and the values that keep freed memory in the process.
@@ -50,7 +49,8 @@ class Setting(NamedTuple):
     """One setting: what was done about it, and why.
 
     ``outcome`` is one of ``done``, ``already`` (by an earlier call), ``yours`` (chosen by
-    the user, left as it is), ``too late`` and ``not here`` (no use on this machine).
+    the user, left as it is), ``too late``, ``not here`` (no use on this machine), and
+    ``not built`` (of the operators, which wait for ``build=True``).
     """
 
     name: str
@@ -58,7 +58,7 @@ class Setting(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.name:<8} {self.outcome:<9} {self.reason}"
+        return f"{self.name:<9} {self.outcome:<9} {self.reason}"
 
 
 class Report(NamedTuple):
@@ -67,32 +67,13 @@ class Report(NamedTuple):
     kernels: Setting
     memory: Setting
     threads: Setting
+    operators: Setting
 
     def __str__(self) -> str:
         return "\n".join(map(str, self))
 
 
-class Machine(NamedTuple):
-    """What decides which settings help: processor, C library, and the BLAS of Paddle."""
-
-    system: str
-    vendor: str
-    model: str
-    avx2: bool
-    cores: int  # that this process may use
-    libc: str  # name and version; empty if unknown
-    mkl: Path | None  # Paddle's Intel MKL, if it carries one
-
-    def __str__(self) -> str:
-        blas = "Intel MKL" if self.mkl else "no Intel MKL"
-        return (
-            f"{self.model or 'unknown processor'} ({self.vendor or 'unknown vendor'}), "
-            f"{self.cores} cores; {self.system}, {self.libc or 'unknown C library'}; "
-            f"Paddle {paddle.__version__} with {blas}"
-        )
-
-
-def tune_cpu(threads: int | None = None) -> Report:
+def tune_cpu(threads: int | None = None, build: bool = False) -> Report:
     """Set what makes Paddle faster on this processor, as far as it helps here.
 
     - kernels: on AMD processors, Intel MKL, which Paddle multiplies matrices with, takes
@@ -104,6 +85,8 @@ def tune_cpu(threads: int | None = None) -> Report:
     - threads: Paddle multiplies with one thread unless told otherwise; this takes one
       for each core that the process may use. On a machine that others use too, fewer
       can be faster.
+    - operators: this package's own in C++, once they have been built on this machine (on
+      Linux, with g++): an ``FCNet``'s derivatives in one operator.
 
     Results change by rounding only. Settings in the environment (``MKL_...``,
     ``MALLOC_...``, ``GLIBC_TUNABLES``, ``OMP_NUM_THREADS``) win. Child processes inherit
@@ -112,6 +95,7 @@ def tune_cpu(threads: int | None = None) -> Report:
     Args:
         threads: Number of threads, at least 1, instead of all cores: for several runs on
             one machine. Goes before ``OMP_NUM_THREADS``.
+        build: Build the operators if that has not been done, which takes about 15 s.
 
     Returns:
         What was done about each setting and why; ``print`` it.
@@ -119,38 +103,24 @@ def tune_cpu(threads: int | None = None) -> Report:
     Raises:
         TypeError: ``threads`` is not an integer.
         ValueError: ``threads`` is below 1.
+        RuntimeError: The operators cannot be built.
 
     Example:
         >>> print(tune_cpu())  # doctest: +SKIP
-        kernels  done      MKL_DEBUG_CPU_TYPE=5: Intel MKL uses AVX2 on this AMD processor
-        memory   done      mallopt: freed memory stays in the process
-        threads  done      2 instead of 1 for matrix products
+        kernels   done      MKL_DEBUG_CPU_TYPE=5: Intel MKL uses AVX2 on this AMD processor
+        memory    done      mallopt: freed memory stays in the process
+        threads   done      2 instead of 1 for matrix products
+        operators done      loaded
     """
     if threads is not None:
         arguments.integer("threads", threads, at_least=1)
     machine = find_machine()
     # Kernels before threads, which also makes a call to MKL.
-    return Report(_choose_kernels(machine), _keep_memory(machine), _use_cores(machine, threads))
-
-
-def find_machine() -> Machine:
-    """The machine and the Paddle that this process runs on."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:  # not Linux
-        text = ""
-    first = text.partition("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    processor = {key.strip(): value.strip() for key, _, value in pairs}
-    mkl = Path(paddle.__file__).parent / "libs" / "libmklml_intel.so"
-    return Machine(
-        system=platform.system(),
-        vendor=processor.get("vendor_id", ""),
-        model=processor.get("model name", platform.machine()),
-        avx2={"avx2", "fma"} <= set(processor.get("flags", "").split()),
-        cores=_count_cores(),
-        libc=" ".join(platform.libc_ver()).strip(),
-        mkl=mkl if mkl.exists() else None,
+    return Report(
+        _choose_kernels(machine),
+        _keep_memory(machine),
+        _use_cores(machine, threads),
+        _load_operators(machine, build),
     )
 
 
@@ -163,7 +133,7 @@ def _choose_kernels(machine: Machine) -> Setting:
     if machine.vendor != "AuthenticAMD":
         vendor = machine.vendor or "of an unknown vendor"
         return Setting(name, "not here", f"MKL slows down AMD processors, this one is {vendor}")
-    if not machine.avx2:
+    if not machine.flags >= {"avx2", "fma"}:
         return Setting(name, "not here", "the processor has no AVX2")
     if name in _done:
         return Setting(name, "already", "MKL_DEBUG_CPU_TYPE=5 was set by an earlier call")
@@ -234,6 +204,21 @@ def _use_cores(machine: Machine, threads: int | None) -> Setting:
     return Setting(name, "done", f"{after} instead of {before} for matrix products{asked}")
 
 
+def _load_operators(machine: Machine, build: bool) -> Setting:
+    name = "operators"
+    if machine.system != "Linux":
+        return Setting(name, "not here", f"known to help on Linux only, this is {machine.system}")
+    if name in _done:
+        return Setting(name, "already", "loaded by an earlier call")
+    if build:
+        operators.build()
+    if not operators.load():
+        how = "tune_cpu(build=True), or python -m paddlescience_gradnorm.runtime --build"
+        return Setting(name, "not built", f"{how}, builds them once, in about 15 s")
+    _done.add(name)
+    return Setting(name, "done", "loaded")
+
+
 def _in_environment(variables: Sequence[str]) -> str:
     return ", ".join(f"{v}={os.environ[v]}" for v in variables if v in os.environ)
 
@@ -248,24 +233,6 @@ def _own_omp_num_threads() -> str | None:
     if value == "1" and not any(v.startswith(b"OMP_NUM_THREADS=") for v in at_start):
         return None
     return value
-
-
-def _count_cores() -> int:
-    if not hasattr(os, "sched_getaffinity"):  # not Linux
-        return os.cpu_count() or 1
-    return min([len(os.sched_getaffinity(0)), *_quotas()])
-
-
-def _quotas() -> Iterator[int]:
-    """Cores that a container may use, in both versions of control groups."""
-    root = Path("/sys/fs/cgroup")
-    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
-        try:
-            quota, period = " ".join((root / file).read_text() for file in files).split()
-        except (OSError, ValueError):
-            continue
-        if quota not in ("max", "-1"):
-            yield max(1, math.ceil(int(quota) / int(period)))
 
 
 def _is_loaded(library: Path) -> bool:
@@ -376,10 +343,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=3, help="fresh processes of each kind")
     parser.add_argument("--points", type=int, nargs="+", default=_POINTS)
     parser.add_argument("--seconds", type=float, default=0.7, help="for each size and process")
+    parser.add_argument("--build", action="store_true", help="build the operators first")
     options = parser.parse_args(argv)
     if min(options.repetitions, *options.points) < 1:
         parser.error("--repetitions and --points must be at least 1")
     print(find_machine(), end="\n\n", flush=True)
+    if options.build:
+        try:
+            operators.build()
+        except RuntimeError as error:
+            parser.exit(1, f"{error}\n")
     before, after = [], []
     for _ in range(options.repetitions):  # in turn, so that both see the same machine
         before.append(_measure_in_fresh_process(False, options.points, options.seconds))

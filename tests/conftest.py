@@ -9,7 +9,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlescience_gradnorm import FCNet
+from paddlescience_gradnorm import FCNet, operators
+from paddlescience_gradnorm.machine import find_machine
 
 DATA = Path(__file__).parent / "data"
 
@@ -25,6 +26,28 @@ def _fresh_paddle():
 @pytest.fixture
 def float64():
     paddle.set_default_dtype("float64")
+
+
+@pytest.fixture(scope="session")
+def built_operators(tmp_path_factory):
+    """The operators in C++, built for this session; a test that wants them to act sets so."""
+    missing = operators._missing(find_machine())
+    if missing:
+        pytest.skip(missing)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path_factory.mktemp("extensions")))
+        operators.build()
+        assert operators.load()
+        operators._loaded = False
+        yield
+
+
+@pytest.fixture(params=["paddle", "cpp"])
+def both_operators(request, monkeypatch):
+    """Runs a test twice: with Paddle's operators alone, and with those in C++."""
+    if request.param == "cpp":
+        request.getfixturevalue("built_operators")
+        monkeypatch.setattr(operators, "_loaded", True)
 
 
 @pytest.fixture

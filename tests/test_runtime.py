@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SETTINGS = ("MKL_", "MALLOC_", "GLIBC_TUNABLES", "OMP_")
 HERE = runtime.find_machine()
 LINUX = HERE.system == "Linux"
-AMD = LINUX and HERE.mkl is not None and HERE.vendor == "AuthenticAMD" and HERE.avx2
+AMD = LINUX and HERE.mkl is not None and HERE.vendor == "AuthenticAMD" and "avx2" in HERE.flags
 GLIBC = LINUX and HERE.libc.startswith("glibc")
 CORES = LINUX and HERE.mkl is not None and HERE.cores > 1
 
@@ -27,7 +27,7 @@ def run(code, **environment):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**clean, **environment},
+        env={**clean, "PADDLE_EXTENSION_DIR": "nothing built", **environment},
     )
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
@@ -45,6 +45,7 @@ def machine(monkeypatch):
             monkeypatch.delenv(name, raising=False)
     calls = []
     monkeypatch.setattr(runtime, "_done", set())
+    monkeypatch.setattr(runtime.operators, "load", lambda: True)
     monkeypatch.setattr(runtime, "_is_loaded", lambda library: False)
     monkeypatch.setattr(runtime, "_ask_mkl_kernels", lambda library: 5)
     monkeypatch.setattr(runtime, "_own_omp_num_threads", lambda: None)
@@ -59,8 +60,9 @@ def machine(monkeypatch):
         settings = calls
 
         def be(self, **changes):
+            flags = frozenset({"avx2", "fma"})
             machine = runtime.Machine(
-                "Linux", "AuthenticAMD", "AMD EPYC", True, 4, "glibc 2.36", Path("libmkl.so")
+                "Linux", "AuthenticAMD", "AMD EPYC", flags, 4, "glibc 2.36", Path("libmkl.so")
             )._replace(**changes)
             monkeypatch.setattr(runtime, "find_machine", lambda: machine)
 
@@ -93,8 +95,11 @@ def test_every_setting_that_helps_here_is_made_once_and_takes_effect():
         "result = [first, second, third, variable, kernels, given_back, faults()]"
     )
     first, second, third, variable, kernels, given_back, kept = result
-    assert outcomes(first) == ["done" if helps else "not here" for helps in (AMD, GLIBC, CORES)]
-    assert outcomes(second) == ["already" if helps else "not here" for helps in (AMD, GLIBC, CORES)]
+    *made, operators = outcomes(first)
+    assert made == ["done" if helps else "not here" for helps in (AMD, GLIBC, CORES)]
+    assert operators == ("not built" if LINUX else "not here")
+    *made, _ = outcomes(second)
+    assert made == ["already" if helps else "not here" for helps in (AMD, GLIBC, CORES)]
     if AMD:
         assert (variable, kernels) == ("5", 5)
     else:
@@ -111,7 +116,7 @@ def test_after_a_matrix_product_it_is_too_late_for_the_kernels_only():
         "a = paddle.ones([30, 30]); a @ a\n"
         "result = [tune_cpu(), os.environ.get('MKL_DEBUG_CPU_TYPE')]"
     )
-    kernels, memory, threads = outcomes(report)
+    kernels, memory, threads, _ = outcomes(report)
     assert variable is None
     assert kernels == ("too late" if AMD else "not here")
     assert memory == ("done" if GLIBC else "not here")
@@ -163,6 +168,17 @@ def test_a_pinn_step_gives_the_same_numbers_with_and_without():
     assert tuned[0] == pytest.approx(plain[0], rel=1e-6)
 
 
+def test_operators_that_have_been_built_are_loaded_and_give_the_same_numbers(built_operators):
+    code = "step = build_laplace_step(100)\nresult = [float(step()) for _ in range(5)]"
+    folder = {"PADDLE_EXTENSION_DIR": os.environ["PADDLE_EXTENSION_DIR"]}
+    first, second = run("result = [tune_cpu(), tune_cpu(build=True)]", **folder)
+    assert outcomes(first)[3] == "done" and outcomes(second)[3] == "already"
+    with_operators = run(
+        "assert tune_cpu(build=True).operators.outcome == 'done'\n" + code, **folder
+    )
+    assert with_operators == pytest.approx(run(code), rel=1e-4)
+
+
 def test_the_command_line_prints_machine_settings_and_speed():
     process = subprocess.run(
         [
@@ -176,7 +192,7 @@ def test_the_command_line_prints_machine_settings_and_speed():
     assert process.returncode == 0, process.stderr
     lines = process.stdout.splitlines()
     assert lines[0] == str(HERE)
-    assert [line.split()[0] for line in lines[2:5]] == ["kernels", "memory", "threads"]
+    assert [x.split()[0] for x in lines[2:6]] == ["kernels", "memory", "threads", "operators"]
     assert [line.split()[0] for line in lines[-2:]] == ["20", "30"]
 
 
@@ -187,12 +203,21 @@ def test_the_command_line_refuses_to_measure_nothing(arguments, capsys):
     assert "at least 1" in capsys.readouterr().err
 
 
+def test_the_command_line_says_in_a_line_why_it_cannot_build(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(SystemExit) as exit:
+        runtime.main(["--build"])
+    assert exit.value.code == 1
+    assert capsys.readouterr().err.startswith("the operators cannot be built: ")
+
+
 # Other machines.
 
 
 def test_where_everything_helps_everything_is_set(machine):
     report = runtime.tune_cpu()
-    assert outcomes(report) == ["done"] * 3
+    assert outcomes(report) == ["done"] * 4
     assert os.environ["MKL_DEBUG_CPU_TYPE"] == "5"
     assert machine.settings == [
         (-4, 0),
@@ -204,8 +229,9 @@ def test_where_everything_helps_everything_is_set(machine):
         ["kernels", "done"],
         ["memory", "done"],
         ["threads", "done"],
+        ["operators", "done"],
     ]
-    assert outcomes(runtime.tune_cpu()) == ["already"] * 3
+    assert outcomes(runtime.tune_cpu()) == ["already"] * 4
     assert len(machine.settings) == 4
 
 
@@ -214,7 +240,7 @@ def test_where_everything_helps_everything_is_set(machine):
     [
         ({"vendor": "GenuineIntel"}, 0, "GenuineIntel"),
         ({"vendor": ""}, 0, "unknown vendor"),
-        ({"avx2": False}, 0, "no AVX2"),
+        ({"flags": frozenset({"sse2"})}, 0, "no AVX2"),
         ({"mkl": None}, 0, "does not carry Intel MKL"),
         ({"mkl": None}, 2, "carries Intel MKL"),
         ({"libc": "musl 1.2"}, 1, "musl 1.2"),
@@ -241,7 +267,7 @@ def test_elsewhere_than_on_linux_it_does_nothing_and_says_so(machine, system):
     machine.be(system=system, libc="")
     before = dict(os.environ)
     report = runtime.tune_cpu()
-    assert outcomes(report) == ["not here"] * 3 and "Linux" in str(report)
+    assert outcomes(report) == ["not here"] * 4 and "Linux" in str(report)
     assert dict(os.environ) == before and machine.settings == []
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import paddle
 
-from paddlescience_gradnorm import arguments
+from paddlescience_gradnorm import arguments, operators
 
 
 class RuleOutput(NamedTuple):
@@ -78,6 +78,10 @@ class GradNormRule:
             gradient_norms: ||g_i||, norms of the UNWEIGHTED losses' gradients on
                 the shared parameters.
         """
+        tensors = (weights, losses, initial_losses, gradient_norms)
+        # They have no gradient of their own.
+        if not paddle.is_grad_enabled() and operators.apply_to(*tensors):
+            return RuleOutput(*operators.rule(*tensors, self.alpha))
         weighted_norms = weights * gradient_norms
         loss_ratios = losses / initial_losses
         rates = loss_ratios / loss_ratios.mean()
@@ -111,6 +115,8 @@ def renormalized(weights: paddle.Tensor, floor: float) -> paddle.Tensor:
         >>> renormalized(paddle.to_tensor([-2.0, 3.0]), floor=0.125).tolist()
         [0.125, 1.875]
     """
+    if not paddle.is_grad_enabled() and operators.apply_to(weights):
+        return operators.renormalized(weights, floor)
     n_loss = weights.shape[0]
     # Not zero: if every weight is at or below zero, the result is equal weights, not 0 / 0.
     positive = weights.clip(min=1e-20)

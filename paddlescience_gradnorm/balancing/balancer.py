@@ -14,6 +14,7 @@ from paddlescience_gradnorm import arguments
 from paddlescience_gradnorm.balancing import ranks
 from paddlescience_gradnorm.balancing.algorithm import GradNormRule, renormalized
 from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
+from paddlescience_gradnorm.balancing.shared_graph import two_passes_are_cheaper
 from paddlescience_gradnorm.balancing.task_gradients import (
     backward_by_task,
     backward_of_sum,
@@ -70,6 +71,7 @@ class LossBalancer(PicklableLayer):
 
     step_count: paddle.Tensor
     _unread: _Observation | None
+    _in_two_passes: bool | None  # None until a step has shown the losses' graphs
     _pool: _Pool | None
     _undo: _Undo | None
 
@@ -199,11 +201,11 @@ class LossBalancer(PicklableLayer):
                 if update:
                     self._rest(step, values)
             elif update and undo is None and self._pool is None and ranks.number() == 1:
-                norms = backward_by_task(scalars, factors, self.shared, self._order.names)
+                norms = self._backward_by_task(scalars, factors)
                 # Paddle 2.6 takes set_value through the host, for which an accelerator waits.
                 self._update(step, values, norms, in_place=True)
             else:
-                rows = backward_by_task(scalars, factors, self.shared, self._order.names, rows=True)
+                rows = self._backward_by_task(scalars, factors, rows=True)
                 self._pool = _pooled(self._pool, values, rows)
                 if update:
                     undo = undo and undo._replace(pool=self._pool)
@@ -323,6 +325,19 @@ class LossBalancer(PicklableLayer):
     set_dict = set_state_dict
     load_dict = set_state_dict
 
+    def _backward_by_task(
+        self, losses: Sequence[paddle.Tensor], factors: paddle.Tensor, rows: bool = False
+    ) -> paddle.Tensor:
+        """Backward of the weighted sum, with norms or rows, in the form that is cheaper here."""
+        names, dtype = self._order.names, factors.dtype
+        if self._in_two_passes is None:
+            self._in_two_passes = two_passes_are_cheaper(losses, self.shared)
+        if not self._in_two_passes:
+            return backward_by_task(losses, factors, self.shared, names, rows=rows)
+        found = task_gradient_norms(losses, self.shared, names, dtype, rows=rows)
+        backward_of_sum(losses, factors, self.shared, names)
+        return found
+
     @property
     def _weights(self) -> paddle.Tensor:
         """The parameter as it is, not renormalised."""
@@ -332,6 +347,7 @@ class LossBalancer(PicklableLayer):
         """Drop what was noted of steps that a loaded state knows nothing of."""
         self._unread = None
         self._knows_reference = False
+        self._in_two_passes = None
         self._pool = self._undo = None
         # Whether loss_weights.grad has been written for the caller's optimizer, and
         # whether the weights have summed to n_loss since.

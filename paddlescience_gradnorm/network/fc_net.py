@@ -75,10 +75,11 @@ class FCNet(NetworkBase):
     def nn_func(self, ins: paddle.Tensor) -> paddle.Tensor:
         """Outputs of shape [N, num_outs] at inputs of shape [N, num_ins]."""
         activation = getattr(paddle.nn.functional, self.activation)
+        *hidden_layers, last = self.linears  # a slice would be a new LayerList, 70 us
         hidden = ins
-        for linear in self.linears[:-1]:
+        for linear in hidden_layers:
             hidden = activation(linear(hidden))
-        return self.linears[-1](hidden)
+        return last(hidden)
 
     def partial_derivatives(
         self, ins: paddle.Tensor, indices: Sequence[tuple[int, ...]]
@@ -105,7 +106,7 @@ class FCNet(NetworkBase):
         """
         if max(map(len, indices), default=0) > 2 or not self._is_plain():
             return None
-        return propagate(self.linears, ins, indices)
+        return propagate(list(self.linears), ins, indices)
 
     def _is_plain(self) -> bool:
         layers = [self, *self.linears]

@@ -8,7 +8,8 @@ the chain rule, with a = tanh(z) and s = 1 - a^2,
     a_i = s z_i,    a_ij = s (z_ij - 2 a z_i z_j).
 
 All tensors have the same shape [N, width], as Paddle's kernels are slow where they have to
-broadcast: a product of [1, N, width] with [2, N, width] takes 30 times as long.
+broadcast: a product of [1, N, width] with [2, N, width] takes 30 times as long. Where the
+operators in C++ have been loaded, one of them does all layers but the last.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import paddle
+
+from paddlescience_gradnorm import operators
 
 Index = tuple  # of coordinate numbers: (0, 1) is the second derivative in both
 
@@ -32,22 +35,63 @@ def propagate(
 
     Returns:
         One tensor of shape [N, num_outs] for each index, differentiable with respect to
-        the parameters, but not with respect to ``ins``.
+        the parameters (only once where the operators in C++ are used), but not with
+        respect to ``ins``.
     """
     wanted = [tuple(sorted(index)) for index in indices]  # the order of coordinates is all one
     seconds = sorted({index for index in wanted if len(index) == 2})
     firsts = sorted({i for index in wanted for i in index})
     pairs = [(firsts.index(i), firsts.index(j)) for i, j in seconds]
-    columns = [linears[0].weight[i] for i in firsts]  # z_i, the same at all points; z_ij = 0
+    keys: list[Index] = [(), *((i,) for i in firsts), *seconds]
+    parameters = [p for linear in linears for p in (linear.weight, linear.bias)]
+    last = linears[-1]
+    if len(firsts) <= operators.MOST_FIRSTS and operators.apply_to(ins, *parameters):
+        outputs = dict(zip(keys, _fused(linears, ins.detach(), firsts, pairs)))
+    else:
+        jet = _layer_by_layer(linears[:-1], ins.detach(), firsts, pairs)
+        outputs = {k: paddle.matmul(x, last.weight) for k, x in zip(keys, jet) if k in wanted}
+    if () in wanted:
+        outputs[()] = outputs[()] + last.bias
+    return [outputs[index] for index in wanted]
 
-    value, slope = _tanh(linears[0](ins.detach()))
+
+def _fused(
+    linears: Sequence[paddle.nn.Linear],
+    ins: paddle.Tensor,
+    firsts: Sequence[int],
+    pairs: Sequence[tuple[int, int]],
+) -> list[paddle.Tensor]:
+    """Value, first and second derivatives, the last bias left out, shape [N, num_outs] each.
+
+    The last layer is left to Paddle: a loss can then be differentiated with respect to that
+    layer alone, which GradNorm does, without going back through all the others.
+    """
+    hidden, last = linears[:-1], linears[-1].weight
+    weights, biases = [x.weight for x in hidden], [x.bias for x in hidden]
+    jet = operators.tanh_jet(ins, weights, biases, firsts, pairs)
+    parts = paddle.matmul(last, jet, transpose_x=True)  # [num_outs, S * N]
+    n_outs, n_parts = last.shape[1], 1 + len(firsts) + len(pairs)
+    if n_outs > 1:
+        parts = parts.reshape([n_outs, n_parts, -1]).transpose([1, 2, 0])
+    return paddle.unbind(parts.reshape([n_parts, -1, n_outs]))
+
+
+def _layer_by_layer(
+    linears: Sequence[paddle.nn.Linear],
+    ins: paddle.Tensor,
+    firsts: Sequence[int],
+    pairs: Sequence[tuple[int, int]],
+) -> list[paddle.Tensor]:
+    """The same before the last layer, in Paddle's operators, shape [N, width] each."""
+    columns = [linears[0].weight[i] for i in firsts]  # z_i, the same at all points; z_ij = 0
+    value, slope = _tanh(linears[0](ins))
     bend = value * slope * -2
     jet = [
         value,
         *(slope * column for column in columns),
         *(bend * (columns[i] * columns[j]) for i, j in pairs),
     ]
-    for linear in linears[1:-1]:
+    for linear in linears[1:]:
         before, *derivatives = (paddle.matmul(part, linear.weight) for part in jet)
         value, slope = _tanh(before + linear.bias)
         doubled = value * 2
@@ -60,14 +104,7 @@ def propagate(
                 for (i, j), second in zip(pairs, seconds_before)
             ),
         ]
-    keys: list[Index] = [(), *((i,) for i in firsts), *seconds]
-    last = linears[-1]
-    outputs = {
-        key: paddle.matmul(part, last.weight) for key, part in zip(keys, jet) if key in wanted
-    }
-    if () in outputs:
-        outputs[()] = outputs[()] + last.bias
-    return [outputs[index] for index in wanted]
+    return jet
 
 
 def _tanh(value: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:

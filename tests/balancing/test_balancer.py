@@ -9,6 +9,9 @@ from paddlescience_gradnorm import FCNet, LossBalancer
 NAMES = ["pde", "boundary", "data"]
 
 
+pytestmark = pytest.mark.usefixtures("both_operators")
+
+
 @pytest.fixture
 def balancer(fc_net):
     return LossBalancer(fc_net.get_last_shared_layer(), n_loss=3, alpha=1.0, lr=0.01)

@@ -7,6 +7,8 @@ from paddlescience_gradnorm.balancing.task_gradients import (
     task_gradient_norms,
 )
 
+pytestmark = pytest.mark.usefixtures("both_operators")
+
 NAMES = ["pde", "boundary", "data"]
 WEIGHTS = [0.5, 2.0, 0.25]
 

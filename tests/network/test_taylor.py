@@ -5,6 +5,8 @@ import pytest
 from paddlescience_gradnorm import FCNet
 from paddlescience_gradnorm.network.taylor import propagate
 
+pytestmark = pytest.mark.usefixtures("both_operators")
+
 CASES = [
     [()],
     [(0,), ()],

@@ -1,0 +1,136 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlescience_gradnorm import FCNet, operators
+from paddlescience_gradnorm.machine import find_machine
+from paddlescience_gradnorm.network.taylor import propagate
+
+pytestmark = pytest.mark.usefixtures("built_operators")
+LAPLACIAN = [(0, 0), (1, 1)]
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    monkeypatch.setattr(operators, "_loaded", True)
+
+
+@pytest.fixture
+def threads():
+    yield paddle.base.core.set_num_threads
+    paddle.base.core.set_num_threads(1)
+
+
+def gradients(net, points):
+    """Of a loss with second derivatives, with respect to every parameter but the last bias."""
+    net.clear_gradients()
+    sum(d.square().sum() for d in propagate(list(net.linears), points, LAPLACIAN)).backward()
+    return [p.grad.numpy().copy() for p in net.parameters()[:-1]]
+
+
+def test_are_built_once_and_found_again():
+    library = operators.built_library()
+    made = library.stat().st_mtime_ns
+    assert operators.build() == library
+    assert library.stat().st_mtime_ns == made
+    assert [path.name for path in library.parents[1].iterdir()] == [library.parent.name]
+
+
+@pytest.mark.parametrize("change", ["model", "flags"])
+def test_another_processor_has_a_library_of_its_own(change):
+    here = find_machine()
+    other = here._replace(**{change: {"model": "other", "flags": frozenset()}[change]})
+    assert operators.built_library(other) != operators.built_library(here)
+
+
+def test_a_process_has_them_if_they_have_been_built(tmp_path):
+    code = "from paddlescience_gradnorm import operators; print(operators.load())"
+    for folder, loads in ((operators.built_library().parents[1], "True"), (tmp_path, "False")):
+        process = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[2],
+            env={"PADDLE_EXTENSION_DIR": str(folder), "HOME": str(tmp_path)},
+        )
+        assert process.stdout.split() == [loads], process.stderr
+
+
+def test_a_compiler_that_is_missing_or_fails_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RuntimeError, match=r"no C\+\+ compiler"):
+        operators.build()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(operators, "_compiler_flags", lambda: ["-no-such-flag"])
+    with pytest.raises(RuntimeError, match="no-such-flag"):
+        operators.build()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_elsewhere_than_on_linux_they_are_not_built(tmp_path, monkeypatch):
+    monkeypatch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path))
+    with pytest.raises(RuntimeError, match="Linux only, this is Darwin"):
+        operators.build(find_machine()._replace(system="Darwin"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tanh_is_exact_to_rounding_from_the_smallest_number_up(loaded, dtype):
+    info = np.finfo(dtype)
+    sizes = np.geomspace(info.tiny, 1e30, 20_001)
+    x = np.concatenate([sizes, np.linspace(0, 25, 20_001)]).astype(dtype)
+    x = np.concatenate([x, -x, [np.inf, -np.inf, info.max]])
+    one, zero = paddle.ones([1, 1], dtype), paddle.zeros([1], dtype)
+    points = paddle.to_tensor(x.reshape(-1, 1), dtype)
+    ours = operators.tanh_jet(points, [one], [zero], [], []).numpy().ravel()
+    expected = np.tanh(x.astype(np.longdouble))
+    np.testing.assert_allclose(ours, expected, rtol=3 * info.eps, atol=0)
+    assert np.isnan(operators.tanh_jet(points * np.nan, [one], [zero], [], []).numpy()).all()
+
+
+@pytest.mark.parametrize("n_points", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_any_number_of_points_and_threads_gives_the_same(monkeypatch, threads, n_points, n_threads):
+    net = FCNet(2, 3, 4, 11)
+    net.to(dtype="float64")
+    points = paddle.rand([n_points, 2], "float64")
+    expected = gradients(net, points)
+    monkeypatch.setattr(operators, "_loaded", True)
+    threads(n_threads)
+    ours, again = gradients(net, points), gradients(net, points)
+    for x, y, z in zip(ours, expected, again):
+        np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-13 * np.abs(y).max())
+        assert (x == z).all()
+
+
+def test_a_frozen_parameter_gets_no_gradient(loaded):
+    net = FCNet(2, 1, 4, 7)
+    net.linears[1].weight.stop_gradient = True
+    (second,) = propagate(list(net.linears), paddle.rand([9, 2]), [(0, 0)])
+    second.sum().backward()
+    assert net.linears[1].weight.grad is None
+    assert net.linears[2].weight.grad is not None
+
+
+def test_a_second_differentiation_is_refused_by_name(loaded):
+    net = FCNet(2, 1, 4, 7)
+    (second,) = propagate(list(net.linears), paddle.rand([9, 2]), [(0, 0)])
+    inner = net.linears[1].weight
+    (gradient,) = paddle.grad(second.sum(), inner, create_graph=True)
+    with pytest.raises(OSError, match="can be differentiated once in the parameters"):
+        paddle.grad(gradient.square().sum(), inner)
+
+
+def test_what_they_are_not_made_for_is_left_to_paddle(loaded):
+    x = paddle.rand([3])
+    assert operators.apply_to(x, x)
+    assert not operators.apply_to(x, x.astype("float64"))
+    assert not operators.apply_to(x.astype("float16"))
+    wide = FCNet(operators.MOST_FIRSTS + 1, 1, 3, 5)
+    points = paddle.rand([4, operators.MOST_FIRSTS + 1])
+    indices = [(i,) for i in range(operators.MOST_FIRSTS + 1)]
+    assert len(propagate(list(wide.linears), points, indices)) == len(indices)
