@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -170,17 +171,32 @@ def main(arguments: list[str] | None = None) -> None:
     if options.worker:
         print(json.dumps(train(options.worker, options.steps, options.seeds[0])))
         return
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / "ppsci_aggregators.json"
+    machine = described(options)
     results = []
+    if path.exists():  # a run that was cut off goes on
+        earlier = json.loads(path.read_text())
+        if earlier["machine"] == machine:
+            results = earlier["results"]
+    done = {(result["name"], result["seed"]) for result in results}
     for seed in options.seeds:
         for name in options.only:
+            if (name, seed) in done:
+                continue
             command = [sys.executable, "-W", "ignore", __file__, "--worker", name]
             command += ["--steps", str(options.steps), "--seeds", str(seed)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            results.append({**json.loads(done.stdout.splitlines()[-1]), "seed": seed})
+            run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            results.append({**json.loads(run.stdout.splitlines()[-1]), "seed": seed})
             print(json.dumps(results[-1]), flush=True)
-    from importlib.metadata import version
+            path.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    (options.output / "ppsci_aggregators.md").write_text(table(results, machine))
+    print(table(results, machine))
 
-    machine = {
+
+def described(options: argparse.Namespace) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
         "steps": options.steps,
         "seeds": options.seeds,
         "processor": _processor(),
@@ -188,11 +204,6 @@ def main(arguments: list[str] | None = None) -> None:
         "paddle": version("paddlepaddle"),
         "paddlesci": version("paddlesci"),
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    report = {"machine": machine, "results": results}
-    (options.output / "ppsci_aggregators.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.output / "ppsci_aggregators.md").write_text(table(results, machine))
-    print(table(results, machine))
 
 
 def _processor() -> str:
