@@ -11,7 +11,11 @@ import numpy as np
 import paddle
 
 from paddlescience_gradnorm import arguments
-from paddlescience_gradnorm.balancing.algorithm import GradNormRule, renormalized
+from paddlescience_gradnorm.balancing.algorithm import (
+    GradNormRule,
+    inverse_training_rates,
+    renormalized,
+)
 from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
 from paddlescience_gradnorm.balancing.shared_graph import two_passes_are_cheaper
 from paddlescience_gradnorm.balancing.task_gradients import (
@@ -123,6 +127,8 @@ class LossBalancer(PicklableLayer):
         self.register_buffer("_acted", paddle.zeros([self.n_loss], dtype), persistable=False)
         self.register_buffer("_usable", paddle.ones([], dtype="bool"), persistable=False)
         self.register_buffer("_grad_norm_loss", paddle.zeros([], dtype), persistable=False)
+        for name in ("_gradient_norms", "_losses"):  # of the last update
+            self.register_buffer(name, paddle.zeros([self.n_loss], dtype), persistable=False)
         self._start = initial_weights
         self._frozen = False
         self._order = LossOrder(self.n_loss)
@@ -142,6 +148,18 @@ class LossBalancer(PicklableLayer):
     def alpha(self) -> float:
         """Strength of the pull towards equal training rates."""
         return self.rule.alpha
+
+    @property
+    def gradient_norms(self) -> paddle.Tensor:
+        """||g_i|| of the last update, of the unweighted losses, shape [n_loss]; zeros before it."""
+        norms: paddle.Tensor = self._buffers["_gradient_norms"]
+        return norms
+
+    @property
+    def training_rates(self) -> paddle.Tensor:
+        """Inverse training rates r_i of the last update, shape [n_loss]; NaN before it."""
+        with paddle.no_grad():
+            return inverse_training_rates(self._buffers["_losses"], self.initial_losses)
 
     def backward(self, losses: Losses) -> paddle.Tensor:
         """The whole backward pass of the weighted sum, and the update of the weights.
@@ -317,6 +335,8 @@ class LossBalancer(PicklableLayer):
         output = self.rule.evaluate(weights, losses, self.initial_losses, gradient_norms)
         # Straight into the dict: assigning an attribute of a layer costs more than an operation.
         self._buffers["_grad_norm_loss"] = output.loss
+        self._buffers["_gradient_norms"] = gradient_norms
+        self._buffers["_losses"] = losses
         if self.lr is None:
             self._buffers["_acted"].copy_(weights, False)
             self._buffers["_usable"] = output.usable
