@@ -201,13 +201,16 @@ class Trainer:
                 values = paddle.stack(list(losses.values()))
                 if not first:
                     first.append((list(losses), values.detach()))
-                total = values.sum() if weights is None else (weights * values).sum()
+                total = paddle.dot(paddle.ones_like(values) if weights is None else weights, values)
                 total.backward()
                 return total
 
             total = optimizer.step(closure)
             optimizer.clear_grad()
-            self.history.record(*first[0], weights)
+            names, values = first[0]
+            self.history.record(
+                names, values, paddle.ones_like(values) if weights is None else weights
+            )
             return total
 
         with self._run(data, epochs):
@@ -251,11 +254,12 @@ class Trainer:
 
     def _step(self, batch: Sequence[Any]) -> paddle.Tensor:
         losses = self._losses(batch)
+        values = paddle.stack([loss.detach() for loss in losses.values()])
         weights = getattr(self.balancer, "loss_weights", None)
         if weights is not None:
             weights = weights.detach().clone()  # which the step may change in place
-        values = _stacked(list(losses.values()))
         if self.balancer is None:
+            weights = paddle.ones_like(values)
             total = sum(losses.values())
             total.backward()
         else:
@@ -339,8 +343,3 @@ def _check_optimizer(optimizer: Any) -> None:
             "a ReduceOnPlateau schedule steps by a measured number; pass a plain rate, "
             "paddle.callbacks.ReduceLROnPlateau in callbacks, and fit(validate=...)"
         )
-
-
-def _stacked(scalars: Sequence[paddle.Tensor]) -> paddle.Tensor:
-    """The scalars' values, without their graphs, shape [T]."""
-    return paddle.stack([scalar.detach() for scalar in scalars])
