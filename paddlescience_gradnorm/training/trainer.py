@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Callable, Protocol, Union
 
 import paddle
-from paddle.callbacks import Callback, EarlyStopping, ReduceLROnPlateau
+from paddle.callbacks import Callback, EarlyStopping, LRScheduler, ReduceLROnPlateau
 
 from paddlescience_gradnorm import arguments
 from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
@@ -44,7 +43,8 @@ class Trainer:
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: ``schedule_by`` is neither, or a schedule needs a number to step by.
+        ValueError: ``schedule_by`` is neither, there is no optimizer, or a schedule needs a
+            number to step by or is in ``callbacks`` too.
 
     Example:
         >>> import paddle
@@ -77,11 +77,17 @@ class Trainer:
             raise TypeError(f"losses must be a function of the network and a batch, got {losses!r}")
         if isinstance(optimizers, paddle.optimizer.Optimizer):
             optimizers = [optimizers]
+        if not optimizers:
+            raise ValueError(f"optimizers must hold one at least, got {optimizers!r}")
         for optimizer in optimizers:
             _check_optimizer(optimizer)
         for callback in callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks must be of paddle.callbacks.Callback, got {callback!r}")
+            if isinstance(callback, LRScheduler):
+                raise ValueError(
+                    "schedules advance by schedule_by; leave out callbacks.LRScheduler"
+                )
         if schedule_by not in ("step", "epoch"):
             raise ValueError(f"schedule_by must be 'step' or 'epoch', got {schedule_by!r}")
         if balancer is None and isinstance(net, GradNorm):
@@ -118,8 +124,7 @@ class Trainer:
                 one. Without it an epoch is one step with ``losses(net)``.
             epochs: Their number, at least 1. An ``EarlyStopping`` may make it less.
             validate: ``validate(net)`` gives numbers by name, which ``EarlyStopping`` and
-                ``ReduceLROnPlateau`` watch (by ``monitor``). It runs in evaluation mode,
-                without gradients.
+                ``ReduceLROnPlateau`` watch (by ``monitor``). It runs in evaluation mode.
             validate_every: Epochs from one call of it to the next.
 
         Returns:
@@ -131,29 +136,17 @@ class Trainer:
             ValueError: One of them is below 1; an early stop without ``validate``; ``data``
                 has no batch; or as the balancer's ``backward`` raises.
         """
-        arguments.integer("validate_every", validate_every, at_least=1)
-        if validate is None:
-            for callback in self.callbacks:
-                if isinstance(callback, (EarlyStopping, ReduceLROnPlateau)):
-                    raise ValueError(
-                        f"{type(callback).__name__} watches what validate returns, but "
-                        "validate is None; pass fit(validate=...)"
-                    )
-        with self._run(data, epochs):
-            for epoch in range(epochs):
-                self._epoch(data, self._step)
-                if self.schedule_by == "epoch":
-                    self._advance_schedules()
-                if validate is not None and (epoch + 1) % validate_every == 0:
-                    self._validate(validate)
-                if self.stop_training:
-                    break
-        return self.history
+        return self._run(
+            data, epochs, validate, validate_every, self._step, self._advance_schedules
+        )
 
     def fit_lbfgs(
         self,
         data: Iterable[Any] | None = None,
         epochs: int = 1,
+        validate: Callable[[paddle.nn.Layer], Mapping[str, float]] | None = None,
+        validate_every: int = 1,
+        *,
         line_search_fn: str | None = "strong_wolfe",
         **options: Any,
     ) -> History:
@@ -166,6 +159,8 @@ class Trainer:
             data: As for :meth:`fit`; best one batch, all points.
             epochs: Their number, at least 1; for each batch of an epoch L-BFGS makes up to
                 ``max_iter`` iterations, and the history one row, with what they start from.
+            validate: As for :meth:`fit`.
+            validate_every: As for :meth:`fit`.
             line_search_fn: As of ``paddle.optimizer.LBFGS``; without the line search, which
                 is Paddle's default, L-BFGS often diverges.
             **options: More of ``paddle.optimizer.LBFGS``, such as ``max_iter``.
@@ -193,47 +188,63 @@ class Trainer:
         )
 
         def step(batch: Sequence[Any]) -> paddle.Tensor:
-            first: list[tuple[list[str], paddle.Tensor]] = []
+            started = False
 
             def closure() -> paddle.Tensor:
+                nonlocal started
                 optimizer.clear_grad()
                 losses = self._losses(batch)
-                values = paddle.stack(list(losses.values()))
-                if not first:
-                    first.append((list(losses), values.detach()))
-                total = paddle.dot(paddle.ones_like(values) if weights is None else weights, values)
+                values = _stacked(losses.values())
+                acting = paddle.ones_like(values) if weights is None else weights
+                if not started:
+                    self.history.record(list(losses), values.detach(), acting)
+                    started = True
+                total = paddle.dot(acting.astype(values.dtype), values)
                 total.backward()
                 return total
 
             total = optimizer.step(closure)
             optimizer.clear_grad()
-            names, values = first[0]
-            self.history.record(
-                names, values, paddle.ones_like(values) if weights is None else weights
-            )
             return total
 
-        with self._run(data, epochs):
-            for _ in range(epochs):
-                self._epoch(data, step)
-                if self.stop_training:
-                    break
-        return self.history
+        return self._run(data, epochs, validate, validate_every, step)
 
-    @contextmanager
-    def _run(self, data: Iterable[Any] | None, epochs: int) -> Iterator[None]:
+    def _run(
+        self,
+        data: Iterable[Any] | None,
+        epochs: int,
+        validate: Callable[[paddle.nn.Layer], Mapping[str, float]] | None,
+        validate_every: int,
+        step: Callable[[Sequence[Any]], paddle.Tensor],
+        advance: Callable[[], None] | None = None,
+    ) -> History:
+        """The epochs with all callbacks; ``advance`` steps the schedules."""
         arguments.integer("epochs", epochs, at_least=1)
+        arguments.integer("validate_every", validate_every, at_least=1)
         self.stop_training = False
         steps = 1 if data is None else _length(data)
         for callback in self.callbacks:
+            if validate is None and isinstance(callback, (EarlyStopping, ReduceLROnPlateau)):
+                raise ValueError(
+                    f"{type(callback).__name__} watches what validate returns, but validate is "
+                    "None; pass validate=, a function of the network"
+                )
             callback.set_model(self)
             callback.set_params({"epochs": epochs, "steps": steps, "metrics": ["loss"]})
         self._call("on_train_begin")
         self.net.train()
         try:
-            yield
+            for epoch in range(1, epochs + 1):
+                self._epoch(data, step)
+                if advance is not None and self.schedule_by == "epoch":
+                    advance()
+                if validate is not None and epoch % validate_every == 0:
+                    self._validate(validate)
+                if self.stop_training:
+                    break
         finally:
             self._call("on_train_end")
+        return self.history
 
     def _epoch(
         self, data: Iterable[Any] | None, step: Callable[[Sequence[Any]], paddle.Tensor]
@@ -254,7 +265,7 @@ class Trainer:
 
     def _step(self, batch: Sequence[Any]) -> paddle.Tensor:
         losses = self._losses(batch)
-        values = paddle.stack([loss.detach() for loss in losses.values()])
+        values = _stacked(loss.detach() for loss in losses.values())
         weights = getattr(self.balancer, "loss_weights", None)
         if weights is not None:
             weights = weights.detach().clone()  # which the step may change in place
@@ -303,14 +314,13 @@ class Trainer:
     def _validate(self, validate: Callable[[paddle.nn.Layer], Mapping[str, float]]) -> None:
         self._call("on_eval_begin")
         self.net.eval()
-        with paddle.no_grad():
-            results = {name: float(value) for name, value in validate(self.net).items()}
+        results = {name: float(value) for name, value in validate(self.net).items()}
         self.net.train()
         self._call("on_eval_end", results)
 
-    def _call(self, name: str, *arguments: Any) -> None:
+    def _call(self, name: str, *values: Any) -> None:
         for callback in self.callbacks:
-            getattr(callback, name)(*arguments)
+            getattr(callback, name)(*values)
 
 
 def as_arguments(batch: Any) -> Sequence[Any]:
@@ -324,6 +334,13 @@ def _length(data: Any) -> int | None:
         return len(data)
     except (TypeError, ValueError):  # the second from a DataLoader of an IterableDataset
         return None
+
+
+def _stacked(scalars: Iterable[paddle.Tensor]) -> paddle.Tensor:
+    """The scalars as one tensor, shape [T], in a precision that numpy has."""
+    scalars = list(scalars)
+    dtype = "float64" if any(x.dtype == paddle.float64 for x in scalars) else "float32"
+    return paddle.stack([x.astype(dtype) for x in scalars])
 
 
 def count(losses: Losses) -> int:
