@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 
 from paddlescience_gradnorm import arguments
+from paddlescience_gradnorm.balancing import ranks
 from paddlescience_gradnorm.balancing.algorithm import (
     GradNormRule,
     inverse_training_rates,
@@ -75,6 +76,8 @@ class LossBalancer(PicklableLayer):
     step_count: paddle.Tensor
     _unread: _Observation | None
     _in_two_passes: bool | None  # None until a step has shown the losses' graphs
+    _pool: _Pool | None
+    _undo: _Undo | None
 
     def __init__(
         self,
@@ -161,19 +164,27 @@ class LossBalancer(PicklableLayer):
         with paddle.no_grad():
             return inverse_training_rates(self._buffers["_losses"], self.initial_losses)
 
-    def backward(self, losses: Losses) -> paddle.Tensor:
+    def backward(self, losses: Losses, update: bool = True, scale: float = 1.0) -> paddle.Tensor:
         """The whole backward pass of the weighted sum, and the update of the weights.
 
         Adds to every parameter's ``.grad`` the gradient of sum_i w_i L_i. Then steps
         the weights, or, with ``lr=None``, writes ``loss_weights.grad`` for the
         caller's optimizer. The new weights act from the next step on.
 
+        In a distributed run (``paddle.distributed.init_parallel_env``) losses and gradients
+        on the shared parameters are averaged over all processes before norms are taken, in
+        one all-reduce, so that the weights are the same everywhere.
+
         Args:
             losses: ``n_loss`` scalars: a list or tuple, a 1-D tensor, or a dict
                 name -> scalar.
+            update: False for all micro-batches of a step but the last: k of n points
+                then give the weights that k n points give at once.
+            scale: Factor of all gradients, such as 1 / k for k micro-batches. The
+                balancing is that of the unscaled losses.
 
         Returns:
-            The weighted sum, detached, shape [].
+            The weighted sum, detached, without ``scale``, shape [].
 
         Raises:
             TypeError: The losses are no tensors of floating-point type.
@@ -192,15 +203,51 @@ class LossBalancer(PicklableLayer):
         with paddle.no_grad():
             values = paddle.stack(_scalars_as(scalars, weights.dtype))
             total = paddle.dot(weights, values)
-            if self._is_update(step):
-                norms = self._backward_with_norms(scalars)
+            factors = weights if scale == 1 else weights * scale
+            undo = None if scale == 1 else self._undo_of(step)
+            if not self._is_update(step):
+                backward_of_sum(scalars, factors, self.shared, self._order.names)
+                if update:
+                    self._rest(step, values)
+            elif update and undo is None and self._pool is None and ranks.number() == 1:
+                norms = self._backward_by_task(scalars, factors)
                 # Paddle 2.6 takes set_value through the host, for which an accelerator waits.
                 self._update(step, values, norms, in_place=True)
             else:
-                backward_of_sum(scalars, weights, self.shared, self._order.names)
-                self._rest(step, values)
-            self._count(step)
+                rows = self._backward_by_task(scalars, factors, rows=True)
+                self._pool = _pooled(self._pool, values, rows)
+                if update:
+                    undo = undo and undo._replace(pool=self._pool)
+                    self._update(step, *_means(self._pool), in_place=True)
+                    self._pool = None
+            if update:
+                self._count(step)
+                if self._undo is not undo:
+                    self._undo = undo
         return total
+
+    def take_back(self) -> None:
+        """Undo the last step, and let the next :meth:`backward` add to the losses it was made from.
+
+        For loops that accumulate gradients and never say which backward is the last
+        before the optimizer's step. It needs to have been given another ``scale`` than 1.
+
+        Raises:
+            RuntimeError: The last step was without a ``scale``, or has been undone already.
+        """
+        if self._undo is None:
+            raise RuntimeError(
+                "there is no step to take back: the last backward(losses) was without a "
+                "scale, or has been taken back already"
+            )
+        undo, self._undo = self._undo, None
+        with paddle.no_grad():
+            self._hold(undo.weights)
+            self.initial_losses.copy_(undo.initial_losses, False)
+            self._knows_reference = undo.knows_reference
+            self._pool = undo.pool
+            self.step_count.fill_(undo.step)
+            self._next_step = undo.step
 
     def step(self, losses: Losses) -> paddle.Tensor:
         """The update of the weights alone, for a loop that calls backward itself.
@@ -227,9 +274,14 @@ class LossBalancer(PicklableLayer):
         step = self._current_step()
         update = self._is_update(step)
         if update:
-            norms = task_gradient_norms(scalars, self.shared, self._order.names, weights.dtype)
+            pools = ranks.number() > 1
+            norms = task_gradient_norms(
+                scalars, self.shared, self._order.names, weights.dtype, rows=pools
+            )
         with paddle.no_grad():
             values = paddle.stack(_scalars_as(scalars, weights.dtype))
+            if update and pools:
+                values, norms = _means(_pooled(None, values, norms))
             # What the caller's backward of the weighted sum has left there.
             weights.clear_gradient(False)
             if update:
@@ -282,16 +334,18 @@ class LossBalancer(PicklableLayer):
     set_dict = set_state_dict
     load_dict = set_state_dict
 
-    def _backward_with_norms(self, losses: Sequence[paddle.Tensor]) -> paddle.Tensor:
-        """Backward of the weighted sum, in the form that is cheaper for these losses' graphs."""
-        weights, names = self._weights, self._order.names
+    def _backward_by_task(
+        self, losses: Sequence[paddle.Tensor], factors: paddle.Tensor, rows: bool = False
+    ) -> paddle.Tensor:
+        """Backward of the weighted sum, with norms or rows, in the form that is cheaper here."""
+        names, dtype = self._order.names, factors.dtype
         if self._in_two_passes is None:
             self._in_two_passes = two_passes_are_cheaper(losses, self.shared)
         if not self._in_two_passes:
-            return backward_by_task(losses, weights, self.shared, names)
-        norms = task_gradient_norms(losses, self.shared, names, weights.dtype)
-        backward_of_sum(losses, weights, self.shared, names)
-        return norms
+            return backward_by_task(losses, factors, self.shared, names, rows=rows)
+        found = task_gradient_norms(losses, self.shared, names, dtype, rows=rows)
+        backward_of_sum(losses, factors, self.shared, names)
+        return found
 
     @property
     def _weights(self) -> paddle.Tensor:
@@ -303,6 +357,7 @@ class LossBalancer(PicklableLayer):
         self._unread = None
         self._knows_reference = False
         self._in_two_passes = None
+        self._pool = self._undo = None
         # Whether loss_weights.grad has been written for the caller's optimizer, and
         # whether the weights have summed to n_loss since.
         self._awaits_optimizer = False
@@ -360,6 +415,10 @@ class LossBalancer(PicklableLayer):
             stepped = renormalized(weights - output.weight_gradient * rate, self.floor)
             weights.copy_(paddle.where(output.usable, stepped, weights), False)
         self._observe(_Observation(step, losses, gradient_norms, output.usable))
+
+    def _undo_of(self, step: int) -> _Undo:
+        initial = self.initial_losses.clone()
+        return _Undo(step, self._weights.clone(), initial, self._knows_reference, None)
 
     def _rest(self, step: int, losses: paddle.Tensor) -> None:
         """A step without an update: the weights must not move, but faults are seen."""
@@ -484,6 +543,37 @@ class _Observation(NamedTuple):
             elif not math.isfinite(norm):
                 found.append((f"loss {name!r}", f"has a gradient of norm {norm}"))
         return found or [("GradNorm", "finds no finite training rates")]
+
+
+class _Pool(NamedTuple):
+    """Sums over the micro-batches of a step so far, on this process.
+
+    ``rows`` holds for each task its loss and its gradient, shape [T, 1 + shared values].
+    """
+
+    parts: int
+    rows: paddle.Tensor
+
+
+class _Undo(NamedTuple):
+    """The state before a step."""
+
+    step: int
+    weights: paddle.Tensor
+    initial_losses: paddle.Tensor
+    knows_reference: bool
+    pool: _Pool | None
+
+
+def _pooled(pool: _Pool | None, losses: paddle.Tensor, rows: paddle.Tensor) -> _Pool:
+    rows = paddle.concat([losses.unsqueeze(1), rows], axis=1)
+    return _Pool(1, rows) if pool is None else _Pool(pool.parts + 1, pool.rows + rows)
+
+
+def _means(pool: _Pool) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """The mean losses, and the norms of the mean gradients, over micro-batches and processes."""
+    rows = ranks.mean(pool.rows / pool.parts)
+    return rows[:, 0], rows[:, 1:].square().sum(1).sqrt()
 
 
 def _scalars_as(scalars: Sequence[paddle.Tensor], dtype: paddle.dtype) -> list[paddle.Tensor]:

@@ -15,6 +15,7 @@ def backward_by_task(
     weights: paddle.Tensor,
     shared: Sequence[paddle.Tensor],
     names: Sequence[str],
+    rows: bool = False,
 ) -> paddle.Tensor:
     """Backward pass of sum_i w_i L_i, a loss at a time, with the norms on the way.
 
@@ -27,9 +28,11 @@ def backward_by_task(
         weights: Their weights, shape [T], positive.
         shared: The shared parameters W.
         names: T names for the errors.
+        rows: Return the gradients themselves, for a mean that is taken before the norm.
 
     Returns:
-        ||dL_i/dW||, of the unweighted losses, shape [T], in the dtype of ``weights``.
+        ||dL_i/dW||, of the unweighted losses, shape [T], in the dtype of ``weights``; with
+        ``rows`` dL_i/dW, shape [T, number of shared values], one parameter after the other.
 
     Raises:
         ValueError: A loss does not depend on any of the shared parameters. The
@@ -61,6 +64,8 @@ def backward_by_task(
             present = [gradient for gradient in gradients if gradient is not None]
             if present:
                 parameter.grad = paddle.add_n(present) if len(present) > 1 else present[0]
+    if rows:
+        return _rows(by_task[::-1], shared, weights.dtype) / weights.unsqueeze(1)
     return _norms(by_task[::-1], weights.dtype) / weights
 
 
@@ -69,6 +74,7 @@ def task_gradient_norms(
     shared: Sequence[paddle.Tensor],
     names: Sequence[str],
     dtype: paddle.dtype,
+    rows: bool = False,
 ) -> paddle.Tensor:
     """The same norms for a caller who runs the backward pass himself; ``.grad`` stays untouched.
 
@@ -77,9 +83,10 @@ def task_gradient_norms(
         shared: The shared parameters W.
         names: T names for the errors.
         dtype: The dtype of the result.
+        rows: Return the gradients themselves, as above.
 
     Returns:
-        ||dL_i/dW||, shape [T].
+        ||dL_i/dW||, shape [T], or the rows.
 
     Raises:
         ValueError: A loss does not depend on any of the shared parameters.
@@ -93,7 +100,7 @@ def task_gradient_norms(
         if all(gradient is None for gradient in gradients):
             raise _no_dependence(name, shared)
         by_task.append(gradients)
-    return _norms(by_task, dtype)
+    return _rows(by_task, shared, dtype) if rows else _norms(by_task, dtype)
 
 
 def backward_of_sum(
@@ -168,6 +175,25 @@ def _norms(by_task: Sequence[Sequence[paddle.Tensor | None]], dtype: paddle.dtyp
             ).astype(dtype)
             squares.append(stacked.square().sum(list(range(1, stacked.ndim))))
     return (squares[0] if len(squares) == 1 else paddle.add_n(squares)).sqrt()
+
+
+def _rows(
+    by_task: Sequence[Sequence[paddle.Tensor | None]],
+    shared: Sequence[paddle.Tensor],
+    dtype: paddle.dtype,
+) -> paddle.Tensor:
+    """Each task's gradients in a row, zeros where it misses a parameter."""
+    return paddle.stack(
+        [
+            paddle.concat(
+                [
+                    (paddle.zeros_like(p) if g is None else g).flatten().astype(dtype)
+                    for g, p in zip(gradients, shared)
+                ]
+            )
+            for gradients in by_task
+        ]
+    )
 
 
 def _no_dependence(name: str, shared: Sequence[paddle.Tensor]) -> ValueError:

@@ -8,13 +8,10 @@ from typing import Any, Callable, Union
 import numpy as np
 import paddle
 
-from paddlescience_gradnorm.balancing.balancer import (
-    LossBalancer,
-    Shared,
-    shared_parameters,
-)
+from paddlescience_gradnorm.balancing.balancer import LossBalancer, Shared
 from paddlescience_gradnorm.balancing.losses import Losses
 from paddlescience_gradnorm.network.network_base import NetworkBase
+from paddlescience_gradnorm.network.shared_layer import find_shared
 
 
 class _ForwardOfTheNetwork:
@@ -48,7 +45,7 @@ class GradNorm(NetworkBase):
         shared: The shared parameters: a parameter, a layer, a list of either, a
             callable that picks one of these from the network, or ``"all"``. By
             default what the network's ``get_last_shared_layer()`` returns, or else
-            its ``get_shared_layer()``.
+            its ``get_shared_layer()``; PaddleScience's architectures need neither.
         weight_lr: ``None``: the weights are among ``parameters()``, and the caller's
             optimizer steps them. A number: GradNorm steps them itself at this rate,
             by plain gradient descent, and they are not among ``parameters()``. (They
@@ -93,7 +90,7 @@ class GradNorm(NetworkBase):
         if not isinstance(net, paddle.nn.Layer):
             raise TypeError(f"net must be a paddle.nn.Layer, got {type(net).__name__} {net!r}")
         self.balancer = LossBalancer(
-            _find_shared(net, shared),
+            find_shared(net, shared),
             n_loss,
             alpha,
             lr=weight_lr,
@@ -201,13 +198,13 @@ class GradNorm(NetworkBase):
         """The references L(0), shape [n_loss]; zeros until the first step."""
         return self.balancer.initial_losses
 
-    def backward(self, losses: Losses) -> paddle.Tensor:
+    def backward(self, losses: Losses, update: bool = True, scale: float = 1.0) -> paddle.Tensor:
         """The whole backward pass in one: see :meth:`LossBalancer.backward`.
 
         Fills ``.grad`` of the network and, with ``weight_lr=None``, of
         ``loss_weights``; returns the weighted total, detached, shape [].
         """
-        return self.balancer.backward(losses)
+        return self.balancer.backward(losses, update, scale)
 
     def get_grad_norm_loss(self, losses: Losses) -> paddle.Tensor:
         """Lgrad, after the caller's own ``backward(retain_graph=True)``, shape [].
@@ -240,26 +237,3 @@ class GradNorm(NetworkBase):
     def renormalize(self) -> None:
         """Scale the weights in place to sum to ``n_loss``: see :meth:`LossBalancer.renormalize`."""
         self.balancer.renormalize()
-
-
-def _find_shared(net: paddle.nn.Layer, shared: Any) -> tuple[paddle.Tensor, ...]:
-    if shared is None:
-        for hook in ("get_last_shared_layer", "get_shared_layer"):
-            if hasattr(net, hook):
-                return shared_parameters(getattr(net, hook)())
-        raise ValueError(
-            f"{type(net).__name__} has neither get_last_shared_layer() nor "
-            "get_shared_layer(); pass shared=, the parameter or layer that all losses "
-            "go through last (a parameter, a layer, a list of either, a callable on "
-            "the network, or 'all')"
-        )
-    if isinstance(shared, str):
-        if shared != "all":
-            raise ValueError(
-                f"shared as a string can only be 'all', got {shared!r}; pass the "
-                "parameter or layer itself"
-            )
-        return shared_parameters(net)
-    if callable(shared) and not isinstance(shared, (paddle.nn.Layer, paddle.Tensor)):
-        shared = shared(net)
-    return shared_parameters(shared)

@@ -4,9 +4,12 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlescience_gradnorm import LossBalancer
+from paddlescience_gradnorm import FCNet, LossBalancer
 
 NAMES = ["pde", "boundary", "data"]
+
+
+pytestmark = pytest.mark.usefixtures("both_operators")
 
 
 @pytest.fixture
@@ -602,3 +605,85 @@ def test_weights_are_as_precise_as_the_shared_parameters_and_never_half(dtype, e
     weight.stop_gradient = False
     balancer = LossBalancer(weight, 2, 1.0)
     assert balancer.get_weights().dtype == expected
+
+
+@pytest.fixture
+def accumulating(float64):
+    """Weights and L(0) of a run whose every step is spread over some micro-batches."""
+
+    def run(micro_batches, scale=1.0, take_back=False, shared="last", **options):
+        paddle.seed(0)
+        net = FCNet(num_ins=2, num_outs=1, num_layers=3, hidden_size=8)
+        which = net if shared == "all" else net.linears[-1].weight
+        balancer = LossBalancer(which, n_loss=2, alpha=1.0, **options)
+        parameters = net.parameters() + ([balancer.loss_weights] if balancer.lr is None else [])
+        optimizer = paddle.optimizer.Momentum(1e-4 / scale, parameters=parameters)
+        rng = np.random.default_rng(0)
+        weights = []
+        for _ in range(5):
+            points = paddle.to_tensor(rng.random((2, 12, 2)))
+            for i in range(micro_batches):
+                inside, edge = points[:, i::micro_batches]
+                losses = [(net(inside) - 1).square().mean(), 9 * (net(edge) + 1).square().mean()]
+                last = i == micro_batches - 1
+                if take_back and i > 0:
+                    balancer.take_back()
+                balancer.backward(losses, update=last or take_back, scale=scale / micro_batches)
+            optimizer.step()
+            optimizer.clear_grad()
+            weights.append(balancer.get_weights())
+        return np.array(weights), balancer
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"lr": 1e-3}, {"lr": None}, {"lr": 1e-3, "shared": "all"}, {"lr": 1e-3, "update_every": 2}],
+    ids=str,
+)
+@pytest.mark.parametrize("take_back", [False, True], ids=["update=False", "take_back"])
+def test_micro_batches_give_the_weights_of_the_whole_batch(accumulating, options, take_back):
+    expected, whole = accumulating(1, **options)
+    assert np.abs(np.diff(expected, axis=0)).max() > 1e-4
+    weights, balancer = accumulating(3, take_back=take_back, **options)
+    np.testing.assert_allclose(weights, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(balancer.initial_losses, whole.initial_losses, rtol=1e-12)
+    assert balancer.step_count.item() == 5
+
+
+def test_scale_multiplies_the_gradients_and_leaves_the_balancing_alone(accumulating):
+    expected, whole = accumulating(1, lr=1e-3)
+    weights, balancer = accumulating(1, scale=1024.0, lr=1e-3)
+    np.testing.assert_allclose(weights, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(balancer.gradient_norms, whole.gradient_norms, rtol=1e-12)
+
+
+def test_a_step_is_taken_back_once_and_only_with_a_scale(fc_net, balancer, make_losses):
+    balancer.backward(make_losses(fc_net))
+    with pytest.raises(RuntimeError, match="no step to take back"):
+        balancer.take_back()
+    before = balancer.get_weights()
+    balancer.backward(make_losses(fc_net, seed=1), scale=0.5)
+    assert (balancer.get_weights() != before).any()
+    balancer.take_back()
+    assert (balancer.get_weights() == before).all()
+    with pytest.raises(RuntimeError, match="no step to take back"):
+        balancer.take_back()
+
+
+def test_an_overflow_of_scaled_gradients_leaves_the_weights(fc_net, balancer, make_losses):
+    with pytest.warns(RuntimeWarning, match="'losses\\[1\\]' has a gradient of norm (inf|nan)"):
+        balancer.backward(make_losses(fc_net), scale=1e38)
+    assert (balancer.get_weights() == 1).all()
+
+
+def test_gradient_norms_are_those_of_the_unweighted_losses(fc_net, make_losses):
+    weight = fc_net.linears[-1].weight
+    balancer = LossBalancer(weight, 3, 1.0, weight_attr=[0.5, 2.0, 0.25])
+    assert balancer.gradient_norms.tolist() == [0, 0, 0]
+    balancer.backward(make_losses(fc_net))
+    expected = [
+        np.linalg.norm(paddle.grad(loss, weight)[0].numpy()) for loss in make_losses(fc_net)
+    ]
+    np.testing.assert_allclose(balancer.gradient_norms.numpy(), expected, rtol=1e-5)

@@ -1,0 +1,28 @@
+"""The processes of a distributed run, as far as balancing needs to know of them."""
+
+from __future__ import annotations
+
+import paddle
+
+
+def number() -> int:
+    """How many processes train together; 1 without a distributed environment."""
+    if not paddle.distributed.is_initialized():
+        return 1
+    count: int = paddle.distributed.get_world_size()
+    return count
+
+
+def mean(tensor: paddle.Tensor) -> paddle.Tensor:
+    """The mean of a tensor over all processes, in one all-reduce, which every one must join.
+
+    Example:
+        >>> import paddle
+        >>> mean(paddle.to_tensor([1.0, 3.0])).tolist()  # a single process
+        [1.0, 3.0]
+    """
+    if number() == 1:
+        return tensor
+    tensor = tensor.clone()
+    paddle.distributed.all_reduce(tensor)
+    return tensor / number()

@@ -1,0 +1,135 @@
+"""The parameters that all losses go through last: as the user names them, or where a network has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+
+from paddlescience_gradnorm.balancing.balancer import shared_parameters
+
+_HOOKS = ("get_last_shared_layer", "get_shared_layer")
+
+# Where PaddleScience's architectures (ppsci.arch) have it: the last weights in
+# each of these sublayers, of which * takes all. Classes whose outputs share no layer are not here.
+_OF_PPSCI = {
+    "afno.AFNONet": ["head"],
+    "afno.PrecipNet": ["conv"],
+    "amgnet.AMGNet": ["decoder"],
+    "cfdgcn.CFDGCN": ["convs"],
+    "chip_deeponets.ChipDeepONets": ["branch_net", "BCtype_net", "BC_net", "trunk_net"],
+    "crystalgraphconvnet.CrystalGraphConvNet": ["fc_out"],
+    "cuboid_transformer.CuboidTransformer": ["dec_final_proj"],
+    "cvit.CVit": ["final_mlp"],
+    "cvit.CVit1D": ["final_mlp"],
+    "deeponet.DeepONet": ["branch_net", "trunk_net"],
+    "dgmr.DGMR": ["sampler.conv_1x1"],
+    "epnn.Epnn": ["layers"],
+    "gan.Generator": ["blocks"],
+    "geofno.FNO1d": ["fc2"],
+    "graphcast.GraphCastNet": ["graphcast.decoder.grid_node_layer"],
+    "he_deeponets.HEDeepONets": ["heat_net", "cold_net", "trunk_net"],
+    "ifm_mlp.IFMMLP": ["model.output"],
+    "lno.LNO": ["fc2"],
+    "mlp.MLP": ["last_fc"],
+    "mlp.ModifiedMLP": ["last_fc"],
+    "mlp.PirateNet": ["last_fc"],
+    "model_list.ModelList": ["model_list.*"],
+    "nowcastnet.NowcastNet": ["gen_dec.conv_img"],
+    "phycrnet.PhyCRNet": ["output_layer"],
+    "phylstm.DeepPhyLSTM": ["lstm_model"],
+    "physx_transformer.PhysformerGPT2": ["linear"],
+    "regdgcnn.RegDGCNN": ["linear5"],
+    "regpointnet.RegPointNet": ["final_linear"],
+    "sfnonet.SFNONet": ["projection"],
+    "spinn.SPINN": ["branch_nets.*"],
+    "tfnonet.TFNO1dNet": ["projection"],
+    "tfnonet.TFNO2dNet": ["projection"],
+    "tfnonet.TFNO3dNet": ["projection"],
+    "transformer.Transformer": ["last_layer"],
+    "unetex.UNetEx": ["decoders"],
+    "unonet.UNONet": ["projection"],
+    "uscnn.USCNN": ["conv4"],
+    "vae.AutoEncoder": ["_encoder_linear"],
+    "velocitygan.VelocityDiscriminator": ["discriminator"],
+    "velocitygan.VelocityGenerator": ["generator"],
+}
+
+
+def find_shared(net: paddle.nn.Layer, shared: Any = None) -> tuple[paddle.Tensor, ...]:
+    """The trainable shared parameters W of a network.
+
+    Args:
+        net: The network.
+        shared: A parameter, a layer, a list of either, a callable that picks one of
+            these from the network, or ``"all"``. By default what the network's
+            ``get_last_shared_layer()`` returns, or else its ``get_shared_layer()``,
+            or else the last layer's weights, if it is of PaddleScience's architectures.
+
+    Raises:
+        TypeError: ``shared`` holds something else.
+        ValueError: There is no shared layer to be found, or nothing trainable in it.
+
+    Example:
+        >>> from paddlescience_gradnorm import FCNet
+        >>> [list(parameter.shape) for parameter in find_shared(FCNet(2, 1, 3, 16))]
+        [[16, 1]]
+    """
+    if shared is None:
+        for hook in _HOOKS:
+            if hasattr(net, hook):
+                return shared_parameters(getattr(net, hook)())
+        return shared_parameters(_last_weights(net))
+    if isinstance(shared, str):
+        if shared != "all":
+            raise ValueError(
+                f"shared as a string can only be 'all', got {shared!r}; pass the "
+                "parameter or layer itself"
+            )
+        return shared_parameters(net)
+    if callable(shared) and not isinstance(shared, (paddle.nn.Layer, paddle.Tensor)):
+        shared = shared(net)
+    return shared_parameters(shared)
+
+
+def _last_weights(net: paddle.nn.Layer) -> list[paddle.Tensor]:
+    """Of one of PaddleScience's architectures, or of a class derived from one."""
+    for name in _names_in_ppsci(net):
+        if name in _OF_PPSCI:
+            layers = [layer for path in _OF_PPSCI[name] for layer in _sublayers(net, path)]
+            return [weight for layer in layers for weight in _weights_of_the_last(layer)]
+    raise ValueError(
+        f"{type(net).__name__} has neither get_last_shared_layer() nor "
+        "get_shared_layer(); pass shared=, the parameter or layer that all losses "
+        "go through last (a parameter, a layer, a list of either, a callable on "
+        "the network, or 'all')"
+    )
+
+
+def _names_in_ppsci(layer: paddle.nn.Layer) -> list[str]:
+    """Of its classes, as in the table: known by name alone, so that nothing imports ppsci."""
+    names = (f"{cls.__module__}.{cls.__name__}" for cls in type(layer).__mro__)
+    return [name[len("ppsci.arch.") :] for name in names if name.startswith("ppsci.arch.")]
+
+
+def _sublayers(layer: Any, path: str) -> list[paddle.nn.Layer]:
+    name, _, rest = path.partition(".")
+    if not name:
+        return [layer]
+    found = list(layer) if name == "*" else [getattr(layer, name)]
+    return [sublayer for each in found for sublayer in _sublayers(each, rest)]
+
+
+def _weights_of_the_last(layer: paddle.nn.Layer) -> list[paddle.Tensor]:
+    """The weights, without bias, of the last sublayer that has any.
+
+    More than one where a weight is stored in factors, as by weight normalisation.
+    """
+    if "base.Arch" in _names_in_ppsci(layer):
+        return _last_weights(layer)  # a part that is an architecture itself
+    for sublayer in reversed(layer.sublayers(include_self=True)):
+        own = sublayer._parameters.items()
+        weights = [p for name, p in own if p is not None and "bias" not in name]
+        if any(p.ndim >= 2 for p in weights):
+            return weights
+    raise ValueError(f"{type(layer).__name__} has no weights; pass shared=")
