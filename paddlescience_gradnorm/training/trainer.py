@@ -332,7 +332,7 @@ def _length(data: Any) -> int | None:
     """The number of batches, if it is known beforehand."""
     try:
         return len(data)
-    except (TypeError, ValueError):  # the second from a DataLoader of an IterableDataset
+    except (TypeError, ValueError, RuntimeError):  # of an IterableDataset and its DataLoader
         return None
 
 

@@ -167,9 +167,13 @@ def test_a_dataset_without_a_length(fc_net):
         def __iter__(self):
             return iter(np.ones((3, 5, 2), "float32"))
 
+    def losses(net, x):
+        return {"size": net(paddle.to_tensor(x)).square().mean()}
+
     loader = paddle.io.DataLoader(Stream(), batch_size=None)
-    trainer = Trainer(fc_net, lambda net, x: {"size": net(x).square().mean()}, adam(fc_net))
+    trainer = Trainer(fc_net, losses, adam(fc_net))
     assert len(trainer.fit(loader, 2)) == 6
+    assert len(trainer.fit(Stream(), 2)) == 12
 
 
 def test_data_that_has_run_out_is_an_error(fc_net, named_losses):
