@@ -83,8 +83,7 @@ class GradNormRule:
         if not paddle.is_grad_enabled() and operators.apply_to(*tensors):
             return RuleOutput(*operators.rule(*tensors, self.alpha))
         weighted_norms = weights * gradient_norms
-        loss_ratios = losses / initial_losses
-        rates = loss_ratios / loss_ratios.mean()
+        rates = inverse_training_rates(losses, initial_losses)
         # r ** alpha by way of the root, which is NaN for a negative rate, whatever alpha;
         # and with a tensor, for Paddle rounds a Python exponent to float32.
         roots = rates.sqrt()
@@ -95,6 +94,19 @@ class GradNormRule:
         loss = excess.abs().sum()
         # Every NaN and infinity ends up in Lgrad.
         return RuleOutput(loss, excess.sign() * gradient_norms, paddle.isfinite(loss))
+
+
+def inverse_training_rates(losses: paddle.Tensor, initial_losses: paddle.Tensor) -> paddle.Tensor:
+    """r_i = (L_i / L_i(0)) / mean_j(L_j / L_j(0)), all of shape [T]; above 1 for a slow loss.
+
+    Example:
+        >>> import paddle
+        >>> halved_and_kept = paddle.to_tensor([1.0, 6.0])
+        >>> inverse_training_rates(halved_and_kept, paddle.to_tensor([2.0, 4.0])).tolist()
+        [0.5, 1.5]
+    """
+    loss_ratios = losses / initial_losses
+    return loss_ratios / loss_ratios.mean()
 
 
 def renormalized(weights: paddle.Tensor, floor: float) -> paddle.Tensor:

@@ -12,7 +12,11 @@ import paddle
 
 from paddlescience_gradnorm import arguments
 from paddlescience_gradnorm.balancing import ranks
-from paddlescience_gradnorm.balancing.algorithm import GradNormRule, renormalized
+from paddlescience_gradnorm.balancing.algorithm import (
+    GradNormRule,
+    inverse_training_rates,
+    renormalized,
+)
 from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
 from paddlescience_gradnorm.balancing.shared_graph import two_passes_are_cheaper
 from paddlescience_gradnorm.balancing.task_gradients import (
@@ -126,9 +130,8 @@ class LossBalancer(PicklableLayer):
         self.register_buffer("_acted", paddle.zeros([self.n_loss], dtype), persistable=False)
         self.register_buffer("_usable", paddle.ones([], dtype="bool"), persistable=False)
         self.register_buffer("_grad_norm_loss", paddle.zeros([], dtype), persistable=False)
-        self.register_buffer(
-            "_gradient_norms", paddle.zeros([self.n_loss], dtype), persistable=False
-        )
+        for name in ("_gradient_norms", "_losses"):  # of the last update
+            self.register_buffer(name, paddle.zeros([self.n_loss], dtype), persistable=False)
         self._start = initial_weights
         self._frozen = False
         self._order = LossOrder(self.n_loss)
@@ -154,6 +157,12 @@ class LossBalancer(PicklableLayer):
         """||g_i|| of the last update, of the unweighted losses, shape [n_loss]; zeros before it."""
         norms: paddle.Tensor = self._buffers["_gradient_norms"]
         return norms
+
+    @property
+    def training_rates(self) -> paddle.Tensor:
+        """Inverse training rates r_i of the last update, shape [n_loss]; NaN before it."""
+        with paddle.no_grad():
+            return inverse_training_rates(self._buffers["_losses"], self.initial_losses)
 
     def backward(self, losses: Losses, update: bool = True, scale: float = 1.0) -> paddle.Tensor:
         """The whole backward pass of the weighted sum, and the update of the weights.
@@ -382,6 +391,7 @@ class LossBalancer(PicklableLayer):
         # Straight into the dict: assigning an attribute of a layer costs more than an operation.
         self._buffers["_grad_norm_loss"] = output.loss
         self._buffers["_gradient_norms"] = gradient_norms
+        self._buffers["_losses"] = losses
         if self.lr is None:
             self._buffers["_acted"].copy_(weights, False)
             self._buffers["_usable"] = output.usable
