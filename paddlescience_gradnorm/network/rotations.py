@@ -1,0 +1,135 @@
+"""Trainable rotations, one for each task, that stay orthogonal whatever steps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import paddle
+
+from paddlescience_gradnorm.shielded import ShieldedLayer, add_gradient, shielded_parameter
+
+_cache: dict[Rotations, paddle.Tensor] | None = None
+
+
+@contextmanager
+def cached() -> Iterator[None]:
+    """Compute every rotation once in this block, however often it is used.
+
+    Without it a rotation is looked up afresh at each use, in case an optimizer has stepped
+    it; inside, such a step takes effect only after the block. Blocks may be nested.
+
+    Example:
+        >>> import paddle
+        >>> from paddlescience_gradnorm import RotateOnly
+        >>> model = RotateOnly(paddle.nn.Linear(2, 3), [paddle.nn.Linear(3, 1)] * 2, 3)
+        >>> with cached():
+        ...     inside, edge = model(paddle.rand([8, 2])), model(paddle.rand([4, 2]))
+        ...     model.backward([u.square().mean() + v.mean() for u, v in zip(inside, edge)])
+    """
+    global _cache
+    outer = _cache
+    if outer is None:
+        _cache = {}
+    try:
+        yield
+    finally:
+        _cache = outer
+
+
+class Rotations(ShieldedLayer):
+    """T rotation matrices, trained on their manifold by any optimizer.
+
+    Each is R = B exp(A) with a skew-symmetric A, which the trainable ``tangent`` holds in
+    its strict lower triangle: "dynamic trivialization" (Lezcano-Casado, NeurIPS 2019,
+    arXiv:1909.09501). Once an optimizer has stepped A, the next use of R moves the step into B
+    and A returns to zero, where the derivative of the exponential needs no computation.
+
+    The exponential of a small step is its Taylor polynomial; of a larger one,
+    ``paddle.linalg.matrix_exp``, or, on Paddle 2.6, which lacks that, the Cayley transform
+    (1 - A/2)^-1 (1 + A/2), another orthogonal matrix with the same first two derivatives.
+
+    Args:
+        n_tasks: Number of rotations T.
+        size: Their number of rows D.
+        dtype: float32 or float64.
+    """
+
+    def __init__(self, n_tasks: int, size: int, dtype: paddle.dtype) -> None:
+        super().__init__()
+        self.tangent = shielded_parameter(np.zeros([n_tasks, size, size]), dtype)
+        identity = paddle.eye(size, dtype=dtype)
+        self.register_buffer("base", paddle.stack([identity] * n_tasks))
+        self.register_buffer("_identity", identity, persistable=False)
+        self.register_buffer("last_gradient", paddle.zeros_like(self.base), persistable=False)
+        # Of three dimensions too, for Paddle is slow where it broadcasts.
+        lower = paddle.stack([paddle.tril(paddle.ones_like(identity), -1)] * n_tasks)
+        self.register_buffer("_lower", lower, persistable=False)
+
+    def matrices(self) -> paddle.Tensor:
+        """The rotations, shape [T, D, D], without a gradient."""
+        if _cache is None:
+            return self._settled()
+        if self not in _cache:
+            _cache[self] = self._settled()
+        return _cache[self]
+
+    def set(self, matrices: Any) -> None:
+        """Take these as the rotations: T arrays or tensors of shape [D, D].
+
+        Raises:
+            ValueError: They are of another shape, or not orthogonal.
+        """
+        arrays = np.stack([np.asarray(matrix) for matrix in matrices])
+        given = paddle.to_tensor(arrays, dtype=self.base.dtype)
+        if given.shape != self.base.shape:
+            raise ValueError(
+                f"rotations must have shape {list(self.base.shape)}, got {list(given.shape)}"
+            )
+        error = self._from_orthogonal(given).abs().max().item()
+        if not error < 1e-4:
+            raise ValueError(f"rotations must be orthogonal, but R R^T is off 1 by {error:.2g}")
+        with paddle.no_grad():
+            self._buffers["base"] = given
+            self.tangent.copy_(paddle.zeros_like(self.tangent), False)
+        if _cache is not None:
+            _cache.pop(self, None)
+
+    def add_gradient(self, gradients: paddle.Tensor) -> None:
+        """Add to ``tangent.grad``, given R_k^T dL/dR_k, shape [T, D, D]."""
+        self._buffers["last_gradient"] = gradients
+        add_gradient(self.tangent, (gradients - gradients.transpose([0, 2, 1])) * self._lower)
+
+    @paddle.no_grad()
+    def _settled(self) -> paddle.Tensor:
+        lower = self.tangent * self._lower
+        # The Frobenius norm of its triangle bounds the eigenvalues of a skew-symmetric matrix.
+        squares = lower.square().sum().item()
+        if squares != 0:
+            skew = lower - lower.transpose([0, 2, 1])
+            base = self.base + paddle.matmul(self.base, self._exponential_less_1(skew, squares))
+            # Rounding errors add up over the steps; Newton's iteration takes them out.
+            error = self._from_orthogonal(base)
+            # A new tensor, for somebody may still hold the old rotations.
+            self._buffers["base"] = base - paddle.matmul(error, base) / 2
+            self.tangent.copy_(paddle.zeros_like(lower), False)
+        return self.base
+
+    def _exponential_less_1(self, skew: paddle.Tensor, squares: float) -> paddle.Tensor:
+        """exp(A) - 1, to rounding, for norms up to the root of ``squares``."""
+        # Where the seventh power of the norm, over 7!, is less than a rounding.
+        if squares < (0.3 if skew.dtype == paddle.float32 else 0.02) ** 2:
+            second = paddle.matmul(skew, skew)
+            third = paddle.matmul(second, skew)
+            # 1/6 + A/24 + A^2/120 + A^3/720, the identity left out
+            rest = skew / 24 + second / 120 + third / 720
+            return skew + second / 2 + third / 6 + paddle.matmul(third, rest)
+        if hasattr(paddle.linalg, "matrix_exp"):
+            return paddle.linalg.matrix_exp(skew) - self._identity
+        half = skew / 2
+        return paddle.linalg.solve(self._identity - half, self._identity + half) - self._identity
+
+    def _from_orthogonal(self, matrices: paddle.Tensor) -> paddle.Tensor:
+        return paddle.matmul(matrices, matrices, transpose_y=True) - self._identity
