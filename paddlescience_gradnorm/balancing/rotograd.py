@@ -18,9 +18,40 @@ _SMALLEST_NORM = 1e-15
 class LatentGradients:
     """The gradients G_k of T losses on the representation.
 
-    A head reads the representation through a matrix, Y_k = Z F_k: its rotation, or its
-    first layer's weight with the rotation in it. So G_k = P_k F_k^T with P_k = dL_k/dY_k,
-    and where F_k is narrow, a product with G_k is cheaper through its factors.
+    Args:
+        gradients: T matrices G_k, shape [N, D] each.
+    """
+
+    norms: paddle.Tensor
+
+    def __init__(self, gradients: Sequence[paddle.Tensor]) -> None:
+        self.norms = paddle.stack([gradient.square().sum() for gradient in gradients]).sqrt()
+        self._stacked = paddle.stack(gradients)
+
+    def combined(self, factors: paddle.Tensor) -> paddle.Tensor:
+        """sum_k factors_k G_k, shape [N, D], for factors of shape [T]."""
+        # A row times a matrix, for Paddle is slow at a scalar times a matrix.
+        flat = self._stacked.reshape([self._stacked.shape[0], -1])
+        return paddle.matmul(factors.reshape([1, -1]), flat).reshape(self._stacked.shape[1:])
+
+    def norm_of(self, factors: paddle.Tensor) -> paddle.Tensor:
+        """||sum_k factors_k G_k||, shape []."""
+        return _norm(self.combined(factors))
+
+    def products(self, factors: paddle.Tensor) -> paddle.Tensor:
+        """G_k^T sum_j factors_j G_j, shape [T, D, D]."""
+        return self.products_with(self.combined(factors))
+
+    def products_with(self, matrix: paddle.Tensor) -> paddle.Tensor:
+        """G_k^T matrix, shape [T, D, D], for a matrix of shape [N, D]."""
+        return paddle.matmul(self._stacked, matrix, transpose_x=True)
+
+
+class FactoredGradients(LatentGradients):
+    """The same where G_k = P_k F_k^T, for factors that have few columns.
+
+    A head that reads the representation through a matrix F_k, Y_k = Z F_k, has such a
+    gradient, with P_k = dL_k/dY_k. No G_k is ever multiplied out.
 
     Args:
         outputs: T matrices P_k, shape [N, M_k] each.
@@ -29,36 +60,60 @@ class LatentGradients:
     Example:
         >>> import paddle
         >>> ones = paddle.ones([4, 1])
-        >>> gradients = LatentGradients([ones, -ones], [paddle.ones([2, 1])] * 2)
-        >>> gradients.combined(paddle.to_tensor([1.0, 0.5])).shape[0], gradients.norms.tolist()
-        (4, [2.8284270763397217, 2.8284270763397217])
+        >>> gradients = FactoredGradients([ones, -ones], [paddle.ones([9, 1])] * 2)
+        >>> gradients.norms.tolist(), gradients.combined(paddle.to_tensor([1.0, 0.5]))[0, 0].item()
+        ([6.0, 6.0], 0.5)
     """
 
     def __init__(self, outputs: Sequence[paddle.Tensor], entries: Sequence[paddle.Tensor]) -> None:
-        self._outputs, self._entries = outputs, entries
-        self._full = [paddle.matmul(p, f, transpose_y=True) for p, f in zip(outputs, entries)]
-        self._flat = paddle.stack(self._full).reshape([len(outputs), -1])
-        self.norms = paddle.stack([norm(gradient) for gradient in self._full])
+        self._widths = [entry.shape[1] for entry in entries]
+        self._left = paddle.concat(
+            [p.reshape([1, -1]) if p.shape[1] == 1 else p.t() for p in outputs]
+        )
+        self._right = paddle.concat([entry.t() for entry in entries])
+        self._left_gram = _gram(self._left)
+        # <G_i, G_j>, once the columns of each task are added up.
+        self._gram = self._left_gram * _gram(self._right)
+        self._task_of_column = None
+        if max(self._widths) > 1:
+            tasks = paddle.eye(len(entries), dtype=self._left.dtype)
+            blocks = paddle.repeat_interleave(tasks, paddle.to_tensor(self._widths), axis=0)
+            self._gram = paddle.matmul(paddle.matmul(blocks, self._gram, transpose_x=True), blocks)
+            self._task_of_column = blocks
+        self.norms = self._gram.diagonal().clip(min=0).sqrt()
 
     def combined(self, factors: paddle.Tensor) -> paddle.Tensor:
-        """sum_k factors_k G_k, shape [N, D], for factors of shape [T]."""
-        # One product of a row with a matrix: a scalar times a matrix takes Paddle longer.
-        return paddle.matmul(factors.unsqueeze(0), self._flat).reshape(self._full[0].shape)
+        return paddle.matmul(self._left, self._scaled(factors), transpose_x=True)
 
-    def transposed_times(self, matrix: paddle.Tensor) -> paddle.Tensor:
-        """G_k^T matrix, shape [T, D, D], for a matrix of shape [N, D]."""
-        return paddle.stack(
-            [
-                paddle.matmul(f, paddle.matmul(p, matrix, transpose_x=True))
-                if f.shape[1] < f.shape[0]
-                else paddle.matmul(g, matrix, transpose_x=True)
-                for g, p, f in zip(self._full, self._outputs, self._entries)
-            ]
-        )
+    def norm_of(self, factors: paddle.Tensor) -> paddle.Tensor:
+        # Below zero where gradients cancel each other to rounding.
+        square = paddle.matmul(factors, paddle.matmul(self._gram, factors)).clip(min=0)
+        return square.sqrt()
+
+    def products(self, factors: paddle.Tensor) -> paddle.Tensor:
+        return self._from_entries(paddle.matmul(self._left_gram, self._scaled(factors)))
+
+    def products_with(self, matrix: paddle.Tensor) -> paddle.Tensor:
+        return self._from_entries(paddle.matmul(self._left, matrix))
+
+    def _scaled(self, factors: paddle.Tensor) -> paddle.Tensor:
+        """Factors times the entries, shape [sum of M, D]."""
+        factors = factors.reshape([-1, 1])
+        if self._task_of_column is not None:
+            factors = paddle.matmul(self._task_of_column, factors)
+        return self._right * factors
+
+    def _from_entries(self, rows: paddle.Tensor) -> paddle.Tensor:
+        """F_k times its block of the rows."""
+        blocks = zip(self._right.split(self._widths), rows.split(self._widths))
+        return paddle.stack([paddle.matmul(f, q, transpose_x=True) for f, q in blocks])
 
 
-def norm(matrix: paddle.Tensor) -> paddle.Tensor:
-    """Frobenius norm, shape []."""
+def _gram(rows: paddle.Tensor) -> paddle.Tensor:
+    return paddle.matmul(rows, rows, transpose_y=True)
+
+
+def _norm(matrix: paddle.Tensor) -> paddle.Tensor:
     return matrix.square().sum().sqrt()  # 30 times as fast as Paddle's own
 
 
@@ -81,12 +136,12 @@ def rotation_gradients(
         Shape [T, D, D].
     """
     tasks = pulls.shape[0]
-    mean = gradients.combined(paddle.full([tasks], 1 / tasks, pulls.dtype))
-    shares = norm(mean) * pulls / gradients.norms.clip(min=_SMALLEST_NORM) / tasks
-    products = gradients.transposed_times(gradients.combined(shares))  # G_k^T V
-    size = products.shape[1]
-    of_direction = paddle.matmul(shares.unsqueeze(0), products.reshape([tasks, -1]))  # V^T V
-    return (of_direction.reshape([1, size, size]) - products) * (2 / divisor)
+    mean_norm = gradients.norm_of(paddle.ones_like(pulls)) / tasks
+    shares = mean_norm * pulls / gradients.norms.clip(min=_SMALLEST_NORM) / tasks
+    products = gradients.products(shares)  # G_k^T V
+    flat = products.reshape([tasks, -1])
+    squares = paddle.matmul(shares.expand([tasks, tasks]), flat)  # V^T V, for every task
+    return (squares - flat).reshape(products.shape) * (2 / divisor)
 
 
 def cooperative(turning: paddle.Tensor, own: paddle.Tensor) -> paddle.Tensor:
@@ -100,8 +155,8 @@ def cooperative(turning: paddle.Tensor, own: paddle.Tensor) -> paddle.Tensor:
     """
     combined = []
     for pair in zip(paddle.unbind(turning), paddle.unbind(own)):
-        mean_norm = norm((pair[0] + pair[1]) / 2)
-        scaled = [part * (mean_norm / norm(part).clip(min=_SMALLEST_NORM)) for part in pair]
+        mean_norm = _norm((pair[0] + pair[1]) / 2)
+        scaled = [part * (mean_norm / _norm(part).clip(min=_SMALLEST_NORM)) for part in pair]
         combined.append(scaled[0] + scaled[1])
     return paddle.stack(combined)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import paddle
 
-from paddlescience_gradnorm.balancing.rotograd import LatentGradients
+from paddlescience_gradnorm.balancing.rotograd import FactoredGradients, LatentGradients
 from paddlescience_gradnorm.network.fc_net import FCNet
 
 
@@ -148,7 +148,11 @@ def latent_gradients(cuts: Sequence[LatentCut], dtype: paddle.dtype) -> LatentGr
         ]
         outputs.append((rows[0] if len(rows) == 1 else paddle.concat(rows)).astype(dtype))
         entries.append(entry.astype(dtype))
-    return LatentGradients(outputs, entries)
+    if sum(entry.shape[1] for entry in entries) < entries[0].shape[0]:
+        return FactoredGradients(outputs, entries)
+    return LatentGradients(
+        [paddle.matmul(p, f, transpose_y=True) for p, f in zip(outputs, entries)]
+    )
 
 
 def _first_linear(layer: paddle.nn.Layer) -> paddle.nn.Linear | None:

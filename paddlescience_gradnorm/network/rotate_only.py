@@ -227,9 +227,10 @@ class RotateOnly(PicklableLayer):
         combined = self._combined(gradients, powers, usable)
 
         ends = [cut.latent for cut in cuts]
+        parts = combined.split([cut.n_rows for cut in cuts]) if len(cuts) > 1 else [combined]
         seeds = [
             self.space.from_rows(part, end.shape).astype(end.dtype)
-            for part, end in zip(combined.split([cut.n_rows for cut in cuts]), ends)
+            for part, end in zip(parts, ends)
         ]
         if backbone_loss is not None:
             (scalar,) = LossOrder(1).scalars({"backbone_loss": backbone_loss})
@@ -244,12 +245,14 @@ class RotateOnly(PicklableLayer):
 
     def _seeds(
         self, scalars: list[paddle.Tensor], references: paddle.Tensor
-    ) -> list[paddle.Tensor]:
+    ) -> list[paddle.Tensor | None]:
         """What backward starts with at each loss: 1, or 1 / L(0)."""
+        if not self.normalize_losses:
+            return [None] * len(scalars)
         ones = paddle.ones_like(references)
-        if self.normalize_losses:  # what has no reference yet is not normalised
-            ones = ones / paddle.where(references > 0, references, ones)
-        return [seed.astype(s.dtype) for seed, s in zip(paddle.unbind(ones), scalars)]
+        # What has no reference yet is not normalised.
+        inverse = ones / paddle.where(references > 0, references, ones)
+        return [seed.astype(s.dtype) for seed, s in zip(paddle.unbind(inverse), scalars)]
 
     def _needs_rates(self) -> bool:
         return self.alpha > 0
@@ -266,7 +269,7 @@ class RotateOnly(PicklableLayer):
         )
         if self._coop:
             rows = paddle.concat([cut.rows for cut in cuts]).astype(turning.dtype)
-            turning = cooperative(turning, gradients.transposed_times(rows))
+            turning = cooperative(turning, gradients.products_with(rows))
         return turning
 
     def _combined(

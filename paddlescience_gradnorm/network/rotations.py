@@ -11,6 +11,8 @@ import paddle
 
 from paddlescience_gradnorm.shielded import ShieldedLayer, add_gradient, shielded_parameter
 
+# Over so few their rounding errors come to nothing.
+_STEPS_TO_POLISH = 16
 _cache: dict[Rotations, paddle.Tensor] | None = None
 
 
@@ -42,10 +44,10 @@ def cached() -> Iterator[None]:
 class Rotations(ShieldedLayer):
     """T rotation matrices, trained on their manifold by any optimizer.
 
-    Each is R = B exp(A) with a skew-symmetric A, which the trainable ``tangent`` holds in
+    Each is R = B exp(P - P^T), with a trainable ``tangent`` P that gets gradients in
     its strict lower triangle: "dynamic trivialization" (Lezcano-Casado, NeurIPS 2019,
-    arXiv:1909.09501). Once an optimizer has stepped A, the next use of R moves the step into B
-    and A returns to zero, where the derivative of the exponential needs no computation.
+    arXiv:1909.09501). Once an optimizer has stepped P, the next use of R moves the step into B
+    and P returns to zero, where the derivative of the exponential needs no computation.
 
     The exponential of a small step is its Taylor polynomial; of a larger one,
     ``paddle.linalg.matrix_exp``, or, on Paddle 2.6, which lacks that, the Cayley transform
@@ -64,7 +66,9 @@ class Rotations(ShieldedLayer):
         self.register_buffer("base", paddle.stack([identity] * n_tasks))
         self.register_buffer("_identity", identity, persistable=False)
         self.register_buffer("last_gradient", paddle.zeros_like(self.base), persistable=False)
+        self._steps_since_polish = 0
         # Of three dimensions too, for Paddle is slow where it broadcasts.
+        self.register_buffer("_halves", paddle.stack([identity / 2] * n_tasks), persistable=False)
         lower = paddle.stack([paddle.tril(paddle.ones_like(identity), -1)] * n_tasks)
         self.register_buffer("_lower", lower, persistable=False)
 
@@ -104,27 +108,32 @@ class Rotations(ShieldedLayer):
 
     @paddle.no_grad()
     def _settled(self) -> paddle.Tensor:
-        lower = self.tangent * self._lower
-        # The Frobenius norm of its triangle bounds the eigenvalues of a skew-symmetric matrix.
-        squares = lower.square().sum().item()
-        if squares != 0:
-            skew = lower - lower.transpose([0, 2, 1])
-            base = self.base + paddle.matmul(self.base, self._exponential_less_1(skew, squares))
-            # Rounding errors add up over the steps; Newton's iteration takes them out.
-            error = self._from_orthogonal(base)
+        tangent = self.tangent
+        if tangent.square().sum().item() != 0:
+            step = self._exponential_less_1(tangent - tangent.transpose([0, 2, 1]))
             # A new tensor, for somebody may still hold the old rotations.
-            self._buffers["base"] = base - paddle.matmul(error, base) / 2
-            self.tangent.copy_(paddle.zeros_like(lower), False)
+            base = self.base + paddle.matmul(self.base, step)
+            self._steps_since_polish += 1
+            if self._steps_since_polish == _STEPS_TO_POLISH:
+                # Rounding errors have added up; Newton's iteration takes them out.
+                base = base - paddle.matmul(self._from_orthogonal(base), base) / 2
+                self._steps_since_polish = 0
+            self._buffers["base"] = base
+            tangent.copy_(paddle.zeros_like(tangent), False)
         return self.base
 
-    def _exponential_less_1(self, skew: paddle.Tensor, squares: float) -> paddle.Tensor:
-        """exp(A) - 1, to rounding, for norms up to the root of ``squares``."""
-        # Where the seventh power of the norm, over 7!, is less than a rounding.
-        if squares < (0.3 if skew.dtype == paddle.float32 else 0.02) ** 2:
-            second = paddle.matmul(skew, skew)
+    def _exponential_less_1(self, skew: paddle.Tensor) -> paddle.Tensor:
+        """exp(A) - 1, to rounding."""
+        second = paddle.matmul(skew, skew)
+        # Bounds the eigenvalues, and much closer than the norm of A would.
+        bound = second.square().sum().item() ** 0.25
+        rounding = 6e-8 if skew.dtype == paddle.float32 else 1e-16
+        # Taylor's polynomials, grouped for few products, as far as the next term is lost anyway.
+        if bound**5 / 120 < rounding:
+            return skew + paddle.matmul(second, second / 24 + skew / 6 + self._halves)
+        if bound**7 / 5040 < rounding:
             third = paddle.matmul(second, skew)
-            # 1/6 + A/24 + A^2/120 + A^3/720, the identity left out
-            rest = skew / 24 + second / 120 + third / 720
+            rest = third / 720 + second / 120 + skew / 24
             return skew + second / 2 + third / 6 + paddle.matmul(third, rest)
         if hasattr(paddle.linalg, "matrix_exp"):
             return paddle.linalg.matrix_exp(skew) - self._identity

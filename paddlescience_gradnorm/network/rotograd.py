@@ -11,7 +11,6 @@ import paddle
 from paddlescience_gradnorm.balancing.rotograd import (
     LatentGradients,
     logit_gradient,
-    norm,
     size_factors,
     softmax_weights,
 )
@@ -124,7 +123,7 @@ class RotoGradNorm(RotateOnly):
     ) -> paddle.Tensor:
         weights, logits = self.weight, self.references.weight_logits
         combined = gradients.combined(weights)
-        common_norm = norm(combined) / len(self)
+        common_norm = gradients.norm_of(weights) / len(self)
         gradient = logit_gradient(
             weights, gradients.norms, common_norm, powers, through_sum=self.version != "0.1.2"
         )
