@@ -89,7 +89,7 @@ class GradNormRule:
 def inverse_rate_powers(
     losses: paddle.Tensor, initial_losses: paddle.Tensor, alpha: float
 ) -> paddle.Tensor:
-    """r ** alpha with the inverse training rates r, shape [T]; NaN where a loss is negative.
+    """The inverse training rates to the power alpha, shape [T]; NaN where a loss is negative.
 
     Args:
         losses: The unweighted losses L, shape [T].
@@ -98,8 +98,8 @@ def inverse_rate_powers(
 
     Example:
         >>> import paddle
-        >>> halved_and_kept = paddle.to_tensor([1.0, 6.0])
-        >>> inverse_rate_powers(halved_and_kept, paddle.to_tensor([2.0, 4.0]), 1.0).tolist()
+        >>> losses, initial = paddle.to_tensor([1.0, 6.0]), paddle.to_tensor([2.0, 4.0])
+        >>> [round(r, 3) for r in inverse_rate_powers(losses, initial, 1.0).tolist()]
         [0.5, 1.5]
     """
     loss_ratios = losses / initial_losses

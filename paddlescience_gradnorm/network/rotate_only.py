@@ -377,7 +377,9 @@ def _checked_layers(backbone: Any, heads: Any) -> list[paddle.nn.Layer]:
         if not isinstance(head, paddle.nn.Layer):
             raise TypeError(f"heads[{i}] must be a paddle.nn.Layer, got {head!r}")
     if len(layers) < 2:
-        raise ValueError(f"heads must be at least 2 for their gradients to agree, got {len(layers)}")
+        raise ValueError(
+            f"heads must be at least 2 for their gradients to agree, got {len(layers)}"
+        )
     return layers
 
 

@@ -11,8 +11,6 @@ import paddle
 
 from paddlescience_gradnorm.shielded import ShieldedLayer, add_gradient, shielded_parameter
 
-# Over so few their rounding errors come to nothing.
-_STEPS_TO_POLISH = 16
 _cache: dict[Rotations, paddle.Tensor] | None = None
 
 
@@ -66,7 +64,7 @@ class Rotations(ShieldedLayer):
         self.register_buffer("base", paddle.stack([identity] * n_tasks))
         self.register_buffer("_identity", identity, persistable=False)
         self.register_buffer("last_gradient", paddle.zeros_like(self.base), persistable=False)
-        self._steps_since_polish = 0
+        self._drift = 0.0
         # Of three dimensions too, for Paddle is slow where it broadcasts.
         self.register_buffer("_halves", paddle.stack([identity / 2] * n_tasks), persistable=False)
         lower = paddle.stack([paddle.tril(paddle.ones_like(identity), -1)] * n_tasks)
@@ -74,11 +72,13 @@ class Rotations(ShieldedLayer):
 
     def matrices(self) -> paddle.Tensor:
         """The rotations, shape [T, D, D], without a gradient."""
-        if _cache is None:
-            return self._settled()
-        if self not in _cache:
-            _cache[self] = self._settled()
-        return _cache[self]
+        if _cache is not None and self in _cache:
+            return _cache[self]
+        with paddle.no_grad():
+            matrices = self._settled()
+        if _cache is not None:
+            _cache[self] = matrices
+        return matrices
 
     def set(self, matrices: Any) -> None:
         """Take these as the rotations: T arrays or tensors of shape [D, D].
@@ -86,15 +86,15 @@ class Rotations(ShieldedLayer):
         Raises:
             ValueError: They are of another shape, or not orthogonal.
         """
-        arrays = np.stack([np.asarray(matrix) for matrix in matrices])
-        given = paddle.to_tensor(arrays, dtype=self.base.dtype)
-        if given.shape != self.base.shape:
+        arrays = np.stack([np.asarray(matrix, dtype=np.float64) for matrix in matrices])
+        if list(arrays.shape) != list(self.base.shape):
             raise ValueError(
-                f"rotations must have shape {list(self.base.shape)}, got {list(given.shape)}"
+                f"rotations must have shape {list(self.base.shape)}, got {list(arrays.shape)}"
             )
-        error = self._from_orthogonal(given).abs().max().item()
+        error = np.abs(arrays @ arrays.transpose(0, 2, 1) - np.eye(arrays.shape[1])).max()
         if not error < 1e-4:
             raise ValueError(f"rotations must be orthogonal, but R R^T is off 1 by {error:.2g}")
+        given = paddle.to_tensor(arrays, dtype=self.base.dtype)
         with paddle.no_grad():
             self._buffers["base"] = given
             self.tangent.copy_(paddle.zeros_like(self.tangent), False)
@@ -106,39 +106,40 @@ class Rotations(ShieldedLayer):
         self._buffers["last_gradient"] = gradients
         add_gradient(self.tangent, (gradients - gradients.transpose([0, 2, 1])) * self._lower)
 
-    @paddle.no_grad()
     def _settled(self) -> paddle.Tensor:
         tangent = self.tangent
         if tangent.square().sum().item() != 0:
-            step = self._exponential_less_1(tangent - tangent.transpose([0, 2, 1]))
+            step, bound = self._exponential_less_1(tangent - tangent.transpose([0, 2, 1]))
             # A new tensor, for somebody may still hold the old rotations.
             base = self.base + paddle.matmul(self.base, step)
-            self._steps_since_polish += 1
-            if self._steps_since_polish == _STEPS_TO_POLISH:
-                # Rounding errors have added up; Newton's iteration takes them out.
+            # Rounding errors add up, the faster the larger the steps, and Newton's iteration
+            # takes them out.
+            self._drift += 1 / 16 + bound
+            if self._drift > 1:
                 base = base - paddle.matmul(self._from_orthogonal(base), base) / 2
-                self._steps_since_polish = 0
+                self._drift = 0.0
             self._buffers["base"] = base
             tangent.copy_(paddle.zeros_like(tangent), False)
         return self.base
 
-    def _exponential_less_1(self, skew: paddle.Tensor) -> paddle.Tensor:
-        """exp(A) - 1, to rounding."""
+    def _exponential_less_1(self, skew: paddle.Tensor) -> tuple[paddle.Tensor, float]:
+        """exp(A) - 1, to rounding, and a bound for the eigenvalues of A."""
         second = paddle.matmul(skew, skew)
-        # Bounds the eigenvalues, and much closer than the norm of A would.
-        bound = second.square().sum().item() ** 0.25
+        bound = second.square().sum().item() ** 0.25  # much closer than the norm of A
         rounding = 6e-8 if skew.dtype == paddle.float32 else 1e-16
         # Taylor's polynomials, grouped for few products, as far as the next term is lost anyway.
         if bound**5 / 120 < rounding:
-            return skew + paddle.matmul(second, second / 24 + skew / 6 + self._halves)
+            fourth = paddle.matmul(second, second / 24 + skew / 6 + self._halves)
+            return skew + fourth, bound
         if bound**7 / 5040 < rounding:
             third = paddle.matmul(second, skew)
-            rest = third / 720 + second / 120 + skew / 24
-            return skew + second / 2 + third / 6 + paddle.matmul(third, rest)
+            sixth = paddle.matmul(third, third / 720 + second / 120 + skew / 24)
+            return skew + second / 2 + third / 6 + sixth, bound
         if hasattr(paddle.linalg, "matrix_exp"):
-            return paddle.linalg.matrix_exp(skew) - self._identity
+            return paddle.linalg.matrix_exp(skew) - self._identity, bound
         half = skew / 2
-        return paddle.linalg.solve(self._identity - half, self._identity + half) - self._identity
+        cayley = paddle.linalg.solve(self._identity - half, self._identity + half)
+        return cayley - self._identity, bound
 
     def _from_orthogonal(self, matrices: paddle.Tensor) -> paddle.Tensor:
         return paddle.matmul(matrices, matrices, transpose_y=True) - self._identity

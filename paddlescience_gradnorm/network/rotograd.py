@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Union
 
 import numpy as np
 import paddle
@@ -32,8 +32,8 @@ class RotoGrad(RotateOnly):
         >>> import paddle
         >>> trunk = paddle.nn.Sequential(paddle.nn.Linear(2, 8), paddle.nn.Tanh())
         >>> model = RotoGrad(trunk, [paddle.nn.Linear(8, 1) for _ in range(3)], latent_size=8)
-        >>> losses = [scale * u.square().mean() for scale, u in enumerate(model(paddle.rand([4, 2])), 1)]
-        >>> model.backward(losses)
+        >>> u, v, p = model(paddle.rand([4, 2]))
+        >>> model.backward([u.square().mean(), 9 * v.abs().mean(), (p - 1).square().mean()])
         >>> list(trunk[0].weight.grad.shape)
         [2, 8]
     """
@@ -69,7 +69,7 @@ class RotoGradNorm(RotateOnly):
         >>> trunk = paddle.nn.Sequential(paddle.nn.Linear(2, 8), paddle.nn.Tanh())
         >>> model = RotoGradNorm(trunk, [paddle.nn.Linear(8, 1) for _ in range(3)], 8, alpha=1.0)
         >>> u, v, p = model(paddle.rand([4, 2]))
-        >>> model.backward({"u": u.square().mean(), "v": (v - 1).square().mean(), "p": p.abs().mean()})
+        >>> model.backward([u.square().mean(), 9 * v.abs().mean(), (p - 1).square().mean()])
         >>> model.weight.tolist()
         [1.0, 1.0, 1.0]
     """
