@@ -20,12 +20,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import sympy
-from tqdm import trange
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet, GradNorm
 from paddlescience_gradnorm.pde import Residual, sample_boundary, sample_interior
 from paddlescience_gradnorm.runtime import tune_cpu
+from paddlescience_gradnorm.training import History, ProgressBar, Trainer
 
 import paddle  # isort: skip, after the package that sees to its loading
 
@@ -68,44 +68,18 @@ class Problem:
         }
 
 
-def train(
-    net: paddle.nn.Layer, problem: Problem, epochs: int, learning_rate: float
-) -> dict[str, np.ndarray]:
-    """Train in place; the losses and weights of every epoch, shape [epochs, 3] each."""
-    balanced = isinstance(net, GradNorm)
+def train(net: paddle.nn.Layer, problem: Problem, epochs: int, learning_rate: float) -> History:
+    """Train in place, by one step an epoch; what every step has measured."""
     schedule = paddle.optimizer.lr.CosineAnnealingDecay(learning_rate, T_max=epochs)
     groups = net.parameters()
-    if balanced:
+    if isinstance(net, GradNorm):
         groups = [
             {"params": net.net.parameters()},
             {"params": [net.loss_weights], "learning_rate": WEIGHTS_RATE},
         ]
     optimizer = paddle.optimizer.Adam(schedule, parameters=groups)
-    history = {name: np.ones((epochs, len(LOSSES))) for name in ("losses", "weights")}
-    with trange(epochs, unit="epoch", dynamic_ncols=True) as progress:
-        for epoch in progress:
-            losses = problem.losses(net)
-            if balanced:
-                history["weights"][epoch] = net.get_weights()
-                net.backward(losses)
-            else:
-                sum(losses.values()).backward()
-            optimizer.step()
-            optimizer.clear_grad()
-            schedule.step()
-            history["losses"][epoch] = [float(loss) for loss in losses.values()]
-            if epoch % 50 == 0 or epoch == epochs - 1:
-                progress.set_postfix_str(
-                    " ".join(
-                        f"{name} {loss:.1e} (w {weight:.2f})"
-                        for name, loss, weight in zip(
-                            LOSSES,
-                            history["losses"][epoch],
-                            history["weights"][epoch],
-                        )
-                    )
-                )
-    return history
+    trainer = Trainer(net, problem.losses, optimizer, callbacks=[ProgressBar(unit="epoch")])
+    return trainer.fit(epochs=epochs)
 
 
 def errors(net: paddle.nn.Layer, n: int = 101) -> tuple[np.ndarray, np.ndarray]:
@@ -132,14 +106,11 @@ def plot_solution(path: Path, prediction: np.ndarray, truth: np.ndarray) -> None
     plt.close(figure)
 
 
-def plot_training(path: Path, history: dict[str, np.ndarray]) -> None:
+def plot_training(path: Path, history: History) -> None:
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
-    for i, name in enumerate(LOSSES):
-        top.semilogy(history["losses"][:, i], label=name, linewidth=1)
-        bottom.plot(history["weights"][:, i], label=name)
-    top.set(ylabel="loss, unweighted")
-    bottom.set(xlabel="epoch", ylabel="weight", ylim=(0, len(LOSSES)))
-    top.legend()
+    history.plot_losses(top).set(xlabel="")
+    history.plot_weights(bottom).set(xlabel="epoch", ylim=(0, len(LOSSES)))
+    bottom.get_legend().remove()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -159,14 +130,15 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     history = train(net, problem, options.epochs, options.learning_rate)
     seconds = time.perf_counter() - start
 
+    last = history.last()
     prediction, truth = errors(net)
     difference = prediction - truth
     metrics = {
         "relative_l2_error": float(np.linalg.norm(difference) / np.linalg.norm(truth)),
         "max_error": float(np.abs(difference).max()),
         "seconds": seconds,
-        "final_losses": dict(zip(LOSSES, history["losses"][-1].tolist())),
-        "final_weights": dict(zip(LOSSES, history["weights"][-1].tolist())),
+        "final_losses": last["losses"],
+        "final_weights": last["weights"],
         "settings": {**vars(options), "output": str(options.output)},
         "versions": {
             "paddlescience_gradnorm": paddlescience_gradnorm.__version__,

@@ -179,6 +179,29 @@ def test_dict_names_do_not_depend_on_order(fc_net, make_losses):
     np.testing.assert_array_equal(*runs)
 
 
+@pytest.mark.parametrize("method", ["backward", "step"])
+def test_norms_and_rates_are_those_of_the_last_update(fc_net, make_losses, method):
+    weight = fc_net.linears[-1].weight
+    balancer = LossBalancer(weight, 3, 1.0, update_every=2)
+    assert balancer.gradient_norms.tolist() == [0, 0, 0]
+    assert np.isnan(balancer.training_rates.numpy()).all()
+    for step in range(4):
+        losses = make_losses(fc_net, seed=step)
+        values = np.array([loss.item() for loss in losses])
+        if step == 0:
+            first = values
+        if step % 2 == 0:
+            norms = [paddle.grad([x], [weight], retain_graph=True)[0].norm().item() for x in losses]
+            rates = values / first / (values / first).mean()
+        getattr(balancer, method)(losses)
+        fc_net.clear_gradients()
+        np.testing.assert_allclose(balancer.gradient_norms.numpy(), norms, rtol=1e-5)
+        np.testing.assert_allclose(balancer.training_rates.numpy(), rates, rtol=1e-5)
+        assert balancer.training_rates.stop_gradient
+    assert np.ptp(rates) > 0.01
+    assert not {"_losses", "_gradient_norms"} & set(balancer.state_dict())
+
+
 # What the caller's optimizer does to the weights, and must not do.
 
 

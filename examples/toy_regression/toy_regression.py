@@ -1,0 +1,436 @@
+"""The toy experiment of the GradNorm paper: regression tasks whose outputs differ in scale.
+
+    f_i(x) = sigma_i tanh((B + eps_i) x),    x in R^250, f_i(x) in R^100
+
+The tasks share B and differ by eps_i; sigma_i sets the scale of their losses (Chen et al.,
+ICML 2018, arXiv:1711.02257, section 4). Run it with --help for the options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Callable
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+import paddlescience_gradnorm
+from paddlescience_gradnorm import LossBalancer
+from paddlescience_gradnorm.runtime import tune_cpu
+from paddlescience_gradnorm.training import History, ProgressBar, Trainer
+
+import paddle  # isort: skip, after the package that sees to its loading
+
+SIGMAS = {2: (1.0, 100.0), 10: (48.0, 3.0, 54.0, 16.0, 9.0, 30.0, 52.0, 26.0, 47.0, 81.0)}
+N_INPUTS, N_OUTPUTS, WIDTH = 250, 100, 100
+TRAINING, TEST, BATCH = 10_000, 1_000, 100
+PAPER_ALPHA = 0.12
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a run; the paper names none of these for this experiment but alpha."""
+
+    steps: int = 2000
+    learning_rate: float = 1e-3  # of Adam, for the network
+    # Of Adam, for GradNorm's weights: about as much they move in a step. The smallest
+    # weights end near 0.05, of which this is 2 %.
+    weights_rate: float = 1e-3
+    warmup: int = 100  # steps over which that rate grows
+    alpha: float = PAPER_ALPHA
+    floor: float = 1e-5  # of GradNorm's weights, whose ratio may go as the scales' square
+    test_every: int = 50
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Data, float32: the inputs [N, 250], followed by the outputs of each task [N, 100]."""
+
+    seed: int
+    sigmas: Sequence[float]
+    training: Sequence[np.ndarray]
+    test: Sequence[paddle.Tensor]
+
+    @classmethod
+    def draw(cls, sigmas: Sequence[float], seed: int, inputs: str = "normal") -> Problem:
+        """The problem of this seed; elements of B and eps have deviations of 10 and 3.5.
+
+        The paper does not say how x is distributed: ``"normal"`` has mean 0 and deviation 1,
+        ``"uniform"`` lies between 0 and 1, as in other implementations.
+        """
+        rng = np.random.default_rng(seed)
+        shared = rng.normal(0.0, 10.0, (N_INPUTS, N_OUTPUTS))
+        maps = [shared + rng.normal(0.0, 3.5, shared.shape) for _ in sigmas]
+
+        def sample(n: int) -> list[np.ndarray]:
+            shape = (n, N_INPUTS)
+            x = rng.standard_normal(shape) if inputs == "normal" else rng.random(shape)
+            outputs = [sigma * np.tanh(x @ a) for sigma, a in zip(sigmas, maps)]
+            return [part.astype("float32") for part in (x, *outputs)]
+
+        return cls(seed, sigmas, sample(TRAINING), [paddle.to_tensor(p) for p in sample(TEST)])
+
+    @property
+    def names(self) -> list[str]:
+        return [f"{i}: sigma {sigma:g}" for i, sigma in enumerate(self.sigmas, 1)]
+
+    def alone(self, task: int) -> Problem:
+        """The same data with one task only."""
+        training, test = ([x, outputs[task]] for x, *outputs in (self.training, self.test))
+        return Problem(self.seed, [self.sigmas[task]], training, test)
+
+    def losses(
+        self, net: paddle.nn.Layer, x: paddle.Tensor, *outputs: paddle.Tensor
+    ) -> dict[str, paddle.Tensor]:
+        """The mean squared error of every task, by name."""
+        return {
+            name: (prediction - output).square().mean()
+            for name, prediction, output in zip(self.names, net(x), outputs)
+        }
+
+    def test_losses(self, net: paddle.nn.Layer) -> np.ndarray:
+        """The same on the test data, shape [T]."""
+        with paddle.no_grad():
+            return np.array([float(loss) for loss in self.losses(net, *self.test).values()])
+
+
+class Batches(paddle.io.IterableDataset):
+    """The training data in another order in every epoch, the same for every method."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self._parts = problem.training
+        self._rng = np.random.default_rng(problem.seed)
+
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
+        order = self._rng.permutation(TRAINING).reshape(-1, BATCH)
+        for rows in order:
+            yield [part[rows] for part in self._parts]
+
+
+class Network(paddle.nn.Layer):
+    """Four shared layers of 100 with ReLU, and an affine head for each task."""
+
+    def __init__(self, n_tasks: int) -> None:
+        super().__init__()
+        sizes = (N_INPUTS, WIDTH, WIDTH, WIDTH, WIDTH)
+        self.layers = paddle.nn.LayerList(
+            [paddle.nn.Linear(n, m) for n, m in zip(sizes, sizes[1:])]
+        )
+        self.heads = paddle.nn.LayerList(
+            [paddle.nn.Linear(WIDTH, N_OUTPUTS) for _ in range(n_tasks)]
+        )
+
+    def forward(self, x: paddle.Tensor) -> list[paddle.Tensor]:
+        for layer in self.layers:
+            x = paddle.nn.functional.relu(layer(x))
+        return [head(x) for head in self.heads]
+
+
+class UncertaintyWeighting(paddle.nn.Layer):
+    """Learns a variance for each task: sum_i L_i / (2 s_i^2) + log s_i is minimised.
+
+    Source: Kendall et al., CVPR 2018, arXiv:1705.07115, equation 7.
+    """
+
+    def __init__(self, n_tasks: int) -> None:
+        super().__init__()
+        zeros = paddle.nn.initializer.Constant(0.0)
+        self.log_variances = self.create_parameter([n_tasks], default_initializer=zeros)
+
+    @property
+    def loss_weights(self) -> paddle.Tensor:
+        return (-self.log_variances).exp() / 2
+
+    def backward(self, losses: dict[str, paddle.Tensor]) -> paddle.Tensor:
+        weighted = paddle.dot(self.loss_weights, paddle.stack(list(losses.values())))
+        total = weighted + self.log_variances.sum() / 2
+        total.backward()
+        return total
+
+
+# What a method makes of a network: a run that is ready to start.
+
+
+def equal_weights(net: Network, problem: Problem, settings: Settings) -> Trainer:
+    return Trainer(net, problem.losses, adam(settings.learning_rate, net))
+
+
+def uncertainty_weighting(net: Network, problem: Problem, settings: Settings) -> Trainer:
+    balancer = UncertaintyWeighting(len(net.heads))
+    return Trainer(net, problem.losses, adam(settings.learning_rate, net, balancer), balancer)
+
+
+def gradnorm(net: Network, problem: Problem, settings: Settings) -> Trainer:
+    balancer = LossBalancer(
+        net.layers[-1].weight, len(net.heads), settings.alpha, lr=None, floor=settings.floor
+    )
+    rate = paddle.optimizer.lr.LinearWarmup(
+        settings.weights_rate, settings.warmup, 0.0, settings.weights_rate
+    )
+    optimizers = [adam(settings.learning_rate, net), adam(rate, balancer)]
+    return Trainer(net, problem.losses, optimizers, balancer)
+
+
+METHODS: dict[str, Callable[[Network, Problem, Settings], Trainer]] = {
+    "equal weights": equal_weights,
+    "uncertainty weighting": uncertainty_weighting,
+    "GradNorm": gradnorm,
+}
+SINGLE = "single tasks"  # a network for each, which no method shares
+
+
+def adam(rate: Any, *layers: paddle.nn.Layer) -> paddle.optimizer.Adam:
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    return paddle.optimizer.Adam(rate, parameters=parameters)
+
+
+class TestLosses(paddle.callbacks.Callback):
+    """Test losses at the start and after every ``every`` steps; ends the run at ``steps``."""
+
+    def __init__(self, problem: Problem, every: int, steps: int) -> None:
+        super().__init__()
+        self._problem, self._every, self._steps = problem, every, steps
+        self.values: list[np.ndarray] = []
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.values.append(self._problem.test_losses(self.model.net))
+
+    def on_train_batch_end(self, step: int, logs: Any = None) -> None:
+        if self.model.step % self._every == 0:
+            self.values.append(self._problem.test_losses(self.model.net))
+        if self.model.step == self._steps:
+            self.model.stop_training = True
+
+
+def train(
+    method: str, problem: Problem, settings: Settings, progress: bool = True
+) -> tuple[np.ndarray, History]:
+    """Test losses relative to those at the start, shape [times, T], and the history."""
+    paddle.seed(problem.seed)  # every method's network starts alike
+    title = f"T = {len(problem.sigmas)}, seed {problem.seed}, {method}"
+    trainer = METHODS[method](Network(len(problem.sigmas)), problem, settings)
+    test = TestLosses(problem, settings.test_every, settings.steps)
+    trainer.callbacks += [ProgressBar(disable=not progress, desc=title, leave=False), test]
+    loader = paddle.io.DataLoader(Batches(problem), batch_size=None)
+    history = trainer.fit(loader, epochs=-(-settings.steps * BATCH // TRAINING))
+    values = np.array(test.values)
+    return values / values[0], history
+
+
+def train_alone(problem: Problem, settings: Settings, progress: bool = True) -> np.ndarray:
+    """As :func:`train`, for a network of its own for each task."""
+    runs = [
+        train("equal weights", problem.alone(task), settings, progress)[0]
+        for task in range(len(problem.sigmas))
+    ]
+    return np.concatenate(runs, axis=1)
+
+
+def largest_change(history: History) -> float:
+    """The largest change of a weight from one step to the next, as a part of the weight."""
+    weights = history.to_numpy()["weights"]
+    return float(np.abs(np.diff(weights, axis=0) / weights[:-1]).max())
+
+
+def experiment(n_tasks: int, options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    """All methods and all alphas on all seeds of one number of tasks.
+
+    Returns:
+        ``curves``: method -> test losses, summed over tasks, shape [seeds, times];
+        ``alphas``: alpha -> their ends, shape [seeds]; ``tasks``: method -> the ends of
+        every task, shape [seeds, T]; ``histories``: GradNorm's, one for each seed.
+    """
+    curves: dict[str, list[np.ndarray]] = {name: [] for name in (SINGLE, *METHODS)}
+    alphas: dict[float, list[float]] = {alpha: [] for alpha in options.alphas}
+    histories = []
+    for seed in options.seeds:
+        problem = Problem.draw(SIGMAS[n_tasks], seed, options.inputs)
+        curves[SINGLE].append(train_alone(problem, settings))
+        for method in METHODS:
+            curve, history = train(method, problem, settings)
+            curves[method].append(curve)
+            if method == "GradNorm":
+                histories.append(history)
+        for alpha, ends in alphas.items():
+            curve = curves["GradNorm"][-1]
+            if alpha != settings.alpha:
+                curve, _ = train("GradNorm", problem, replace(settings, alpha=alpha))
+            ends.append(float(curve[-1].sum()))
+    return {
+        "curves": {name: np.array(runs).sum(axis=2) for name, runs in curves.items()},
+        "tasks": {name: np.array(runs)[:, -1] for name, runs in curves.items()},
+        "alphas": alphas,
+        "histories": histories,
+    }
+
+
+def plot_weights(path: Path, results: dict[int, dict[str, Any]]) -> None:
+    figure, axes = _panels(len(results))
+    for panel, (n_tasks, result) in zip(axes, results.items()):
+        result["histories"][0].plot_weights(panel)
+        panel.set(title=f"T = {n_tasks}")
+        panel.legend(fontsize="small", ncols=1 + n_tasks // 6)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_test_losses(path: Path, results: dict[int, dict[str, Any]], settings: Settings) -> None:
+    figure, axes = _panels(len(results))
+    for panel, (n_tasks, result) in zip(axes, results.items()):
+        for name, runs in result["curves"].items():
+            times = settings.test_every * np.arange(runs.shape[1])
+            (line,) = panel.plot(times, runs.mean(axis=0), label=name)
+            panel.fill_between(
+                times, runs.min(axis=0), runs.max(axis=0), color=line.get_color(), alpha=0.2
+            )
+        late = np.concatenate([runs[:, 2:] for runs in result["curves"].values()])
+        panel.set(
+            title=f"T = {n_tasks}", xlabel="step", ylim=(0.95 * late.min(), 1.02 * late.max())
+        )
+        panel.legend()
+    axes[0].set(ylabel="task-normalised test loss")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_alphas(path: Path, results: dict[int, dict[str, Any]]) -> None:
+    figure, axes = _panels(len(results))
+    for panel, (n_tasks, result) in zip(axes, results.items()):
+        alphas = list(result["alphas"])
+        ends = np.array(list(result["alphas"].values()))
+        panel.plot(alphas, ends.mean(axis=1), "o-", label="GradNorm")
+        panel.fill_between(alphas, ends.min(axis=1), ends.max(axis=1), alpha=0.2)
+        for k, name in enumerate(("equal weights", "uncertainty weighting"), 1):
+            panel.axhline(
+                result["curves"][name][:, -1].mean(), color=f"C{k}", linestyle="--", label=name
+            )
+        panel.set(title=f"T = {n_tasks}", xlabel="alpha")
+        panel.legend()
+    axes[0].set(ylabel="task-normalised test loss at the end")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _panels(number: int) -> Any:
+    figure, axes = plt.subplots(
+        1, number, figsize=(5.5 * number, 4), layout="constrained", squeeze=False
+    )
+    return figure, axes[0]
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    options = parse(arguments)
+    paddle.set_device(options.device)
+    if options.device == "cpu":
+        print(tune_cpu())
+    settings = Settings(
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        weights_rate=options.weights_rate,
+        test_every=max(1, options.steps // 50),
+    )
+    options.output.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    results = {n_tasks: experiment(n_tasks, options, settings) for n_tasks in options.tasks}
+    seconds = time.perf_counter() - start
+
+    plot_weights(options.output / "weights.png", results)
+    plot_test_losses(options.output / "test_loss.png", results, settings)
+    plot_alphas(options.output / "alpha.png", results)
+    metrics: dict[str, Any] = {
+        "seconds": seconds,
+        "settings": asdict(settings),
+        "seeds": options.seeds,
+        "inputs": options.inputs,
+        "versions": {
+            "paddlescience_gradnorm": paddlescience_gradnorm.__version__,
+            "paddle": paddle.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    for n_tasks, result in results.items():
+        for seed, history in zip(options.seeds, result["histories"]):
+            history.save(options.output / f"gradnorm_T{n_tasks}_seed{seed}.npz")
+        ends = {name: runs[:, -1].tolist() for name, runs in result["curves"].items()}
+        metrics[f"T = {n_tasks}"] = {
+            "test_loss": ends,
+            "lowest_test_loss": {n: r.min(axis=1).tolist() for n, r in result["curves"].items()},
+            "test_loss_by_task": {n: r.tolist() for n, r in result["tasks"].items()},
+            "test_loss_by_alpha": {f"{a:g}": ends for a, ends in result["alphas"].items()},
+            "final_weights": [history.last()["weights"] for history in result["histories"]],
+            "largest_weight_change": [largest_change(h) for h in result["histories"]],
+        }
+        print(f"\nT = {n_tasks}: task-normalised test loss after {settings.steps} steps, by seed")
+        for name, values in ends.items():
+            print(f"  {name:22}", *(f"{value:8.3f}" for value in values))
+    (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(f"\n{seconds:.0f} s; figures and metrics.json: {options.output}")
+    return metrics
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", type=int, nargs="+", choices=list(SIGMAS), default=[*SIGMAS])
+    parser.add_argument("--seeds", type=_seed, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--inputs", choices=("normal", "uniform"), default="normal")
+    parser.add_argument("--steps", type=_positive, default=Settings.steps)
+    parser.add_argument("--learning-rate", type=_rate, default=Settings.learning_rate)
+    parser.add_argument(
+        "--weights-rate", type=_rate, default=Settings.weights_rate, help="of GradNorm's weights"
+    )
+    parser.add_argument(
+        "--alphas", type=_not_negative, nargs="+", default=[0.0, PAPER_ALPHA, 0.5, 1.0]
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed, 400 steps, three alphas: under a minute"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, gpu, gpu:1, ...")
+    parser.add_argument("--output", type=Path, default=Path("outputs/toy_regression"))
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.seeds, options.steps, options.alphas = [0], 400, [0.0, PAPER_ALPHA, 1.0]
+    return options
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _not_negative(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
+    return number
+
+
+def _rate(text: str) -> float:
+    number = _not_negative(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("a rate of 0 would train nothing")
+    return number
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""History: what every step of a run has measured, by the losses' names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+import paddle
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+QUANTITIES = ("losses", "weights", "gradient_norms", "training_rates")
+# Steps whose numbers stay on the device, so that an accelerator is asked for them seldom.
+_BLOCK = 256
+
+
+class History:
+    """Losses, weights, gradient norms and inverse training rates of every step, by name.
+
+    Row t holds the unweighted losses at the start of step t, the weights that acted in it,
+    and of the balancing's last update up to and with this step the norms ||g_i|| of the
+    unweighted losses' gradients on the shared parameters, and the rates r_i. What a step
+    has not measured is NaN, such as norms and rates without a balancer.
+
+    Example:
+        >>> import paddle
+        >>> history = History()
+        >>> for loss in (4.0, 1.0):
+        ...     history.record(["pde", "data"], losses=paddle.to_tensor([loss, 2.0]))
+        >>> len(history), history.losses["pde"].tolist(), history.weights["data"].tolist()
+        (2, [4.0, 1.0], [nan, nan])
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._blocks: dict[str, list[np.ndarray]] = {quantity: [] for quantity in QUANTITIES}
+        self._pending: dict[str, list[paddle.Tensor | None]] = {q: [] for q in QUANTITIES}
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return sum(map(len, self._blocks["losses"])) + len(self._pending["losses"])
+
+    def record(
+        self,
+        names: Sequence[str],
+        losses: paddle.Tensor,
+        weights: paddle.Tensor | None = None,
+        gradient_norms: paddle.Tensor | None = None,
+        training_rates: paddle.Tensor | None = None,
+    ) -> None:
+        """Add a step.
+
+        Args:
+            names: The losses' names, the same T in every step.
+            losses: Shape [T], like the others; tensors that nobody changes in place later.
+            weights: The weights that acted.
+            gradient_norms: ||g_i||.
+            training_rates: r_i.
+
+        Raises:
+            ValueError: The names are not those of the first step.
+        """
+        if self.names and list(names) != self.names:
+            raise ValueError(f"names must be {self.names} as on the first step, got {list(names)}")
+        self.names = list(names)
+        for quantity, values in zip(QUANTITIES, (losses, weights, gradient_norms, training_rates)):
+            self._pending[quantity].append(values)
+        if len(self._pending["losses"]) >= _BLOCK:
+            self._read()
+
+    @property
+    def losses(self) -> dict[str, np.ndarray]:
+        """Name -> the unweighted loss in every step, shape [steps]."""
+        return self._by_name("losses")
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """Name -> the weight that acted in every step, shape [steps]."""
+        return self._by_name("weights")
+
+    @property
+    def gradient_norms(self) -> dict[str, np.ndarray]:
+        """Name -> the norm of the unweighted loss's gradient, shape [steps]."""
+        return self._by_name("gradient_norms")
+
+    @property
+    def training_rates(self) -> dict[str, np.ndarray]:
+        """Name -> the inverse training rate, shape [steps]; above 1 for a slow loss."""
+        return self._by_name("training_rates")
+
+    def to_numpy(self) -> dict[str, np.ndarray]:
+        """``names``, shape [T], and each of the four quantities, shape [steps, T]."""
+        self._read()
+        empty = np.empty((0, len(self.names)))
+        numbers = {q: np.concatenate([empty, *blocks]) for q, blocks in self._blocks.items()}
+        return {"names": np.array(self.names, dtype=str), **numbers}
+
+    def last(self) -> dict[str, dict[str, float]]:
+        """Quantity -> name -> number, of the last step.
+
+        Raises:
+            IndexError: No step has been recorded.
+        """
+        self._read()
+        if not self.names:
+            raise IndexError("no step has been recorded yet")
+        return {
+            quantity: dict(zip(self.names, blocks[-1][-1].tolist()))
+            for quantity, blocks in self._blocks.items()
+        }
+
+    def save(self, path: Union[str, os.PathLike[str]]) -> None:
+        """Write :meth:`to_numpy` to a ``.npz`` file, for ``numpy.load`` or :meth:`load`."""
+        arrays: dict[str, Any] = self.to_numpy()
+        with Path(path).open("wb") as file:  # numpy would add a suffix to a path
+            np.savez(file, **arrays)
+
+    @classmethod
+    def load(cls, path: Union[str, os.PathLike[str]]) -> History:
+        """Read what :meth:`save` has written."""
+        history = cls()
+        with np.load(path) as arrays:
+            history.names = arrays["names"].tolist()
+            for quantity in QUANTITIES:
+                history._blocks[quantity] = [arrays[quantity]]
+        return history
+
+    def plot_losses(self, axes: Axes | None = None) -> Axes:
+        """Draw the unweighted losses over the steps, on a logarithmic scale.
+
+        Args:
+            axes: Matplotlib's axes to draw on; those of a new figure by default.
+
+        Returns:
+            The axes; ``axes.figure.savefig(path)`` saves the picture.
+
+        Raises:
+            ImportError: Matplotlib, which the extra ``[plot]`` brings, is not installed.
+        """
+        axes = self._plot("losses", axes)
+        axes.set(ylabel="loss, unweighted", yscale="log")
+        return axes
+
+    def plot_weights(self, axes: Axes | None = None) -> Axes:
+        """Draw the weights over the steps; see :meth:`plot_losses`."""
+        axes = self._plot("weights", axes)
+        axes.set(ylabel="weight", ylim=(0, None))
+        return axes
+
+    def _plot(self, quantity: str, axes: Any) -> Any:
+        if axes is None:
+            try:
+                import matplotlib.pyplot as plt
+            except ImportError as error:
+                raise ImportError(
+                    "plots need matplotlib: pip install 'paddlescience_gradnorm[plot]'"
+                ) from error
+            axes = plt.figure(figsize=(8, 3.5), layout="constrained").subplots()
+        for name, values in self._by_name(quantity).items():
+            axes.plot(values, label=name, linewidth=1)
+        axes.set(xlabel="step")
+        if self.names:
+            axes.legend()
+        return axes
+
+    def _by_name(self, quantity: str) -> dict[str, np.ndarray]:
+        return dict(zip(self.names, self.to_numpy()[quantity].T))
+
+    def _read(self) -> None:
+        """Take the pending steps' numbers to the host."""
+        for quantity, pending in self._pending.items():
+            if pending:
+                self._blocks[quantity].append(_stacked(pending, len(self.names)))
+                pending.clear()
+
+
+def _stacked(rows: Sequence[paddle.Tensor | None], n_loss: int) -> np.ndarray:
+    result = np.full((len(rows), n_loss), np.nan)
+    measured = [i for i, row in enumerate(rows) if row is not None]
+    if measured:
+        result[measured] = paddle.stack([rows[i] for i in measured]).numpy()
+    return result

@@ -1,0 +1,103 @@
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import paddle
+import pytest
+
+from paddlescience_gradnorm.training.history import QUANTITIES, History
+
+NAMES = ["pde", "data"]
+STEPS = 600  # more than are kept on the device
+
+
+@pytest.fixture
+def numbers():
+    return np.random.default_rng(0).lognormal(size=(STEPS, len(QUANTITIES), 2)).astype("float32")
+
+
+@pytest.fixture
+def history(numbers):
+    history = History()
+    for rows in numbers:
+        history.record(NAMES, *map(paddle.to_tensor, rows))
+    return history
+
+
+def test_everything_comes_back_by_name(history, numbers):
+    assert len(history) == STEPS
+    arrays = history.to_numpy()
+    assert arrays["names"].tolist() == NAMES
+    for k, quantity in enumerate(QUANTITIES):
+        np.testing.assert_array_equal(arrays[quantity], numbers[:, k])
+        by_name = getattr(history, quantity)
+        assert list(by_name) == NAMES
+        np.testing.assert_array_equal(by_name["data"], numbers[:, k, 1])
+        assert history.last()[quantity] == dict(zip(NAMES, numbers[-1, k].tolist()))
+
+
+def test_reading_in_between_changes_nothing(history, numbers):
+    read = History()
+    for step, rows in enumerate(numbers):
+        read.record(NAMES, *map(paddle.to_tensor, rows))
+        if step % 7 == 0:
+            read.last(), len(read), read.losses
+    for quantity in QUANTITIES:
+        np.testing.assert_array_equal(read.to_numpy()[quantity], history.to_numpy()[quantity])
+
+
+def test_what_was_not_measured_is_nan():
+    history = History()
+    history.record(NAMES, paddle.ones([2]))
+    history.record(NAMES, paddle.ones([2]), gradient_norms=paddle.full([2], 3.0))
+    assert np.isnan(history.weights["pde"]).all()
+    np.testing.assert_array_equal(history.gradient_norms["pde"], [np.nan, 3.0])
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".history"])
+def test_a_saved_history_is_loaded_again_and_goes_on(history, tmp_path, suffix):
+    path = tmp_path / f"run{suffix}"
+    history.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    loaded = History.load(path)
+    for key, array in history.to_numpy().items():
+        np.testing.assert_array_equal(loaded.to_numpy()[key], array)
+    loaded.record(NAMES, paddle.ones([2]))
+    assert len(loaded) == STEPS + 1 and loaded.losses["pde"][-1] == 1
+
+
+def test_an_empty_history(tmp_path):
+    history = History()
+    assert len(history) == 0 and history.losses == {}
+    assert history.to_numpy()["weights"].shape == (0, 0)
+    history.save(tmp_path / "empty.npz")
+    assert len(History.load(tmp_path / "empty.npz")) == 0
+    with pytest.raises(IndexError, match="no step has been recorded"):
+        history.last()
+
+
+def test_other_names_are_refused(history):
+    with pytest.raises(ValueError, match=r"names must be \['pde', 'data'\] .* got \['pde', 'bc'\]"):
+        history.record(["pde", "bc"], paddle.ones([2]))
+    assert len(history) == STEPS
+
+
+@pytest.mark.parametrize("quantity", ["losses", "weights"])
+def test_plots_draw_every_line(history, quantity):
+    _, given = plt.subplots()
+    for axes in (getattr(history, f"plot_{quantity}")(), given):
+        if axes is given:
+            assert getattr(history, f"plot_{quantity}")(given) is given
+        for line, (name, values) in zip(axes.lines, getattr(history, quantity).items()):
+            assert line.get_label() == name
+            np.testing.assert_array_equal(line.get_ydata(), values)
+        assert len(axes.lines) == 2 and axes.get_legend() is not None
+        assert axes.get_yscale() == ("log" if quantity == "losses" else "linear")
+        plt.close(axes.figure)
+
+
+def test_without_matplotlib_the_plot_says_which_extra_to_install(history, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r"pip install 'paddlescience_gradnorm\[plot\]'"):
+        history.plot_losses()

@@ -1,0 +1,423 @@
+import copy
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlescience_gradnorm import GradNorm, LossBalancer
+from paddlescience_gradnorm.training import Trainer
+from paddlescience_gradnorm.training.history import QUANTITIES
+
+NAMES = ["pde", "boundary", "data"]
+
+
+@pytest.fixture
+def named_losses(make_losses):
+    """Losses by name; a batch is the seed of their points."""
+
+    def losses(net, seed=0):
+        return dict(zip(NAMES, make_losses(net, seed=int(seed))))
+
+    return losses
+
+
+def adam(*layers, rate=1e-3):
+    return paddle.optimizer.Adam(rate, parameters=[p for x in layers for p in x.parameters()])
+
+
+def test_it_is_the_loop_a_user_would_write(fc_net, named_losses):
+    batches, epochs = [3, 1, 2], 2
+    net = GradNorm(copy.deepcopy(fc_net), n_loss=3, alpha=1.0)
+    trainer = Trainer(net, named_losses, adam(net))
+    history = trainer.fit(batches, epochs)
+
+    twin = GradNorm(fc_net, n_loss=3, alpha=1.0)
+    optimizer = adam(twin)
+    rows = {quantity: [] for quantity in QUANTITIES}
+    for seed in batches * epochs:
+        losses = named_losses(twin, seed)
+        rows["losses"].append([loss.item() for loss in losses.values()])
+        rows["weights"].append(twin.get_weights())
+        norms = [
+            paddle.grad([loss], [twin.get_last_shared_layer()], retain_graph=True)[0].norm().item()
+            for loss in losses.values()
+        ]
+        rows["gradient_norms"].append(norms)
+        twin.backward(losses)
+        ratios = np.array(rows["losses"][-1]) / rows["losses"][0]
+        rows["training_rates"].append(ratios / ratios.mean())
+        optimizer.step()
+        optimizer.clear_grad()
+    for quantity in QUANTITIES:
+        np.testing.assert_allclose(history.to_numpy()[quantity], rows[quantity], rtol=1e-5)
+    assert history.names == NAMES and history is trainer.history
+    for mine, theirs in zip(net.parameters(), twin.parameters()):
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+    assert (trainer.step, trainer.epoch) == (6, 2)
+
+
+def test_a_second_fit_goes_on(fc_net, named_losses):
+    runs = []
+    for parts in ([4], [1, 3]):
+        net = GradNorm(copy.deepcopy(fc_net), n_loss=3, alpha=1.0)
+        trainer = Trainer(net, named_losses, adam(net))
+        for epochs in parts:
+            trainer.fit([0, 1], epochs)
+        runs.append(trainer)
+    np.testing.assert_array_equal(*(run.history.to_numpy()["weights"] for run in runs))
+    assert runs[0].step == runs[1].step == 8 and runs[0].epoch == runs[1].epoch == 4
+
+
+@pytest.mark.parametrize(
+    "form, names",
+    [
+        (list, ["losses[0]", "losses[1]", "losses[2]"]),
+        (paddle.stack, ["losses[0]", "losses[1]", "losses[2]"]),
+        (lambda losses: dict(zip(NAMES, losses)), NAMES),
+    ],
+    ids=["list", "tensor", "dict"],
+)
+def test_every_form_of_losses(fc_net, make_losses, form, names):
+    balancer = LossBalancer(fc_net.get_last_shared_layer(), 3, 1.0, lr=1e-3)
+    trainer = Trainer(fc_net, lambda net: form(make_losses(net)), adam(fc_net), balancer)
+    assert trainer.fit(epochs=3).names == names
+    losses = [loss.item() for loss in make_losses(fc_net)]
+    trainer.fit(epochs=1)
+    assert [values[-1] for values in trainer.history.losses.values()] == pytest.approx(losses)
+
+
+def test_without_a_balancer_the_weights_are_one(fc_net, named_losses):
+    twin = copy.deepcopy(fc_net)
+    history = Trainer(fc_net, named_losses, adam(fc_net)).fit(epochs=4)
+    optimizer = adam(twin)
+    for _ in range(4):
+        sum(named_losses(twin).values()).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    for mine, theirs in zip(fc_net.parameters(), twin.parameters()):
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+    assert (history.to_numpy()["weights"] == 1).all()
+    assert np.isnan(history.to_numpy()["gradient_norms"]).all()
+
+
+def test_a_single_loss_needs_no_balancer(fc_net, named_losses):
+    history = Trainer(
+        fc_net, lambda net: {"pde": named_losses(net)["pde"]}, adam(fc_net, rate=1e-2)
+    ).fit(epochs=30)
+    assert history.losses["pde"][-1] < 0.5 * history.losses["pde"][0]
+
+
+class Fixed:
+    """Anything with backward is a balancer."""
+
+    def backward(self, losses):
+        total = 2 * losses["pde"] + losses["data"]
+        total.backward()
+        return total
+
+
+def test_any_balancer_will_do(fc_net, named_losses):
+    trainer = Trainer(fc_net, named_losses, adam(fc_net), Fixed())
+    assert np.isnan(trainer.fit(epochs=2).weights["pde"]).all()
+    with pytest.raises(TypeError, match="the balancer has no loss_weights: Fixed"):
+        trainer.fit_lbfgs()
+
+
+def test_several_optimizers_all_step(fc_net, named_losses):
+    balancer = LossBalancer(fc_net.get_last_shared_layer(), 3, 1.0, lr=None)
+    trainer = Trainer(fc_net, named_losses, [adam(fc_net), adam(balancer, rate=1e-2)], balancer)
+    before = fc_net.linears[0].weight.numpy()
+    weights = trainer.fit(epochs=3).to_numpy()["weights"]
+    assert (weights[2] != weights[1]).any() and (fc_net.linears[0].weight.numpy() != before).any()
+    np.testing.assert_allclose(weights.sum(axis=1), 3, rtol=1e-6)
+
+
+def test_float64_losses_are_recorded_to_the_last_bit(float64, fc_net):
+    net = type(fc_net)(2, 1, 3, 8)
+    values = []
+
+    def losses(net):
+        value = net(paddle.ones([1, 2])).square().mean()
+        values.append(value.item())
+        return {"a": value, "b": (2 * value).astype("float32")}
+
+    history = Trainer(net, losses, adam(net)).fit(epochs=2)
+    assert history.losses["a"].tolist() == values
+
+
+# Data.
+
+
+def test_batches_of_a_dataloader_are_the_arguments_of_the_losses(fc_net):
+    x, y = paddle.rand([10, 2]), paddle.rand([10, 1])
+    seen = []
+
+    def losses(net, inputs, targets):
+        seen.append((inputs, targets))
+        return {"fit": (net(inputs) - targets).square().mean()}
+
+    loader = paddle.io.DataLoader(paddle.io.TensorDataset([x, y]), batch_size=4)
+    assert len(Trainer(fc_net, losses, adam(fc_net)).fit(loader, 2)) == 6
+    np.testing.assert_array_equal(np.concatenate([i for i, _ in seen[:3]]), x.numpy())
+    np.testing.assert_array_equal(np.concatenate([t for _, t in seen[3:]]), y.numpy())
+
+
+def test_a_dataset_without_a_length(fc_net):
+    class Stream(paddle.io.IterableDataset):
+        def __iter__(self):
+            return iter(np.ones((3, 5, 2), "float32"))
+
+    def losses(net, x):
+        return {"size": net(paddle.to_tensor(x)).square().mean()}
+
+    loader = paddle.io.DataLoader(Stream(), batch_size=None)
+    trainer = Trainer(fc_net, losses, adam(fc_net))
+    assert len(trainer.fit(loader, 2)) == 6
+    assert len(trainer.fit(Stream(), 2)) == 12
+
+
+def test_data_that_has_run_out_is_an_error(fc_net, named_losses):
+    trainer = Trainer(fc_net, named_losses, adam(fc_net))
+    with pytest.raises(ValueError, match="data has no batch"):
+        trainer.fit(iter([1, 2]), epochs=2)
+    assert len(trainer.history) == 2
+
+
+# Schedules.
+
+
+@pytest.mark.parametrize("schedule_by, advances", [("step", 6), ("epoch", 2)])
+def test_schedules_advance_by_step_or_epoch(fc_net, named_losses, schedule_by, advances):
+    balancer = LossBalancer(fc_net.get_last_shared_layer(), 3, 1.0, lr=None)
+    shared = paddle.optimizer.lr.ExponentialDecay(1e-3, gamma=0.5)
+    own = paddle.optimizer.lr.ExponentialDecay(1e-2, gamma=0.1)
+    optimizers = [
+        paddle.optimizer.Adam(shared, parameters=fc_net.parameters()[:2]),
+        paddle.optimizer.Adam(shared, parameters=fc_net.parameters()[2:]),
+        paddle.optimizer.Adam(own, parameters=balancer.parameters()),
+    ]
+    trainer = Trainer(fc_net, named_losses, optimizers, balancer, schedule_by=schedule_by)
+    trainer.fit([1, 2, 3], 2)
+    rates = [optimizer.get_lr() for optimizer in optimizers]
+    expected = [1e-3 * 0.5**advances] * 2 + [1e-2 * 0.1**advances]
+    assert rates == pytest.approx(expected)
+    trainer.fit_lbfgs(epochs=2, max_iter=2)
+    assert [optimizer.get_lr() for optimizer in optimizers] == rates
+
+
+# Callbacks.
+
+
+class Recorder(paddle.callbacks.Callback):
+    def __init__(self, stop_at=None):
+        super().__init__()
+        self.events, self.stop_at = [], stop_at
+
+    def on_train_begin(self, logs=None):
+        self.events.append(("train begin", self.params["epochs"], self.params["steps"]))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.events.append(("epoch begin", epoch))
+
+    def on_train_batch_begin(self, step, logs=None):
+        self.events.append(("batch begin", step))
+
+    def on_train_batch_end(self, step, logs=None):
+        self.events.append(("batch end", step, float(logs["loss"])))
+        if self.model.step == self.stop_at:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.events.append(("epoch end", epoch))
+
+    def on_eval_begin(self, logs=None):
+        self.events.append(("eval begin", self.model.net.training))
+
+    def on_eval_end(self, logs=None):
+        self.events.append(("eval end", logs))
+
+    def on_train_end(self, logs=None):
+        self.events.append(("train end",))
+
+
+def test_callbacks_are_called_as_by_paddle_model(fc_net, named_losses):
+    recorder = Recorder()
+    trainer = Trainer(fc_net, named_losses, adam(fc_net), callbacks=[recorder])
+    modes = []
+
+    def validate(net):
+        modes.append(net.training)
+        return {"loss": paddle.to_tensor(0.5)}
+
+    trainer.fit([4, 5], 2, validate, validate_every=2)
+    totals = trainer.history.to_numpy()["losses"].sum(axis=1)
+    recorded = [event[2] for event in recorder.events if event[0] == "batch end"]
+    np.testing.assert_allclose(recorded, totals, rtol=1e-5)
+    one = [("batch begin", 0), ("batch end", 0), ("batch begin", 1), ("batch end", 1)]
+    assert [event[:2] for event in recorder.events] == [
+        ("train begin", 2),
+        ("epoch begin", 0),
+        *one,
+        ("epoch end", 0),
+        ("epoch begin", 1),
+        *one,
+        ("epoch end", 1),
+        ("eval begin", True),
+        ("eval end", {"loss": 0.5}),
+        ("train end",),
+    ]
+    assert recorder.events[0][2] == 2
+    assert modes == [False] and fc_net.training
+
+
+def test_a_callback_can_stop_the_run_and_the_next_goes_on(fc_net, named_losses):
+    recorder = Recorder(stop_at=5)
+    trainer = Trainer(fc_net, named_losses, adam(fc_net), callbacks=[recorder])
+    trainer.fit([1, 2, 3], 9)
+    assert trainer.step == 5 and recorder.events[-2:] == [("epoch end", 1), ("train end",)]
+    recorder.stop_at = None
+    trainer.fit([1, 2, 3], 1)
+    assert trainer.step == 8
+
+
+def test_a_failing_step_ends_the_run_of_the_callbacks(fc_net):
+    def fail(net):
+        raise FloatingPointError("no such point")
+
+    recorder = Recorder()
+    with pytest.raises(FloatingPointError):
+        Trainer(fc_net, fail, adam(fc_net), callbacks=[recorder]).fit()
+    assert recorder.events[-1] == ("train end",)
+
+
+@pytest.mark.parametrize("stage", ["fit", "fit_lbfgs"])
+def test_early_stopping_by_paddles_own_callback(fc_net, named_losses, stage):
+    numbers = iter([3.0, 2.0, 2.5, 1.9, 2.0, 2.1, 2.2, 0.0])
+    stopping = paddle.callbacks.EarlyStopping("error", patience=3, verbose=0)
+    trainer = Trainer(fc_net, named_losses, adam(fc_net), callbacks=[stopping])
+    run = getattr(trainer, stage)
+    run(epochs=50, validate=lambda net: {"error": next(numbers)})
+    assert trainer.epoch == 7
+    with pytest.raises(ValueError, match="EarlyStopping watches what validate returns"):
+        run()
+
+
+def test_paddles_plateau_callback_finds_the_optimizer(fc_net, named_losses):
+    plateau = paddle.callbacks.ReduceLROnPlateau("error", factor=0.5, patience=1, verbose=0)
+    trainer = Trainer(fc_net, named_losses, adam(fc_net), callbacks=[plateau])
+    trainer.fit(epochs=3, validate=lambda net: {"error": 1.0})
+    assert trainer.optimizers[0].get_lr() == pytest.approx(0.25e-3)
+
+
+# L-BFGS.
+
+
+@pytest.fixture
+def fit_a_sine(fc_net):
+    x = paddle.rand([64, 2])
+    targets = (x[:, :1] * 3).sin(), (x[:, 1:] * 2).cos()
+
+    def losses(net):
+        u = net(x)
+        return {"a": (u - targets[0]).square().mean(), "b": 30 * (u - targets[1]).square().mean()}
+
+    return losses
+
+
+@pytest.mark.parametrize("weight_lr", [None, 1e-3], ids=["caller's optimizer", "own step"])
+def test_lbfgs_minimises_the_weighted_sum_with_frozen_weights(fc_net, fit_a_sine, weight_lr):
+    net = GradNorm(fc_net, n_loss=2, alpha=1.0, weight_lr=weight_lr)
+    trainer = Trainer(net, fit_a_sine, adam(net, rate=1e-2))
+    trainer.fit(epochs=50)
+    weights = net.get_weights()
+    assert abs(weights[0] - 1) > 1e-2
+    step_count = int(net.balancer.step_count)
+
+    history = trainer.fit_lbfgs(epochs=3, max_iter=30)
+
+    np.testing.assert_array_equal(net.get_weights(), weights)
+    assert int(net.balancer.step_count) == step_count
+    assert len(history) == 53 == trainer.step
+    rows = history.to_numpy()
+    np.testing.assert_array_equal(rows["weights"][50:], [weights] * 3)
+    assert np.isnan(rows["training_rates"][50:]).all()
+    assert (np.diff(rows["losses"][50:] @ weights) < 0).all()
+    # It ends at a stationary point of the weighted sum, which the plain sum's is not.
+    trainer.fit_lbfgs(epochs=20, max_iter=50)
+    steepest = []
+    for factors in (weights, (1, 1)):
+        net.clear_gradients()
+        sum(float(f) * loss for f, loss in zip(factors, fit_a_sine(net).values())).backward()
+        steepest.append(max(p.grad.abs().max().item() for p in fc_net.parameters()))
+    assert steepest[0] < 0.05 * steepest[1]
+    net.clear_gradients()
+
+    trainer.fit(epochs=2)  # and the balancing goes on
+    assert (net.get_weights() != weights).any()
+
+
+def test_lbfgs_trains_what_the_optimizers_train(fc_net, fit_a_sine):
+    coefficient = paddle.create_parameter([1], "float32")
+    fixed = fc_net.linears[0].weight.numpy()
+    groups = [
+        {"params": fc_net.parameters()[1:]},
+        {"params": [coefficient], "learning_rate": 0.1},
+    ]
+
+    def losses(net):
+        return {**fit_a_sine(net), "c": (coefficient - 3).square().sum()}
+
+    trainer = Trainer(fc_net, losses, paddle.optimizer.Adam(1e-3, parameters=groups))
+    trainer.fit_lbfgs(epochs=2)
+    assert coefficient.item() == pytest.approx(3, abs=1e-2)
+    np.testing.assert_array_equal(fc_net.linears[0].weight.numpy(), fixed)
+
+
+# Bad arguments.
+
+
+@pytest.mark.parametrize(
+    "arguments, error, match",
+    [
+        ({"net": 3}, TypeError, "net must be a paddle.nn.Layer, got int 3"),
+        ({"losses": [1]}, TypeError, r"losses must be a function .* got \[1\]"),
+        ({"optimizers": []}, ValueError, r"optimizers must hold one at least, got \[\]"),
+        ({"optimizers": ["adam"]}, TypeError, "optimizers must be of paddle.optimizer, got str"),
+        ({"callbacks": ["stop"]}, TypeError, "callbacks must be .* got 'stop'"),
+        (
+            {"callbacks": [paddle.callbacks.LRScheduler()]},
+            ValueError,
+            "leave out callbacks.LRScheduler",
+        ),
+        ({"schedule_by": "batch"}, ValueError, "schedule_by must be .* got 'batch'"),
+    ],
+)
+def test_bad_arguments_are_named(fc_net, named_losses, arguments, error, match):
+    defaults = {"net": fc_net, "losses": named_losses, "optimizers": adam(fc_net)}
+    with pytest.raises(error, match=match):
+        Trainer(**{**defaults, **arguments})
+
+
+def test_optimizers_that_need_more_than_a_gradient_are_refused(fc_net, named_losses):
+    lbfgs = paddle.optimizer.LBFGS(parameters=fc_net.parameters())
+    with pytest.raises(TypeError, match="for LBFGS call fit_lbfgs"):
+        Trainer(fc_net, named_losses, lbfgs)
+    plateau = paddle.optimizer.lr.ReduceOnPlateau(1e-3)
+    with pytest.raises(ValueError, match="ReduceLROnPlateau in callbacks"):
+        Trainer(fc_net, named_losses, paddle.optimizer.SGD(plateau, parameters=fc_net.parameters()))
+
+
+@pytest.mark.parametrize(
+    "arguments, error, match",
+    [
+        ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
+        ({"epochs": 1.5}, TypeError, "epochs must be an integer, got 1.5"),
+        ({"validate_every": 0}, ValueError, "validate_every must be at least 1, got 0"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["fit", "fit_lbfgs"])
+def test_bad_numbers_are_named(fc_net, named_losses, stage, arguments, error, match):
+    trainer = Trainer(fc_net, named_losses, adam(fc_net))
+    with pytest.raises(error, match=match):
+        getattr(trainer, stage)(**arguments)
+    assert trainer.step == 0
