@@ -63,10 +63,10 @@ def step_losses(solver, model):
     return losses
 
 
-def test_the_solver_trains_as_a_loop_with_a_balancer_does(solve):
+def test_the_solver_trains_as_a_loop_with_a_balancer_does(solve, tmp_path):
     _, aggregator, rows = solve(epochs=10)
 
-    other, _ = problem.solver("unused", lambda model: None)
+    other, _ = problem.solver(tmp_path, lambda model: None)
     balancer = LossBalancer(other.model.last_fc.weight, n_loss=3, alpha=1.0, lr=1e-3)
     weights, totals = [], []
     for _ in range(10):
@@ -158,7 +158,7 @@ def test_amp_on_a_cpu_is_as_without(solve, level):
     assert amp == rows
 
 
-def test_loss_scaling_leaves_the_weights_alone(solve, monkeypatch, recorded_warnings):
+def test_loss_scaling_leaves_the_weights_alone(solve, tmp_path, monkeypatch, recorded_warnings):
     """The arithmetic of AMP on an accelerator: scaled backward, unscaled step, skipped overflow."""
     from paddle.amp import grad_scaler
 
@@ -176,7 +176,7 @@ def test_loss_scaling_leaves_the_weights_alone(solve, monkeypatch, recorded_warn
     monkeypatch.setattr(grad_scaler.amp_global_state(), "amp_dtype", "float16")
     for scale in (2.0**15, 2.0**127):
         with paddle.utils.unique_name.guard():
-            solver, _ = problem.solver("unused", gradnorm(), epochs=8)
+            solver, _ = problem.solver(tmp_path, gradnorm(), epochs=8)
         solver.scaler = amp(scale)
         solver.use_amp = True
         solver.autocast_context_manager = lambda *_: contextlib.nullcontext()
@@ -340,7 +340,12 @@ def test_a_loss_that_misses_the_shared_layer_is_named(solve):
 
 def test_a_static_program_is_refused(tmp_path):
     net = ppsci.arch.MLP(("x",), ("u", "v"), 1, 4)
-    forward = paddle.jit.to_static(lambda x: {k: (v**2).mean() for k, v in net({"x": x}).items()})
+
+    def losses(x):
+        out = net({"x": x})
+        return {"u": out["u"].square().mean(), "v": out["v"].square().mean()}
+
+    forward = paddle.jit.to_static(losses, full_graph=True)
     aggregator = GradNormAggregator(net, num_losses=2, alpha=1.0)
     try:
         paddle.jit.enable_to_static(True)
