@@ -6,13 +6,20 @@ VENV := .venv$(if $(PADDLE),-$(PADDLE))
 RUN := $(VENV)/bin/python
 REQUIREMENTS := $(if $(PADDLE),paddlepaddle==$(PADDLE) $(if $(filter 2.%,$(PADDLE)),'numpy<2' setuptools))
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-ppsci lint bench clean
 
 demo: $(VENV)/installed-plot
 	$(RUN) examples/pinn_laplace/pinn_laplace.py
 
 test: $(VENV)/installed-test
 	$(RUN) -m pytest
+
+# With PaddleScience, in an environment of its own.
+test-ppsci:
+	$(MAKE) VENV=.venv-ppsci .venv-ppsci/installed-ppsci-test
+	.venv-ppsci/bin/python -m pytest tests/test_ppsci.py tests/network/test_shared_layer.py \
+		tests/examples/test_ppsci.py paddlescience_gradnorm/ppsci.py
+	.venv-ppsci/bin/python -m pytest tests/test_readme.py -k ppsci
 
 # PEERS=path/to/python adds PyTorch and JAX from that environment: see benchmarks/README.md.
 bench: $(VENV)/installed-plot

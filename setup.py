@@ -10,6 +10,7 @@ version = next(
 )
 plot = ["matplotlib>=3.5"]
 test = [*plot, "pytest>=7", "hypothesis>=6.80"]
+ppsci = ["paddlesci>=1.4,<1.5"]
 dev = [*test, "ruff>=0.6,<1", "mypy>=1.11,<3"]
 
 setup(
@@ -41,5 +42,8 @@ setup(
         "plot": plot,
         "test": test,
         "dev": dev,
+        # PaddleScience, which asks for numpy 1, and what its Solver can log to.
+        "ppsci": ppsci,
+        "ppsci-test": [*test, *ppsci, "tensorboardX>=2.6", "visualdl>=2.5", "wandb>=0.16"],
     },
 )

@@ -16,7 +16,25 @@ except ModuleNotFoundError as error:
     ) from error
 
 from paddlescience_gradnorm.balancing import LossBalancer
-from paddlescience_gradnorm.network import FCNet, GradNorm, NetworkBase
+from paddlescience_gradnorm.network import (
+    FCNet,
+    GradNorm,
+    NetworkBase,
+    RotateOnly,
+    RotoGrad,
+    RotoGradNorm,
+    cached,
+)
 
 __version__ = "0.1.0.dev0"
-__all__ = ["FCNet", "GradNorm", "LossBalancer", "NetworkBase", "__version__"]
+__all__ = [
+    "FCNet",
+    "GradNorm",
+    "LossBalancer",
+    "NetworkBase",
+    "RotateOnly",
+    "RotoGrad",
+    "RotoGradNorm",
+    "__version__",
+    "cached",
+]

@@ -133,6 +133,55 @@ def reference(request, float64):
     return Reference(request.param)
 
 
+class RotoGradReference:
+    """Two backward calls of the released rotograd package: arrays, layers and losses.
+
+    The backbone is tanh(linear 5 -> 6), each head a linear layer 6 -> 3. ``as_layer`` makes
+    the heads from those.
+    """
+
+    def __init__(self, name, as_layer):
+        self.arrays = np.load(DATA / name)
+        self.class_name = str(self.arrays["cls"])
+        self.coop = bool(self.arrays["coop"])
+        self.options = {"version": "0.1.2" if str(self.arrays["version"]) == "0.1.2" else "0.1.6"}
+        if np.isfinite(self.arrays["alpha"]):
+            self.options["alpha"] = float(self.arrays["alpha"])
+        self.backbone = paddle.nn.Sequential(_linear(self.arrays, "backbone"), paddle.nn.Tanh())
+        tasks = range(int(self.arrays["T"]))
+        self.linears = [_linear(self.arrays, f"head{t}") for t in tasks]
+        self.heads = [as_layer(linear) for linear in self.linears]
+
+    def inputs(self, step):
+        return paddle.to_tensor(self.arrays["X"][step])
+
+    def losses(self, predictions, step):
+        targets = paddle.to_tensor(self.arrays["Y"][step])
+        return [(p - y).square().mean() for p, y in zip(predictions, targets)]
+
+
+class Opaque(paddle.nn.Layer):
+    """A head of which nobody can know that it begins with a linear layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, latent):
+        return self.layer(latent)
+
+
+@pytest.fixture(params=["known", "opaque"])
+def as_layer(request):
+    """Both ways for a head: its first layer takes in the rotation, or the input is rotated."""
+    return Opaque if request.param == "opaque" else lambda layer: layer
+
+
+@pytest.fixture(params=sorted(path.name for path in DATA.glob("rotograd_*.npz")))
+def rotograd_reference(request, float64, as_layer):
+    return RotoGradReference(request.param, as_layer)
+
+
 @pytest.fixture
 def recorded_warnings():
     with warnings.catch_warnings(record=True) as record:

@@ -26,10 +26,13 @@ def test_without_paddle_the_import_says_which_extra_to_install():
 def test_public_names_are_there():
     for name in paddlescience_gradnorm.__all__:
         assert getattr(paddlescience_gradnorm, name) is not None
+    from paddlescience_gradnorm import network
     from paddlescience_gradnorm.network import FCNet, GradNorm, NetworkBase
 
     assert paddlescience_gradnorm.GradNorm is GradNorm
     assert issubclass(GradNorm, NetworkBase) and issubclass(FCNet, NetworkBase)
+    for name in ("RotateOnly", "RotoGrad", "RotoGradNorm", "cached"):
+        assert getattr(paddlescience_gradnorm, name) is getattr(network, name)
 
 
 @pytest.mark.parametrize("module", ["matplotlib", "ppsci", "scipy", "sympy"])

@@ -64,7 +64,7 @@ def step_losses(solver, model):
 
 
 def test_the_solver_trains_as_a_loop_with_a_balancer_does(solve):
-    solver, aggregator, rows = solve(epochs=10)
+    _, aggregator, rows = solve(epochs=10)
 
     other, _ = problem.solver("unused", lambda model: None)
     balancer = LossBalancer(other.model.last_fc.weight, n_loss=3, alpha=1.0, lr=1e-3)
@@ -121,7 +121,7 @@ class Watched(GradNormAggregator):
 
 
 def test_lbfgs_sees_the_same_weights_throughout_a_step(solve):
-    solver, aggregator, rows = solve(
+    _, aggregator, rows = solve(
         lambda model: Watched(model, 3, 1.0, lr=1e-2),
         optimizer=ppsci.optimizer.LBFGS(1.0, max_iter=4),
         epochs=6,
@@ -138,12 +138,12 @@ def test_lbfgs_sees_the_same_weights_throughout_a_step(solve):
 
 
 def test_lbfgs_cannot_step_the_weights_too(solve):
-    with pytest.raises(ValueError, match="with L-BFGS the Solver's optimizer cannot step.*lr="):
+    with pytest.raises(ValueError, match=r"with L-BFGS the Solver's optimizer cannot step.*lr="):
         solve(gradnorm(lr=None), optimizer=ppsci.optimizer.LBFGS(1.0, max_iter=4))
 
 
 def test_the_solvers_optimizer_can_step_the_weights(solve):
-    _, aggregator, rows = solve(gradnorm(lr=None), epochs=8)
+    _, _, rows = solve(gradnorm(lr=None), epochs=8)
     weights = weights_of(rows)
     np.testing.assert_allclose(weights.sum(axis=1), 3, atol=1e-5)
     # Adam's first step is as long as its rate, whatever the gradients.
@@ -176,7 +176,7 @@ def test_loss_scaling_leaves_the_weights_alone(solve, monkeypatch, recorded_warn
     monkeypatch.setattr(grad_scaler.amp_global_state(), "amp_dtype", "float16")
     for scale in (2.0**15, 2.0**127):
         with paddle.utils.unique_name.guard():
-            solver, aggregator = problem.solver("unused", gradnorm(), epochs=8)
+            solver, _ = problem.solver("unused", gradnorm(), epochs=8)
         solver.scaler = amp(scale)
         solver.use_amp = True
         solver.autocast_context_manager = lambda *_: contextlib.nullcontext()

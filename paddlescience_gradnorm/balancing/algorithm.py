@@ -83,13 +83,7 @@ class GradNormRule:
         if not paddle.is_grad_enabled() and operators.apply_to(*tensors):
             return RuleOutput(*operators.rule(*tensors, self.alpha))
         weighted_norms = weights * gradient_norms
-        rates = inverse_training_rates(losses, initial_losses)
-        # r ** alpha by way of the root, which is NaN for a negative rate, whatever alpha;
-        # and with a tensor, for Paddle rounds a Python exponent to float32.
-        roots = rates.sqrt()
-        powers = roots ** paddle.full([], 2 * self.alpha, rates.dtype)
-        if self.alpha == 0:
-            powers = powers + 0 * roots  # NaN ** 0 is 1
+        powers = inverse_rate_powers(losses, initial_losses, self.alpha)
         excess = weighted_norms - weighted_norms.mean() * powers
         loss = excess.abs().sum()
         # Every NaN and infinity ends up in Lgrad.
@@ -107,6 +101,30 @@ def inverse_training_rates(losses: paddle.Tensor, initial_losses: paddle.Tensor)
     """
     loss_ratios = losses / initial_losses
     return loss_ratios / loss_ratios.mean()
+
+
+def inverse_rate_powers(
+    losses: paddle.Tensor, initial_losses: paddle.Tensor, alpha: float
+) -> paddle.Tensor:
+    """The inverse training rates to the power alpha, shape [T]; NaN where a loss is negative.
+
+    Args:
+        losses: The unweighted losses L, shape [T].
+        initial_losses: Their references L(0), shape [T].
+        alpha: The exponent, at least 0.
+
+    Example:
+        >>> import paddle
+        >>> losses, initial = paddle.to_tensor([1.0, 6.0]), paddle.to_tensor([2.0, 4.0])
+        >>> [round(r, 3) for r in inverse_rate_powers(losses, initial, 1.0).tolist()]
+        [0.5, 1.5]
+    """
+    rates = inverse_training_rates(losses, initial_losses)
+    # By way of the root, which is NaN for a negative rate, whatever alpha; and with a
+    # tensor, for Paddle rounds a Python exponent to float32.
+    roots = rates.sqrt()
+    powers = roots ** paddle.full([], 2 * alpha, rates.dtype)
+    return powers if alpha else powers + 0 * roots  # NaN ** 0 is 1
 
 
 def renormalized(weights: paddle.Tensor, floor: float) -> paddle.Tensor:

@@ -24,16 +24,15 @@ from paddlescience_gradnorm.balancing.task_gradients import (
     backward_of_sum,
     task_gradient_norms,
 )
-from paddlescience_gradnorm.pickling import PicklableLayer
+from paddlescience_gradnorm.shielded import NO_DECAY, ShieldedLayer, shielded_parameter
 
-_NO_DECAY = paddle.regularizer.L2Decay(0.0)
 # After this many updates weights that have not moved are no accident.
 _STEPS_TO_MOVE = 100
 
 Shared = Union[paddle.Tensor, paddle.nn.Layer, Sequence[Union[paddle.Tensor, paddle.nn.Layer]]]
 
 
-class LossBalancer(PicklableLayer):
+class LossBalancer(ShieldedLayer):
     """Learns the weights of several losses by GradNorm, inside anybody's training loop.
 
     Source: Chen et al., "GradNorm", ICML 2018, arXiv:1711.02257. After the first
@@ -112,16 +111,7 @@ class LossBalancer(PicklableLayer):
         if dtype not in (paddle.float32, paddle.float64):
             dtype = paddle.float32  # half precision cannot resolve a step of the weights
         initial_weights = _initial_weights(weight_attr, self.n_loss, self.floor)
-        self.loss_weights = paddle.create_parameter(
-            [self.n_loss],
-            dtype,
-            # An optimizer's clipping and decay are meant for networks.
-            attr=paddle.ParamAttr(
-                initializer=paddle.nn.initializer.Assign(initial_weights),
-                need_clip=False,
-                regularizer=_NO_DECAY,
-            ),
-        )
+        self.loss_weights = shielded_parameter(initial_weights, dtype)
         # Zero until it is known.
         self.register_buffer("initial_losses", paddle.zeros([self.n_loss], dtype))
         self.register_buffer("step_count", paddle.zeros([], "int64"))
@@ -363,7 +353,7 @@ class LossBalancer(PicklableLayer):
         self._awaits_optimizer = False
         self._normalized = False
         self._next_step = -1
-        # On the host whatever the device (see _apply), so that reading it waits for nothing.
+        # On the host whatever the device (ShieldedLayer), so that reading it waits for nothing.
         self.step_count = self.step_count.cpu()
         self._buffers["_acted"] = self._weights.detach().clone()
 
@@ -397,7 +387,7 @@ class LossBalancer(PicklableLayer):
             self._buffers["_usable"] = output.usable
             self._awaits_optimizer = True
             # An optimizer with parameter groups has put its own decay here.
-            weights.regularizer = _NO_DECAY
+            weights.regularizer = NO_DECAY
             # Zero, for a NaN would stay in the optimizer's moments for ever.
             zero = paddle.zeros_like(weights)
             gradient = paddle.where(output.usable, output.weight_gradient, zero)
@@ -464,17 +454,6 @@ class LossBalancer(PicklableLayer):
 
     def _settle_for_saving(self, state: Any) -> None:
         self._settle()
-
-    def _apply(self, func: Any, device: Any, dtype: Any, blocking: Any, *args: Any) -> None:
-        """What ``Layer.to`` and its kin call; keeps counts integer and weights precise."""
-
-        def transform(tensor: Any, device: Any, dtype: Any, blocking: Any) -> Any:
-            precise = str(dtype).endswith(("float32", "float64"))
-            castable = precise and tensor.is_floating_point()
-            stays = tensor is self._buffers["step_count"]
-            return func(tensor, None if stays else device, dtype if castable else None, blocking)
-
-        super()._apply(transform, device, dtype, blocking, *args)
 
     def _check_that_somebody_steps(self) -> None:
         weights = self._weights.numpy()

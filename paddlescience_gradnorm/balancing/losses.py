@@ -15,10 +15,12 @@ class LossOrder:
 
     Args:
         n_loss: Number of losses T, at least 2.
+        reason: Why there are that many, for the errors.
     """
 
-    def __init__(self, n_loss: int) -> None:
+    def __init__(self, n_loss: int, reason: str | None = None) -> None:
         self.n_loss = n_loss
+        self._reason = reason or f"n_loss is {n_loss}"
         self.names: list[str] = [f"losses[{i}]" for i in range(n_loss)]
         self._keys: list[str] | None = None
 
@@ -70,7 +72,7 @@ class LossOrder:
 
     def _check_number(self, number: int) -> None:
         if number != self.n_loss:
-            raise ValueError(f"losses has {number} entries, but n_loss is {self.n_loss}")
+            raise ValueError(f"losses has {number} entries, but {self._reason}")
 
 
 def _scalar(loss: paddle.Tensor, name: str) -> paddle.Tensor:

@@ -48,7 +48,7 @@ def backward_by_task(
         # is the cheaper the larger it is.
         factors = _factors(weights, losses)
         for i in reversed(range(len(losses))):
-            with _explaining_a_used_graph(names[i]):
+            with explaining_a_used_graph(names[i]):
                 # Another loss may share this one's graph.
                 paddle.autograd.backward([losses[i]], [factors[i]], retain_graph=i > 0)
             # What no other loss shares of the graph is freed here, as after any backward.
@@ -95,7 +95,7 @@ def task_gradient_norms(
     _check_dependence(losses, shared, names)
     by_task = []
     for loss, name in zip(losses, names):
-        with _explaining_a_used_graph(name):
+        with explaining_a_used_graph(name):
             gradients = paddle.grad([loss], list(shared), retain_graph=True, allow_unused=True)
         if all(gradient is None for gradient in gradients):
             raise _no_dependence(name, shared)
@@ -111,7 +111,7 @@ def backward_of_sum(
 ) -> None:
     """Backward pass of sum_i w_i L_i in one go, without the norms; otherwise as above."""
     _check_dependence(losses, shared, names)
-    with _explaining_a_used_graph(", ".join(names)):
+    with explaining_a_used_graph(", ".join(names)):
         paddle.autograd.backward(list(losses), _factors(weights, losses))
 
 
@@ -135,7 +135,7 @@ def _check_dependence(
 
 
 @contextmanager
-def _explaining_a_used_graph(name: str) -> Iterator[None]:
+def explaining_a_used_graph(name: str) -> Iterator[None]:
     try:
         yield
     except SystemError as error:

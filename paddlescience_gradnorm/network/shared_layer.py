@@ -1,4 +1,4 @@
-"""The parameters that all losses go through last: as the user names them, or where a network has them."""
+"""The parameters that all losses go through last: as named, or where a network has them."""
 
 from __future__ import annotations
 

@@ -361,5 +361,5 @@ def test_a_class_derived_from_an_architecture_is_known(arch):
 def test_an_architecture_without_one_says_what_to_pass(arch):
     net = arch.LorenzEmbedding(("s",), ("p", "r", "k"))
     for net_ in (net, arch.ModelList((net,))):
-        with pytest.raises(ValueError, match="LorenzEmbedding has neither .* pass shared="):
+        with pytest.raises(ValueError, match=r"LorenzEmbedding has neither .* pass shared="):
             find_shared(net_)

@@ -1,0 +1,389 @@
+"""RotateOnly: heads on one backbone whose gradients are turned one way."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, Union
+
+import paddle
+
+from paddlescience_gradnorm import arguments
+from paddlescience_gradnorm.balancing.algorithm import inverse_rate_powers
+from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
+from paddlescience_gradnorm.balancing.rotograd import (
+    LatentGradients,
+    cooperative,
+    rotation_gradients,
+)
+from paddlescience_gradnorm.balancing.task_gradients import explaining_a_used_graph
+from paddlescience_gradnorm.network.latent_cut import LatentCut, LatentSpace, latent_gradients
+from paddlescience_gradnorm.network.references import References, if_usable
+from paddlescience_gradnorm.network.rotations import Rotations
+from paddlescience_gradnorm.pickling import PicklableLayer
+
+VERSIONS = ("0.1.6", "0.1.2")
+
+
+class RotateOnly(PicklableLayer):
+    """A backbone and T heads, each behind a rotation that turns its gradient towards the others'.
+
+    Source: Javaloy and Valera, "RotoGrad", ICLR 2022, arXiv:2103.02631, the part that acts on
+    directions; details as in its released package. Head k gets R_k z in place of z.
+    :meth:`backward` differentiates every head once and the backbone once, and gives each
+    rotation its gradient towards a common direction. Rotations start as the identity.
+
+    In training mode the backbone is cut off its heads, so a prediction cannot be
+    differentiated in the model's input; for a PINN the backbone returns the derivatives
+    as further vectors of z. Several calls of the model may precede one ``backward``.
+
+    Args:
+        backbone: Returns the representation z, shape [..., *latent_size, *post_shape], or a
+            tuple (z, *extras).
+        heads: T layers, at least 2, from a tensor like z to a prediction, or to a tuple
+            (prediction, *extras).
+        latent_size: What is rotated: the length D of z's last dimension, or a shape whose
+            entries are rotated together.
+        burn_in_period: Number of steps after which the references, initial losses and
+            gradient norms, are taken once more; first they are those of the first step.
+        normalize_losses: Differentiate L / L(0) in place of L, for the heads' parameters too.
+        post_shape: Trailing dimensions of z that are not rotated, such as those of an image.
+        alpha: How strongly a slow task draws the common direction its way, at least 0;
+            only in version 0.1.2.
+        version: The release of the package to follow, "0.1.6" or "0.1.2". The newer sums
+            the distances from the common direction over the points (their mean
+            with ``post_shape``) and has no ``alpha``; the older takes the mean.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range, or there are fewer than two heads.
+
+    Example:
+        >>> import paddle
+        >>> from paddlescience_gradnorm import FCNet
+        >>> heads = [paddle.nn.Linear(16, 1) for _ in range(2)]
+        >>> model = RotateOnly(FCNet(2, 16, 3, 16), heads, latent_size=16)
+        >>> optimizers = [
+        ...     paddle.optimizer.Adam(1e-3, parameters=model.model_parameters()),
+        ...     paddle.optimizer.Adam(1e-4, parameters=model.mtl_parameters()),
+        ... ]
+        >>> for _ in range(3):
+        ...     u, v = model(paddle.rand([8, 2]))
+        ...     model.backward([(u - 1).square().mean(), (9 * v).square().mean()])
+        ...     for optimizer in optimizers:
+        ...         optimizer.step()
+        ...         optimizer.clear_grad()
+        >>> len(model), list(model.rotation.shape), list(model[1](paddle.rand([5, 2])).shape)
+        (2, [2, 16, 16], [5, 1])
+    """
+
+    _versions_with_alpha: tuple[str, ...] = ("0.1.2",)
+
+    def __init__(
+        self,
+        backbone: paddle.nn.Layer,
+        heads: Sequence[paddle.nn.Layer],
+        latent_size: Union[int, Sequence[int]],
+        burn_in_period: int = 20,
+        normalize_losses: bool = False,
+        post_shape: Sequence[int] = (),
+        *,
+        alpha: float = 0.0,
+        version: str = "0.1.6",
+    ) -> None:
+        super().__init__()
+        layers = _checked_layers(backbone, heads)
+        self.space = LatentSpace(
+            _checked_shape("latent_size", latent_size), _checked_shape("post_shape", post_shape)
+        )
+        if not self.space.shape:
+            raise ValueError(f"latent_size must have at least one dimension, got {latent_size!r}")
+        self.burn_in_period = arguments.integer("burn_in_period", burn_in_period, at_least=0)
+        if not isinstance(normalize_losses, bool):
+            raise TypeError(f"normalize_losses must be True or False, got {normalize_losses!r}")
+        self.normalize_losses = normalize_losses
+        if version not in VERSIONS:
+            raise ValueError(f"version must be one of {VERSIONS}, got {version!r}")
+        self.version = version
+        if not 0 <= arguments.number("alpha", alpha) < math.inf:
+            raise ValueError(f"alpha must be finite and at least 0, got {alpha}")
+        if alpha and version not in self._versions_with_alpha:
+            raise ValueError(
+                f"{type(self).__name__} has no alpha in version {version!r}, got {alpha}; "
+                "leave it out, or pass version='0.1.2'"
+            )
+        self.alpha = float(alpha)
+        self.backbone = backbone
+        self.heads = paddle.nn.LayerList(layers)
+        dtype = next((p.dtype for p in self.parameters()), paddle.get_default_dtype())
+        if not str(dtype).endswith(("float32", "float64")):
+            dtype = paddle.float32  # half precision cannot resolve a step of a rotation
+        self.rotations = Rotations(len(layers), self.space.size, dtype)
+        self.references = References(len(layers), self.burn_in_period, dtype)
+        self._coop = False
+        self._order = LossOrder(len(layers), f"there are {len(layers)} heads")
+        self._cuts = _Cuts()
+
+    def forward(self, ins: Any) -> Any:
+        """All predictions.
+
+        Args:
+            ins: What the backbone takes.
+
+        Returns:
+            A list of the heads' predictions. If the backbone or a head returns extras, a
+            tuple of that list and a list of the extras: first those of the backbone,
+            then a tuple for every head that has some.
+
+        Raises:
+            TypeError, ValueError: The backbone's output does not match ``latent_size`` and
+                ``post_shape``.
+        """
+        latent, extras = _split(self.backbone(ins))
+        self.space.check(latent)
+        rotations = paddle.unbind(self.rotations.matrices())
+        if self.training and paddle.is_grad_enabled():
+            cut = LatentCut(latent, self.space)
+            returned = [cut.enter(head, r) for head, r in zip(self.heads, rotations)]
+            self._cuts.append(cut)
+        else:
+            returned = [
+                head(self.space.rotated(latent, r)) for head, r in zip(self.heads, rotations)
+            ]
+        predictions = []
+        for prediction, of_head in map(_split, returned):
+            predictions.append(prediction)
+            extras += [tuple(of_head)] if of_head else []
+        return (predictions, extras) if extras else predictions
+
+    def backward(
+        self,
+        losses: Losses,
+        backbone_loss: paddle.Tensor | None = None,
+        retain_graph: bool = False,
+    ) -> None:
+        """The whole backward pass; adds to ``.grad`` of all parameters, the rotations' too.
+
+        A head's parameters get the gradient of the sum of the losses (of L / L(0) with
+        ``normalize_losses``), the backbone's that of the combined gradient on z.
+
+        Args:
+            losses: A loss for each head: a list or tuple of scalars, a 1-D tensor, or a dict
+                name -> scalar. It may depend on the other heads as well.
+            backbone_loss: A further loss, of the backbone alone, a scalar.
+            retain_graph: Keep the graphs. Needed where a loss depends on the backbone's
+                parameters by another way than through its heads.
+
+        Raises:
+            RuntimeError: The model is in evaluation mode or has not been called, or a graph
+                is gone.
+            TypeError: The losses are no tensors of floating-point type.
+            ValueError: They are not as many as the heads, not scalar, or a head has none.
+
+        Warns:
+            RuntimeWarning: Gradients or training rates are not finite. Rotations and weights
+                then get no gradient from this step; the network's gradients are as they are.
+        """
+        if not self.training:
+            raise RuntimeError(
+                "backward was called in evaluation mode; call train() before the forward pass"
+            )
+        scalars = self._order.scalars(losses)
+        if not self._cuts:
+            raise RuntimeError(
+                "backward was called before a forward pass; call the model first, in training "
+                "mode and with gradients switched on"
+            )
+        for name, loss in zip(self._order.names, scalars):
+            if loss.stop_gradient:
+                raise ValueError(f"loss {name!r} does not depend on a prediction of this model")
+        cuts, self._cuts = self._cuts, _Cuts()
+        with paddle.no_grad():
+            self._backward(scalars, backbone_loss, cuts, retain_graph)
+
+    def _backward(
+        self,
+        scalars: list[paddle.Tensor],
+        backbone_loss: paddle.Tensor | None,
+        cuts: list[LatentCut],
+        retain_graph: bool,
+    ) -> None:
+        references = self.references
+        references.begin_step()
+        losses = paddle.stack([loss.astype(references.dtype) for loss in scalars])
+        initial_losses = references.take("initial_losses", losses)
+        seeds = self._seeds(scalars, initial_losses)
+        with explaining_a_used_graph(", ".join(self._order.names)):
+            paddle.autograd.backward(scalars, seeds, retain_graph)
+        cuts = [cut for cut in cuts if cut.has_gradients()] or cuts
+        gradients = latent_gradients(cuts, references.dtype)
+        references.take("initial_norms", gradients.norms)
+        powers = None
+        if self._needs_rates():
+            powers = inverse_rate_powers(losses, initial_losses, self.alpha)
+        usable = references.observe(losses, gradients.norms, powers)
+        self.rotations.add_gradient(if_usable(self._turning(gradients, powers, cuts), usable))
+        combined = self._combined(gradients, powers, usable)
+
+        ends = [cut.latent for cut in cuts]
+        parts = combined.split([cut.n_rows for cut in cuts]) if len(cuts) > 1 else [combined]
+        seeds = [
+            self.space.from_rows(part, end.shape).astype(end.dtype)
+            for part, end in zip(parts, ends)
+        ]
+        if backbone_loss is not None:
+            (scalar,) = LossOrder(1).scalars({"backbone_loss": backbone_loss})
+            ends.append(scalar)
+            initial = references.take("initial_backbone_loss", scalar.astype(references.dtype))
+            seeds += self._seeds([scalar], initial)
+        reached = [(end, seed) for end, seed in zip(ends, seeds) if not end.stop_gradient]
+        if reached:  # else the backbone is frozen
+            with explaining_a_used_graph("backbone_loss"):
+                paddle.autograd.backward(*map(list, zip(*reached)), retain_graph)
+        references.end_step()
+
+    def _seeds(
+        self, scalars: list[paddle.Tensor], references: paddle.Tensor
+    ) -> list[paddle.Tensor | None]:
+        """What backward starts with at each loss: 1, or 1 / L(0)."""
+        if not self.normalize_losses:
+            return [None] * len(scalars)
+        ones = paddle.ones_like(references)
+        # What has no reference yet is not normalised.
+        inverse = ones / paddle.where(references > 0, references, ones)
+        return [seed.astype(s.dtype) for seed, s in zip(paddle.unbind(inverse), scalars)]
+
+    def _needs_rates(self) -> bool:
+        return self.alpha > 0
+
+    def _turning(
+        self, gradients: LatentGradients, powers: paddle.Tensor | None, cuts: list[LatentCut]
+    ) -> paddle.Tensor:
+        """R_k^T dl_k/dR_k of what the rotations are trained on, shape [T, D, D]."""
+        is_older = self.version == "0.1.2"
+        pulls = powers if is_older and powers is not None else paddle.ones_like(gradients.norms)
+        n_points = sum(cut.n_rows for cut in cuts) / self.space.post_size
+        turning = rotation_gradients(
+            gradients, pulls, n_points if is_older or self.space.post_shape else 1
+        )
+        if self._coop:
+            rows = paddle.concat([cut.rows for cut in cuts]).astype(turning.dtype)
+            turning = cooperative(turning, gradients.products_with(rows))
+        return turning
+
+    def _combined(
+        self, gradients: LatentGradients, powers: paddle.Tensor | None, usable: paddle.Tensor
+    ) -> paddle.Tensor:
+        """The gradient on z that the backbone is trained on, shape [N, D]."""
+        return gradients.combined(paddle.ones_like(gradients.norms))
+
+    @property
+    def rotation(self) -> paddle.Tensor:
+        """The rotations R, without a gradient, shape [T, D, D]."""
+        return self.rotations.matrices()
+
+    @property
+    def rotation_gradient(self) -> paddle.Tensor:
+        """dl_k/dR_k of the last backward, which optimizers see on the manifold, [T, D, D]."""
+        with paddle.no_grad():
+            return paddle.matmul(self.rotations.base, self.rotations.last_gradient)
+
+    def set_rotation(self, matrices: Any) -> None:
+        """Take these as the rotations: T arrays or tensors of shape [D, D].
+
+        Raises:
+            ValueError: They are of another shape or number, or not orthogonal.
+        """
+        self.rotations.set(matrices)
+
+    def coop(self, value: bool = True) -> RotateOnly:
+        """Whether each rotation also descends its own task's loss; off at first.
+
+        The cooperative mode of version 0.1.2, here with either version: the two gradients on
+        a rotation are brought to the norm of their mean, and added.
+        """
+        self._coop = bool(value)
+        return self
+
+    def mtl_parameters(self) -> list[paddle.Tensor]:
+        """What RotoGrad itself trains; give it a lower rate than the network."""
+        return [self.rotations.tangent]
+
+    def model_parameters(self) -> list[paddle.Tensor]:
+        """The parameters of backbone and heads."""
+        own = {id(parameter) for parameter in self.mtl_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in own]
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    def __getitem__(self, task: int) -> SingleTask:
+        index = operator.index(task)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there are {len(self)} tasks, got {task}")
+        return SingleTask(self, index % len(self))
+
+
+class SingleTask(PicklableLayer):
+    """Backbone, rotation and head of one task, end to end; what ``model[i]`` returns.
+
+    It shares the model's layers. Its gradient flows through the backbone, and not into the
+    rotation.
+
+    Args:
+        model: The model.
+        task: Number of the task, from 0.
+    """
+
+    def __init__(self, model: RotateOnly, task: int) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        self.head = model.heads[task]
+        self.rotations = model.rotations
+        self.space, self.task = model.space, task
+
+    def forward(self, ins: Any) -> Any:
+        """What the head returns, extras included."""
+        latent, _ = _split(self.backbone(ins))
+        self.space.check(latent)
+        return self.head(self.space.rotated(latent, self.rotations.matrices()[self.task]))
+
+
+class _Cuts(list):
+    """The forward passes since the last backward, which a copy does not take along."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Cuts:
+        return _Cuts()
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _Cuts, ()
+
+
+def _split(returned: Any) -> tuple[Any, list[Any]]:
+    """What comes first, and the extras."""
+    if isinstance(returned, (list, tuple)):
+        return returned[0], list(returned[1:])
+    return returned, []
+
+
+def _checked_layers(backbone: Any, heads: Any) -> list[paddle.nn.Layer]:
+    if not isinstance(backbone, paddle.nn.Layer):
+        raise TypeError(f"backbone must be a paddle.nn.Layer, got {backbone!r}")
+    if not isinstance(heads, (list, tuple, paddle.nn.LayerList)):
+        raise TypeError(f"heads must be a list of layers, got {type(heads).__name__}")
+    layers = list(heads)
+    for i, head in enumerate(layers):
+        if not isinstance(head, paddle.nn.Layer):
+            raise TypeError(f"heads[{i}] must be a paddle.nn.Layer, got {head!r}")
+    if len(layers) < 2:
+        raise ValueError(
+            f"heads must be at least 2 for their gradients to agree, got {len(layers)}"
+        )
+    return layers
+
+
+def _checked_shape(name: str, shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, (list, tuple)):
+        return (arguments.integer(name, shape, at_least=1),)
+    return tuple(arguments.integer(f"{name}[{i}]", n, at_least=1) for i, n in enumerate(shape))
