@@ -394,13 +394,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--alphas", type=_not_negative, nargs="+", default=[0.0, PAPER_ALPHA, 0.5, 1.0]
     )
     parser.add_argument(
-        "--quick", action="store_true", help="one seed, 400 steps, three alphas: under a minute"
+        "--quick", action="store_true", help="one seed, 250 steps, two alphas: under a minute"
     )
     parser.add_argument("--device", default="cpu", help="cpu, gpu, gpu:1, ...")
     parser.add_argument("--output", type=Path, default=Path("outputs/toy_regression"))
     options = parser.parse_args(arguments)
     if options.quick:
-        options.seeds, options.steps, options.alphas = [0], 400, [0.0, PAPER_ALPHA, 1.0]
+        options.seeds, options.steps, options.alphas = [0], 250, [PAPER_ALPHA, 1.0]
     return options
 
 

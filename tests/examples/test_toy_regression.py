@@ -162,7 +162,7 @@ def test_no_weight_changes_by_more_than_five_percent_in_a_step(small, sigmas, ra
 
 def test_quick_is_one_seed_and_few_steps():
     options = toy.parse(["--quick"])
-    assert options.seeds == [0] and options.steps == 400 and toy.PAPER_ALPHA in options.alphas
+    assert options.seeds == [0] and options.steps == 250 and toy.PAPER_ALPHA in options.alphas
 
 
 @pytest.mark.parametrize(
