@@ -180,7 +180,7 @@ def plot_gradients(path: Path, results: dict[str, dict[str, np.ndarray]]) -> Non
     figure, axes = plt.subplots(3, len(METHODS), figsize=(12, 8.6), layout="constrained")
     for column, (method, result) in zip(axes.T, results.items()):
         gradients = result["gradients"]
-        for panel, step in zip(column, (0, len(gradients) // 20)):
+        for panel, step in zip(column, (0, len(gradients) // 6)):
             size = np.linalg.norm(gradients[step], axis=-1, keepdims=True)
             arrows = -1.5 * gradients[step] / size.max(axis=1, keepdims=True)
             for task, color in enumerate(("tab:purple", "tab:green")):
@@ -249,7 +249,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=_positive, default=600)
     parser.add_argument("--learning-rate", type=_rate, default=2e-3, help="of the network")
     parser.add_argument(
-        "--own-rate", type=_rate, default=20.0, help="of rotations and weights, times the network's"
+        "--own-rate", type=_rate, default=10.0, help="of rotations and weights, times the network's"
     )
     parser.add_argument("--alpha", type=_not_negative, default=0.5, help="GradNorm's alpha")
     parser.add_argument("--seed", type=_seed, default=0)
