@@ -162,7 +162,7 @@ class RotateOnly(PicklableLayer):
         losses: Losses,
         backbone_loss: paddle.Tensor | None = None,
         retain_graph: bool = False,
-    ) -> None:
+    ) -> paddle.Tensor:
         """The whole backward pass; adds to ``.grad`` of all parameters, the rotations' too.
 
         A head's parameters get the gradient of the sum of the losses (of L / L(0) with
@@ -174,6 +174,9 @@ class RotateOnly(PicklableLayer):
             backbone_loss: A further loss, of the backbone alone, a scalar.
             retain_graph: Keep the graphs. Needed where a loss depends on the backbone's
                 parameters by another way than through its heads.
+
+        Returns:
+            The sum of the losses as they are, detached, shape [].
 
         Raises:
             RuntimeError: The model is in evaluation mode or has not been called, or a graph
@@ -200,7 +203,9 @@ class RotateOnly(PicklableLayer):
                 raise ValueError(f"loss {name!r} does not depend on a prediction of this model")
         cuts, self._cuts = self._cuts, _Cuts()
         with paddle.no_grad():
+            total = paddle.add_n([loss.detach().astype(self.references.dtype) for loss in scalars])
             self._backward(scalars, backbone_loss, cuts, retain_graph)
+        return total
 
     def _backward(
         self,

@@ -137,7 +137,7 @@ def test_weights_settle_where_gradient_norms_are_equal_up_to_the_rates(small, al
 def own_step(net, problem, rate):
     """The weights by plain gradient descent, as in the paper's formula."""
     balancer = LossBalancer(
-        net.layers[-1].weight, 2, toy.PAPER_ALPHA, lr=rate, warmup_steps=200, floor=1e-5
+        net.trunk[-2].weight, 2, toy.PAPER_ALPHA, lr=rate, warmup_steps=200, floor=1e-5
     )
     return Trainer(net, problem.losses, toy.adam(1e-3, net), balancer)
 
@@ -162,7 +162,7 @@ def test_no_weight_changes_by_more_than_five_percent_in_a_step(small, sigmas, ra
 
 def test_quick_is_one_seed_and_few_steps():
     options = toy.parse(["--quick"])
-    assert options.seeds == [0] and options.steps == 400 and toy.PAPER_ALPHA in options.alphas
+    assert options.seeds == [0] and options.steps == 250 and toy.PAPER_ALPHA in options.alphas
 
 
 @pytest.mark.parametrize(

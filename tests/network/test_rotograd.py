@@ -332,3 +332,13 @@ def test_conversion_keeps_rotations_and_counts_precise():
         assert model.references.step_count.dtype == paddle.int64
     train(model, 2)
     assert model.rotation.dtype == paddle.float64
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_backward_returns_the_sum_of_the_losses(cls):
+    model = build(cls, normalize_losses=True)
+    scalars = losses(model)
+    expected = sum(loss.item() for loss in scalars)
+    total = model.backward(scalars)
+    assert total.stop_gradient and total.shape == []
+    assert total.item() == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,316 @@
+"""Kovasznay flow by a PINN with a head for each field on one trunk.
+
+    u u_x + v u_y + p_x = (u_xx + u_yy) / Re
+    u v_x + v v_y + p_y = (v_xx + v_yy) / Re
+    u_x + v_y = 0
+
+on [-0.5, 1] x [-0.5, 1.5] with Re = 20, which has an exact solution. Each head has one
+equation and its field's values on the boundary for its loss: momentum in x for u, momentum in y for
+v, continuity for p. Run it with --help for the options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import sympy
+from tqdm import trange
+
+import paddlescience_gradnorm
+from paddlescience_gradnorm import FCNet, GradNorm, NetworkBase, RotoGradNorm, cached
+from paddlescience_gradnorm.pde import Residual, sample_boundary, sample_interior
+from paddlescience_gradnorm.runtime import tune_cpu
+
+import paddle  # isort: skip, after the package that sees to its loading
+
+FIELDS = ("u", "v", "p")
+LOW, HIGH = (-0.5, -0.5), (1.0, 1.5)
+REYNOLDS = 20.0
+DECAY = REYNOLDS / 2 - np.sqrt(REYNOLDS**2 / 4 + 4 * np.pi**2)  # of the perturbation along x
+WIDTH = 50
+# Of the network's rate, for loss weights and rotations.
+OWN_RATE = 0.1
+
+
+def exact(points: np.ndarray) -> np.ndarray:
+    """u, v and p at points of shape [N, 2], shape [N, 3]."""
+    x, y = points.T
+    wave, phase = np.exp(DECAY * x), 2 * np.pi * y
+    u = 1 - wave * np.cos(phase)
+    v = DECAY / (2 * np.pi) * wave * np.sin(phase)
+    return np.stack([u, v, (1 - wave**2) / 2], axis=1)
+
+
+class Trunk(NetworkBase):
+    """The shared representation, together with the derivatives that a residual asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = FCNet(num_ins=2, num_outs=WIDTH, num_layers=4, hidden_size=WIDTH)
+
+    def forward(self, ins: tuple[paddle.Tensor, Sequence[tuple[int, ...]]]) -> paddle.Tensor:
+        """Shape [number of derivatives, N, WIDTH], from points and indices of derivatives."""
+        return paddle.stack(self.net.partial_derivatives(*ins))
+
+
+class TrunkAndHeads(NetworkBase):
+    """What RotoGradNorm is without rotations: the trunk's output into every head."""
+
+    def __init__(self, trunk: Trunk, heads: list[paddle.nn.Layer]) -> None:
+        super().__init__()
+        self.trunk, self.heads = trunk, paddle.nn.LayerList(heads)
+
+    def forward(self, ins: tuple[paddle.Tensor, Sequence[tuple[int, ...]]]) -> list[paddle.Tensor]:
+        latent = self.trunk(ins)
+        return [head(latent) for head in self.heads]
+
+    def get_last_shared_layer(self) -> paddle.Tensor:
+        return self.trunk.net.linears[-1].weight
+
+
+class Flow(NetworkBase):
+    """Trunk and heads as one network from points to the three fields, for a residual."""
+
+    def __init__(self, model: paddle.nn.Layer) -> None:
+        super().__init__()
+        self.model = model
+
+    def partial_derivatives(
+        self, ins: paddle.Tensor, indices: Sequence[tuple[int, ...]]
+    ) -> list[paddle.Tensor]:
+        """A tensor of shape [N, 3] for each index."""
+        # The heads are linear maps, which act on a derivative as they do on the value; so does
+        # a rotation in front of them. Only so can a head be cut off its trunk.
+        return paddle.unbind(paddle.concat(self.model((ins, indices)), axis=-1))
+
+    def nn_func(self, ins: paddle.Tensor) -> paddle.Tensor:
+        """u, v and p, shape [N, 3]."""
+        return self.partial_derivatives(ins, [()])[0]
+
+
+def build(balance: str, alpha: float) -> paddle.nn.Layer:
+    trunk = Trunk()
+    # The trunk's last layer has a bias, which serves them all.
+    heads = [paddle.nn.Linear(WIDTH, 1, bias_attr=False) for _ in FIELDS]
+    if balance == "rotogradnorm":
+        return RotoGradNorm(trunk, heads, latent_size=WIDTH, alpha=alpha)
+    network = TrunkAndHeads(trunk, heads)
+    return GradNorm(network, n_loss=len(FIELDS), alpha=alpha) if balance == "gradnorm" else network
+
+
+class Problem:
+    """Everything that the losses are made of, for one seed."""
+
+    def __init__(self, n_points: int, seed: int) -> None:
+        x, y = sympy.symbols("x y")
+        u, v, p = (sympy.Function(name)(x, y) for name in FIELDS)
+
+        def momentum(field: sympy.Expr, axis: sympy.Symbol) -> sympy.Expr:
+            convection = u * field.diff(x) + v * field.diff(y)
+            return convection + p.diff(axis) - (field.diff(x, 2) + field.diff(y, 2)) / REYNOLDS
+
+        self.residual = Residual(
+            [momentum(u, x), momentum(v, y), u.diff(x) + v.diff(y)],
+            inputs=(x, y),
+            outputs=[field.func for field in (u, v, p)],
+        )
+        self.interior = _tensor(sample_interior(n_points, LOW, HIGH, seed=seed))
+        edge = sample_boundary(max(4, n_points // 5), LOW, HIGH, seed=seed + 1)
+        self.edge, self.edge_values = _tensor(edge), _tensor(exact(edge))
+
+    def losses(self, flow: Flow) -> dict[str, paddle.Tensor]:
+        """A loss for each field, by name."""
+        inside = [residual.square().mean() for residual in self.residual(flow, self.interior)]
+        edge = paddle.unbind((flow(self.edge) - self.edge_values).square().mean(0))
+        return {name: a + b for name, a, b in zip(FIELDS, inside, edge)}
+
+
+def train(
+    model: paddle.nn.Layer, problem: Problem, epochs: int, learning_rate: float
+) -> dict[str, np.ndarray]:
+    """Train in place; the losses and weights of every epoch, shape [epochs, 3] each."""
+    schedule = paddle.optimizer.lr.CosineAnnealingDecay(learning_rate, T_max=epochs)
+    own: list[paddle.Tensor] = []
+    network = model.parameters()
+    if isinstance(model, RotoGradNorm):
+        network, own = model.model_parameters(), model.mtl_parameters()
+    elif isinstance(model, GradNorm):
+        network, own = model.net.parameters(), [model.loss_weights]
+    groups = [{"params": network}]
+    if own:
+        groups.append({"params": own, "learning_rate": OWN_RATE})
+    optimizer = paddle.optimizer.Adam(schedule, parameters=groups)
+    flow = Flow(model)
+    history = {name: np.ones((epochs, len(FIELDS))) for name in ("losses", "weights")}
+    with trange(epochs, unit="epoch", dynamic_ncols=True) as progress:
+        for epoch in progress:
+            with cached():  # the rotations serve interior and boundary
+                losses = problem.losses(flow)
+                if own:
+                    history["weights"][epoch] = model.get_weights()
+                    model.backward(losses)
+                else:
+                    sum(losses.values()).backward()
+            optimizer.step()
+            optimizer.clear_grad()
+            schedule.step()
+            history["losses"][epoch] = [float(loss) for loss in losses.values()]
+            if epoch % 50 == 0 or epoch == epochs - 1:
+                progress.set_postfix_str(
+                    " ".join(
+                        f"{name} {loss:.1e} (w {weight:.2f})"
+                        for name, loss, weight in zip(
+                            FIELDS, history["losses"][epoch], history["weights"][epoch]
+                        )
+                    )
+                )
+    return history
+
+
+def evaluate(model: paddle.nn.Layer, n: int = 101) -> tuple[np.ndarray, np.ndarray]:
+    """Prediction and exact solution on an n x n grid, shape [3, n, n] each, y along rows."""
+    axes = [np.linspace(low, high, n) for low, high in zip(LOW, HIGH)]
+    points = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
+    with paddle.no_grad():
+        prediction = Flow(model)(_tensor(points)).numpy()
+    return prediction.T.reshape(3, n, n), exact(points).T.reshape(3, n, n)
+
+
+def relative_errors(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Relative L2 error of every field."""
+    return {
+        name: float(np.linalg.norm(found - field) / np.linalg.norm(field))
+        for name, found, field in zip(FIELDS, prediction, truth)
+    }
+
+
+def plot_solution(path: Path, prediction: np.ndarray, truth: np.ndarray) -> None:
+    figure, axes = plt.subplots(3, 3, figsize=(10.5, 10.5), layout="constrained")
+    extent = (LOW[0], HIGH[0], LOW[1], HIGH[1])
+    for row, name, found, field in zip(axes, FIELDS, prediction, truth):
+        limits = {"vmin": field.min(), "vmax": field.max()}
+        for axis, title, values, style in (
+            (row[0], f"{name}, network", found, limits),
+            (row[1], f"{name}, exact", field, limits),
+            (row[2], f"{name}, absolute error", np.abs(found - field), {"cmap": "magma"}),
+        ):
+            image = axis.imshow(values, origin="lower", extent=extent, **style)
+            axis.set(title=title, xlabel="x", ylabel="y")
+            figure.colorbar(image, ax=axis)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def plot_training(path: Path, history: dict[str, np.ndarray]) -> None:
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
+    for i, name in enumerate(FIELDS):
+        top.semilogy(history["losses"][:, i], label=name, linewidth=1)
+        bottom.plot(history["weights"][:, i], label=name)
+    top.set(ylabel="loss, unweighted")
+    bottom.set(xlabel="epoch", ylabel="weight", ylim=(0, len(FIELDS)))
+    top.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, object]:
+    options = parse(arguments)
+    paddle.set_device(options.device)
+    if options.device == "cpu":
+        print(tune_cpu())
+    paddle.seed(options.seed)
+    problem = Problem(options.points, options.seed)
+    model = build(options.balance, options.alpha)
+
+    start = time.perf_counter()
+    history = train(model, problem, options.epochs, options.learning_rate)
+    seconds = time.perf_counter() - start
+
+    prediction, truth = evaluate(model)
+    errors = relative_errors(prediction, truth)
+    metrics = {
+        "relative_l2_errors": errors,
+        "seconds": seconds,
+        "final_losses": dict(zip(FIELDS, history["losses"][-1].tolist())),
+        "final_weights": dict(zip(FIELDS, history["weights"][-1].tolist())),
+        "settings": {**vars(options), "output": str(options.output)},
+        "versions": {
+            "paddlescience_gradnorm": paddlescience_gradnorm.__version__,
+            "paddle": paddle.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    plot_solution(options.output / "solution.png", prediction, truth)
+    plot_training(options.output / "training.png", history)
+    paddle.save(model.state_dict(), str(options.output / "model.pdparams"))
+    (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    described = ", ".join(f"{name} {error:.2e}" for name, error in errors.items())
+    print(
+        f"relative L2 error {described}, {seconds:.0f} s\n"
+        f"figures: {options.output / 'solution.png'}, {options.output / 'training.png'}"
+    )
+    return metrics
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--balance", choices=("rotogradnorm", "gradnorm", "equal"), default="rotogradnorm"
+    )
+    parser.add_argument("--alpha", type=_not_negative, default=0.12, help="GradNorm's alpha")
+    parser.add_argument("--epochs", type=_positive, default=4000)
+    parser.add_argument("--learning-rate", type=_rate, default=5e-3)
+    parser.add_argument("--points", type=_positive, default=500, help="collocation points inside")
+    parser.add_argument("--seed", type=_seed, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu, gpu, gpu:1, ...")
+    parser.add_argument("--output", type=Path, default=Path("outputs/pinn_kovasznay"))
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _not_negative(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
+    return number
+
+
+def _rate(text: str) -> float:
+    number = _not_negative(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("0 would leave the network untrained")
+    return number
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
+
+
+def _tensor(array: np.ndarray) -> paddle.Tensor:
+    return paddle.to_tensor(array, dtype="float32")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from PIL import Image
+
+PATH = Path(__file__).parents[2] / "examples/rotograd_toy/rotograd_toy.py"
+spec = importlib.util.spec_from_file_location("rotograd_toy", PATH)
+rotograd_toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(rotograd_toy)
+
+
+def test_a_short_run_learns_and_writes_everything(tmp_path, capsys):
+    output = tmp_path / "run"
+    metrics = rotograd_toy.main(["--steps", "60", "--seed", "1", "--output", str(output)])
+
+    assert json.loads((output / "metrics.json").read_text()) == metrics
+    assert metrics["settings"].items() >= {"steps": 60, "seed": 1, "alpha": 0.5}.items()
+    assert list(metrics["final_losses"]) == list(rotograd_toy.METHODS)
+    for figure in ("landscape.png", "gradients.png"):
+        pixels = np.asarray(Image.open(output / figure).convert("L"))
+        assert pixels.shape[0] > 300 and pixels.std() > 10  # not an empty sheet
+    printed = capsys.readouterr().out
+    for method, (first, second) in metrics["final_losses"].items():
+        assert f"{method:13s} losses {first:6.3f} {second:6.3f}" in printed
+
+
+def test_every_method_starts_alike_and_descends():
+    options = rotograd_toy.parse(["--steps", "40"])
+    runs = {method: rotograd_toy.Run(method, options) for method in rotograd_toy.METHODS}
+    for run in runs.values():
+        for _ in range(40):
+            run.step()
+        run.record()
+    results = {method: run.arrays() for method, run in runs.items()}
+    for name in ("representation", "losses", "gradients"):
+        first = [result[name][0] for result in results.values()]
+        for other in first[1:]:
+            np.testing.assert_allclose(other, first[0], rtol=1e-5, atol=1e-5)
+    for method, result in results.items():
+        assert result["losses"][-1].sum() < result["losses"][0].sum()
+        turned = np.abs(result["rotations"][-1] - np.eye(2)).max() > 0.01
+        assert turned == method.startswith("Roto")
+
+
+@pytest.mark.parametrize("task", [0, 1])
+def test_losses_are_those_of_the_landscape_and_zero_in_the_minimum(task):
+    points = np.random.default_rng(0).uniform(-3, 3, (20, 2))
+    points[0] = rotograd_toy.MINIMA[task]
+    losses = [rotograd_toy.task_loss(task, paddle.to_tensor(p[None])).item() for p in points]
+    np.testing.assert_allclose(losses, rotograd_toy.landscape(task, points), atol=1e-12)
+    assert losses[0] == 0 and min(losses[1:]) > 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--steps", "0"], "0 is not at least 1"),
+        (["--own-rate", "0"], "0 would leave everything as it is"),
+        (["--alpha", "-1"], "-1 is not a finite number of at least 0"),
+        (["--seed", "-1"], "-1 is below 0"),
+    ],
+)
+def test_bad_options_are_named(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        rotograd_toy.parse(arguments)
+    assert message in capsys.readouterr().err
