@@ -6,10 +6,16 @@ VENV := .venv$(if $(PADDLE),-$(PADDLE))
 RUN := $(VENV)/bin/python
 REQUIREMENTS := $(if $(PADDLE),paddlepaddle==$(PADDLE) $(if $(filter 2.%,$(PADDLE)),'numpy<2' setuptools))
 
-.PHONY: demo test test-ppsci lint bench clean
+.PHONY: demo rotograd-toy kovasznay test test-ppsci lint bench clean
 
 demo: $(VENV)/installed-plot
 	$(RUN) examples/pinn_laplace/pinn_laplace.py
+
+rotograd-toy: $(VENV)/installed-plot
+	$(RUN) examples/rotograd_toy/rotograd_toy.py
+
+kovasznay: $(VENV)/installed-plot
+	$(RUN) examples/pinn_kovasznay/pinn_kovasznay.py
 
 test: $(VENV)/installed-test
 	$(RUN) -m pytest
