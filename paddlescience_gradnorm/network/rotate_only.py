@@ -70,7 +70,7 @@ class RotateOnly(PicklableLayer):
         ... ]
         >>> for _ in range(3):
         ...     u, v = model(paddle.rand([8, 2]))
-        ...     model.backward([(u - 1).square().mean(), (9 * v).square().mean()])
+        ...     total = model.backward([(u - 1).square().mean(), (9 * v).square().mean()])
         ...     for optimizer in optimizers:
         ...         optimizer.step()
         ...         optimizer.clear_grad()

@@ -27,7 +27,7 @@ def cached() -> Iterator[None]:
         >>> model = RotateOnly(paddle.nn.Linear(2, 3), [paddle.nn.Linear(3, 1)] * 2, 3)
         >>> with cached():
         ...     inside, edge = model(paddle.rand([8, 2])), model(paddle.rand([4, 2]))
-        ...     model.backward([u.square().mean() + v.mean() for u, v in zip(inside, edge)])
+        ...     total = model.backward([u.square().mean() + v.mean() for u, v in zip(inside, edge)])
     """
     global _cache
     outer = _cache

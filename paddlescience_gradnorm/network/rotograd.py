@@ -33,7 +33,7 @@ class RotoGrad(RotateOnly):
         >>> trunk = paddle.nn.Sequential(paddle.nn.Linear(2, 8), paddle.nn.Tanh())
         >>> model = RotoGrad(trunk, [paddle.nn.Linear(8, 1) for _ in range(3)], latent_size=8)
         >>> u, v, p = model(paddle.rand([4, 2]))
-        >>> model.backward([u.square().mean(), 9 * v.abs().mean(), (p - 1).square().mean()])
+        >>> total = model.backward([u.square().mean(), 9 * v.abs().mean(), (p - 1).square().mean()])
         >>> list(trunk[0].weight.grad.shape)
         [2, 8]
     """
@@ -69,7 +69,7 @@ class RotoGradNorm(RotateOnly):
         >>> trunk = paddle.nn.Sequential(paddle.nn.Linear(2, 8), paddle.nn.Tanh())
         >>> model = RotoGradNorm(trunk, [paddle.nn.Linear(8, 1) for _ in range(3)], 8, alpha=1.0)
         >>> u, v, p = model(paddle.rand([4, 2]))
-        >>> model.backward([u.square().mean(), 9 * v.abs().mean(), (p - 1).square().mean()])
+        >>> total = model.backward([u.square().mean(), 9 * v.abs().mean(), (p - 1).square().mean()])
         >>> model.weight.tolist()
         [1.0, 1.0, 1.0]
     """
