@@ -244,7 +244,7 @@ class RotateOnly(PicklableLayer):
             seeds += self._seeds([scalar], initial)
         reached = [(end, seed) for end, seed in zip(ends, seeds) if not end.stop_gradient]
         if reached:  # else the backbone is frozen
-            with explaining_a_used_graph("backbone_loss"):
+            with explaining_a_used_graph("backbone"):
                 paddle.autograd.backward(*map(list, zip(*reached)), retain_graph)
         references.end_step()
 

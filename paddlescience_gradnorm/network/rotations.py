@@ -108,6 +108,7 @@ class Rotations(ShieldedLayer):
 
     def _settled(self) -> paddle.Tensor:
         tangent = self.tangent
+        # An accelerator waits here for its queue, as it would in matrix_exp.
         if tangent.square().sum().item() != 0:
             step, bound = self._exponential_less_1(tangent - tangent.transpose([0, 2, 1]))
             # A new tensor, for somebody may still hold the old rotations.

@@ -179,6 +179,34 @@ def test_a_backbone_loss_joins_the_one_pass(float64):
     )
 
 
+def test_a_loss_with_another_way_to_the_backbone_needs_its_graph_kept(float64):
+    class Returning(paddle.nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.layer = trunk()
+
+        def forward(self, ins):
+            latent = self.layer(ins)
+            return latent, latent.square().mean()
+
+    points = paddle.rand([8, 2])
+    model = RotateOnly(Returning(), heads(), WIDTH)
+
+    def losses():
+        predictions, (penalty,) = model(points)
+        return [u.mean() + penalty for u in predictions]
+
+    with pytest.raises(RuntimeError, match=r"graph of loss 'backbone' is gone.*retain_graph=True"):
+        model.backward(losses())
+    model.clear_gradients()
+    model.backward(losses(), retain_graph=True)
+    found = model.backbone.layer[0].weight.grad.numpy().copy()
+    model.clear_gradients()
+    latent = model.backbone.layer(points)
+    sum(head(latent).mean() + latent.square().mean() for head in model.heads).backward()
+    np.testing.assert_allclose(found, model.backbone.layer[0].weight.grad.numpy(), rtol=1e-10)
+
+
 def test_a_frozen_backbone_or_head_is_no_fault(points):
     model = RotateOnly(trunk(), heads(), WIDTH)
     for parameter in model.backbone.parameters():
