@@ -13,7 +13,7 @@ from paddle.base.framework import _dygraph_tracer
 
 from paddlescience_gradnorm import arguments
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
-from paddlescience_gradnorm.balancing.task_gradients import task_gradient_norms
+from paddlescience_gradnorm.balancing.task_gradients import task_gradients
 from paddlescience_gradnorm.network import GradNorm
 from paddlescience_gradnorm.network.shared_layer import find_shared
 
@@ -161,8 +161,7 @@ class GradNormAggregator(LossAggregator):
                     "differentiate one by one: give the Solver to_static=False"
                 )
         # Raised by the hook it would come out as an OSError of Paddle's.
-        dtype = self.balancer.loss_weights.dtype
-        task_gradient_norms(list(losses.values()), self.balancer.shared, list(losses), dtype)
+        task_gradients(list(losses.values()), self.balancer.shared, list(losses))
         self.names = list(losses)
 
     def _check_that_nobody_else_steps(self, what: str) -> None:

@@ -16,7 +16,7 @@ class RuleOutput(NamedTuple):
 
     Attributes:
         loss: The GradNorm loss Lgrad, shape [].
-        weight_gradient: dLgrad/dw, shape [T]; without a meaning where ``usable`` is false.
+        weight_gradient: dLgrad/dw, shape [T]; zero where ``usable`` is false.
         usable: Whether the losses, their references and their gradients gave
             finite training rates and targets, boolean, shape [].
     """
@@ -86,8 +86,9 @@ class GradNormRule:
         powers = inverse_rate_powers(losses, initial_losses, self.alpha)
         excess = weighted_norms - weighted_norms.mean() * powers
         loss = excess.abs().sum()
-        # Every NaN and infinity ends up in Lgrad.
-        return RuleOutput(loss, excess.sign() * gradient_norms, paddle.isfinite(loss))
+        usable = paddle.isfinite(loss)  # every NaN and infinity ends up in Lgrad
+        gradient = excess.sign() * gradient_norms
+        return RuleOutput(loss, paddle.where(usable, gradient, paddle.zeros_like(gradient)), usable)
 
 
 def inverse_training_rates(losses: paddle.Tensor, initial_losses: paddle.Tensor) -> paddle.Tensor:
@@ -157,3 +158,54 @@ def renormalized(weights: paddle.Tensor, floor: float) -> paddle.Tensor:
     # Python number that is added to float32.
     total = above.sum()
     return (total * floor + above * (n_loss * (1.0 - floor))) / total
+
+
+def stepped(
+    weights: paddle.Tensor,
+    gradient: paddle.Tensor,
+    usable: paddle.Tensor,
+    rate: float,
+    floor: float,
+) -> paddle.Tensor:
+    """The weights after a step of plain gradient descent, renormalised; or as they are.
+
+    Args:
+        weights: Shape [T].
+        gradient: dLgrad/dw, shape [T].
+        usable: Whether the step is to be made, boolean, shape [].
+        rate: Of the descent, above 0.
+        floor: As for :func:`renormalized`.
+
+    Example:
+        >>> import paddle
+        >>> ones, gradient = paddle.ones([2]), paddle.to_tensor([4.0, -4.0])
+        >>> stepped(ones, gradient, paddle.to_tensor(True), rate=0.125, floor=0.01).tolist()
+        [0.5, 1.5]
+    """
+    if not paddle.is_grad_enabled() and operators.apply_to(weights, gradient):
+        return operators.stepped(weights, gradient, usable, rate, floor)
+    return paddle.where(usable, renormalized(weights - gradient * rate, floor), weights)
+
+
+def settled(
+    weights: paddle.Tensor, acted: paddle.Tensor, usable: paddle.Tensor, floor: float
+) -> paddle.Tensor:
+    """The weights after somebody else may have stepped them, renormalised if so.
+
+    Args:
+        weights: As they are, shape [T].
+        acted: As they were before, shape [T].
+        usable: Whether a step is to count; otherwise ``acted`` is put back. Boolean, shape [].
+        floor: As for :func:`renormalized`.
+
+    Example:
+        >>> import paddle
+        >>> acted, true = paddle.to_tensor([3.0, 3.0]), paddle.to_tensor(True)
+        >>> settled(acted, acted, true, floor=0.125).tolist()
+        [3.0, 3.0]
+        >>> settled(paddle.to_tensor([3.0, 1.0]), acted, true, floor=0.125).tolist()
+        [1.5, 0.5]
+    """
+    if not paddle.is_grad_enabled() and operators.apply_to(weights, acted):
+        return operators.settled(weights, acted, usable, floor)
+    return paddle.where((weights != acted).any() & usable, renormalized(weights, floor), acted)

@@ -16,13 +16,19 @@ from paddlescience_gradnorm.balancing.algorithm import (
     GradNormRule,
     inverse_training_rates,
     renormalized,
+    settled,
+    stepped,
 )
 from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
 from paddlescience_gradnorm.balancing.shared_graph import two_passes_are_cheaper
 from paddlescience_gradnorm.balancing.task_gradients import (
+    TaskGradients,
     backward_by_task,
     backward_of_sum,
-    task_gradient_norms,
+    measured,
+    rows,
+    task_gradients,
+    values_of,
 )
 from paddlescience_gradnorm.shielded import NO_DECAY, ShieldedLayer, shielded_parameter
 
@@ -191,21 +197,24 @@ class LossBalancer(ShieldedLayer):
         weights = self._weights
         step = self._current_step()
         with paddle.no_grad():
-            values = paddle.stack(_scalars_as(scalars, weights.dtype))
-            total = paddle.dot(weights, values)
             factors = weights if scale == 1 else weights * scale
             undo = None if scale == 1 else self._undo_of(step)
             if not self._is_update(step):
+                values = values_of(scalars, weights.dtype)
+                total = paddle.dot(weights, values)
                 backward_of_sum(scalars, factors, self.shared, self._order.names)
                 if update:
                     self._rest(step, values)
             elif update and undo is None and self._pool is None and ranks.number() == 1:
-                norms = self._backward_by_task(scalars, factors)
+                factors, gradients = self._backward_by_task(scalars, factors)
+                total, values, norms = measured(weights, factors, scalars, gradients)
                 # Paddle 2.6 takes set_value through the host, for which an accelerator waits.
                 self._update(step, values, norms, in_place=True)
             else:
-                rows = self._backward_by_task(scalars, factors, rows=True)
-                self._pool = _pooled(self._pool, values, rows)
+                values = values_of(scalars, weights.dtype)
+                total = paddle.dot(weights, values)
+                by_task = rows(*self._backward_by_task(scalars, factors), self.shared)
+                self._pool = _pooled(self._pool, values, by_task)
                 if update:
                     undo = undo and undo._replace(pool=self._pool)
                     self._update(step, *_means(self._pool), in_place=True)
@@ -264,26 +273,28 @@ class LossBalancer(ShieldedLayer):
         step = self._current_step()
         update = self._is_update(step)
         if update:
-            pools = ranks.number() > 1
-            norms = task_gradient_norms(
-                scalars, self.shared, self._order.names, weights.dtype, rows=pools
-            )
+            gradients = task_gradients(scalars, self.shared, self._order.names)
         with paddle.no_grad():
-            values = paddle.stack(_scalars_as(scalars, weights.dtype))
-            if update and pools:
-                values, norms = _means(_pooled(None, values, norms))
             # What the caller's backward of the weighted sum has left there.
             weights.clear_gradient(False)
             if update:
+                ones = paddle.ones_like(weights)
+                if ranks.number() > 1:
+                    by_task = rows(ones, gradients, self.shared)
+                    values = values_of(scalars, weights.dtype)
+                    values, norms = _means(_pooled(None, values, by_task))
+                else:
+                    _, values, norms = measured(weights, ones, scalars, gradients)
                 self._update(step, values, norms, in_place=False)
             else:
-                self._rest(step, values)
+                self._rest(step, values_of(scalars, weights.dtype))
             self._count(step)
         return self._grad_norm_loss.clone()
 
     def get_weights(self) -> np.ndarray:
         """The weights that the next step will use, a copy, shape [n_loss]."""
-        self._report()
+        late, self._unread = self._unread, None
+        self._report(late)
         return self.loss_weights.numpy().copy()
 
     def freeze(self) -> None:
@@ -325,17 +336,21 @@ class LossBalancer(ShieldedLayer):
     load_dict = set_state_dict
 
     def _backward_by_task(
-        self, losses: Sequence[paddle.Tensor], factors: paddle.Tensor, rows: bool = False
-    ) -> paddle.Tensor:
-        """Backward of the weighted sum, with norms or rows, in the form that is cheaper here."""
-        names, dtype = self._order.names, factors.dtype
+        self, losses: Sequence[paddle.Tensor], factors: paddle.Tensor
+    ) -> tuple[paddle.Tensor, TaskGradients]:
+        """Backward of the weighted sum in the form that is cheaper here.
+
+        Returns:
+            What the losses were multiplied by for the gradients, shape [T], and these.
+        """
+        names = self._order.names
         if self._in_two_passes is None:
             self._in_two_passes = two_passes_are_cheaper(losses, self.shared)
         if not self._in_two_passes:
-            return backward_by_task(losses, factors, self.shared, names, rows=rows)
-        found = task_gradient_norms(losses, self.shared, names, dtype, rows=rows)
+            return factors, backward_by_task(losses, factors, self.shared, names)
+        gradients = task_gradients(losses, self.shared, names)
         backward_of_sum(losses, factors, self.shared, names)
-        return found
+        return paddle.ones_like(factors), gradients
 
     @property
     def _weights(self) -> paddle.Tensor:
@@ -388,22 +403,20 @@ class LossBalancer(ShieldedLayer):
             self._awaits_optimizer = True
             # An optimizer with parameter groups has put its own decay here.
             weights.regularizer = NO_DECAY
-            # Zero, for a NaN would stay in the optimizer's moments for ever.
-            zero = paddle.zeros_like(weights)
-            gradient = paddle.where(output.usable, output.weight_gradient, zero)
+            # Zero if it is not usable, for a NaN would stay in the optimizer's moments for ever.
             self.set_grad()
             if in_place:
-                weights.grad.copy_(gradient, False)
+                weights.grad.copy_(output.weight_gradient, False)
             else:
-                weights.grad.set_value(gradient)
+                weights.grad.set_value(output.weight_gradient)
             if step == _STEPS_TO_MOVE * self.update_every:
                 self._check_that_somebody_steps()
         else:
             weights.clear_gradient(False)  # an optimizer that holds them leaves them
             updates = step // self.update_every + 1
             rate = self.lr * min(1.0, updates / max(1, self.warmup_steps))
-            stepped = renormalized(weights - output.weight_gradient * rate, self.floor)
-            weights.copy_(paddle.where(output.usable, stepped, weights), False)
+            new = stepped(weights, output.weight_gradient, output.usable, rate, self.floor)
+            weights.copy_(new, False)
         self._observe(_Observation(step, losses, gradient_norms, output.usable))
 
     def _undo_of(self, step: int) -> _Undo:
@@ -436,16 +449,14 @@ class LossBalancer(ShieldedLayer):
             return  # a state was loaded since, perhaps by an outer layer
         with paddle.no_grad():
             weights, acted = self._weights, self._buffers["_acted"]
-            stepped = (weights != acted).any()
+            usable = self._buffers["_usable"]
             if a_step_begins and not self._normalized:
                 # The weights given for the first step act in it alone, even if an
                 # optimizer (in its warm-up, say) has not moved them.
-                stepped = stepped | ((weights.sum() - self.n_loss).abs() > 1e-3)
+                off = (weights.sum() - self.n_loss).abs() > 1e-3
+                acted = paddle.where(off & usable, renormalized(acted, self.floor), acted)
                 self._normalized = True
-            settled = paddle.where(
-                stepped & self._buffers["_usable"], renormalized(weights, self.floor), acted
-            )
-            self._hold(settled)
+            self._hold(settled(weights, acted, usable, self.floor))
 
     def _hold(self, values: paddle.Tensor) -> None:
         """Make these the weights, and not look like an optimizer's step."""
@@ -473,15 +484,13 @@ class LossBalancer(ShieldedLayer):
         There it is then a whole backward pass behind in the queue, so that nothing
         waits for the report.
         """
-        on_host = self._weights.place.is_cpu_place()
-        if not on_host:
-            self._report()
-        self._unread = observation
-        if on_host:
-            self._report()
+        if self._weights.place.is_cpu_place():
+            self._report(observation)
+        else:
+            late, self._unread = self._unread, observation
+            self._report(late)
 
-    def _report(self) -> None:
-        observation, self._unread = self._unread, None
+    def _report(self, observation: _Observation | None) -> None:
         if observation is None:
             return
         if observation.usable.item():
@@ -553,10 +562,6 @@ def _means(pool: _Pool) -> tuple[paddle.Tensor, paddle.Tensor]:
     """The mean losses, and the norms of the mean gradients, over micro-batches and processes."""
     rows = ranks.mean(pool.rows / pool.parts)
     return rows[:, 0], rows[:, 1:].square().sum(1).sqrt()
-
-
-def _scalars_as(scalars: Sequence[paddle.Tensor], dtype: paddle.dtype) -> list[paddle.Tensor]:
-    return [x if x.dtype == dtype else x.astype(dtype) for x in scalars]
 
 
 def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:

@@ -1,13 +1,17 @@
-"""The gradient of every loss on the shared parameters, and the norms of these."""
+"""The gradient of every loss on the shared parameters, and what is measured of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Optional
 
 import paddle
 
 from paddlescience_gradnorm import operators
+
+# The gradient of each task on each shared parameter; None where it does not depend on it.
+TaskGradients = list[list[Optional[paddle.Tensor]]]
 
 
 def backward_by_task(
@@ -15,9 +19,8 @@ def backward_by_task(
     weights: paddle.Tensor,
     shared: Sequence[paddle.Tensor],
     names: Sequence[str],
-    rows: bool = False,
-) -> paddle.Tensor:
-    """Backward pass of sum_i w_i L_i, a loss at a time, with the norms on the way.
+) -> TaskGradients:
+    """Backward pass of sum_i w_i L_i, a loss at a time, with each one's gradient on the way.
 
     Afterwards the ``.grad`` of every parameter holds what it held before plus the
     gradient of the weighted sum, as after one backward of the sum. Losses at
@@ -28,11 +31,9 @@ def backward_by_task(
         weights: Their weights, shape [T], positive.
         shared: The shared parameters W.
         names: T names for the errors.
-        rows: Return the gradients themselves, for a mean that is taken before the norm.
 
     Returns:
-        ||dL_i/dW||, of the unweighted losses, shape [T], in the dtype of ``weights``; with
-        ``rows`` dL_i/dW, shape [T, number of shared values], one parameter after the other.
+        d(w_i L_i)/dW.
 
     Raises:
         ValueError: A loss does not depend on any of the shared parameters. The
@@ -41,7 +42,7 @@ def backward_by_task(
     """
     _check_dependence(losses, shared, names)
     before = [_take_gradient(parameter) for parameter in shared]
-    by_task: list[list[paddle.Tensor | None]] = []
+    by_task: TaskGradients = []
     try:
         # From the last to the first, for the first is usually the PDE's, with the largest
         # graph, and freeing a graph on the way, which only the one that ends it may do,
@@ -64,43 +65,37 @@ def backward_by_task(
             present = [gradient for gradient in gradients if gradient is not None]
             if present:
                 parameter.grad = paddle.add_n(present) if len(present) > 1 else present[0]
-    if rows:
-        return _rows(by_task[::-1], shared, weights.dtype) / weights.unsqueeze(1)
-    return _norms(by_task[::-1], weights.dtype) / weights
+    return by_task[::-1]
 
 
-def task_gradient_norms(
+def task_gradients(
     losses: Sequence[paddle.Tensor],
     shared: Sequence[paddle.Tensor],
     names: Sequence[str],
-    dtype: paddle.dtype,
-    rows: bool = False,
-) -> paddle.Tensor:
-    """The same norms for a caller who runs the backward pass himself; ``.grad`` stays untouched.
+) -> TaskGradients:
+    """Those of the losses alone, without a backward pass; ``.grad`` stays untouched.
 
     Args:
         losses: T scalar tensors, shape [] each, whose graphs still exist.
         shared: The shared parameters W.
         names: T names for the errors.
-        dtype: The dtype of the result.
-        rows: Return the gradients themselves, as above.
 
     Returns:
-        ||dL_i/dW||, shape [T], or the rows.
+        dL_i/dW.
 
     Raises:
         ValueError: A loss does not depend on any of the shared parameters.
         RuntimeError: A loss's graph is gone.
     """
     _check_dependence(losses, shared, names)
-    by_task = []
+    by_task: TaskGradients = []
     for loss, name in zip(losses, names):
         with explaining_a_used_graph(name):
             gradients = paddle.grad([loss], list(shared), retain_graph=True, allow_unused=True)
         if all(gradient is None for gradient in gradients):
             raise _no_dependence(name, shared)
         by_task.append(gradients)
-    return _rows(by_task, shared, dtype) if rows else _norms(by_task, dtype)
+    return by_task
 
 
 def backward_of_sum(
@@ -109,10 +104,78 @@ def backward_of_sum(
     shared: Sequence[paddle.Tensor],
     names: Sequence[str],
 ) -> None:
-    """Backward pass of sum_i w_i L_i in one go, without the norms; otherwise as above."""
+    """Backward pass of sum_i w_i L_i in one go; otherwise as above."""
     _check_dependence(losses, shared, names)
     with explaining_a_used_graph(", ".join(names)):
         paddle.autograd.backward(list(losses), _factors(weights, losses))
+
+
+def measured(
+    weights: paddle.Tensor,
+    factors: paddle.Tensor,
+    losses: Sequence[paddle.Tensor],
+    gradients: TaskGradients,
+) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+    """What a step knows of its losses.
+
+    Args:
+        weights: The losses' weights, shape [T].
+        factors: What the losses were multiplied by before ``gradients`` were taken, shape [T].
+        losses: T scalar tensors, shape [] each, unweighted.
+        gradients: As of :func:`backward_by_task` or :func:`task_gradients`.
+
+    Returns:
+        sum_i w_i L_i, shape []; L_i, shape [T]; and ||dL_i/dW||, of the unweighted losses,
+        shape [T], where a parameter that a loss does not depend on counts 0. All in the
+        dtype of ``weights``.
+    """
+    present = [g for of_task in gradients for g in of_task if g is not None]
+    if len(present) == len(gradients) * len(gradients[0]) and operators.apply_to(
+        weights, *losses, *present
+    ):
+        total, values, norms = operators.measured(weights, factors, losses, present)
+        return total, values, norms
+    values = values_of(losses, weights.dtype)
+    squares = []
+    for column in zip(*gradients):  # of all tasks, on one parameter
+        some = next((g for g in column if g is not None), None)
+        if some is not None:
+            stacked = paddle.stack([paddle.zeros_like(some) if g is None else g for g in column])
+            stacked = stacked.astype(weights.dtype)
+            squares.append(stacked.square().sum(list(range(1, stacked.ndim))))
+    norms = (squares[0] if len(squares) == 1 else paddle.add_n(squares)).sqrt() / factors
+    return paddle.dot(weights, values), values, norms
+
+
+def values_of(losses: Sequence[paddle.Tensor], dtype: paddle.dtype) -> paddle.Tensor:
+    """The losses as one tensor of this dtype, shape [T]."""
+    return paddle.stack([x if x.dtype == dtype else x.astype(dtype) for x in losses])
+
+
+def rows(
+    factors: paddle.Tensor, gradients: TaskGradients, shared: Sequence[paddle.Tensor]
+) -> paddle.Tensor:
+    """dL_i/dW of the unweighted losses, for a mean that is taken before the norm.
+
+    Args:
+        factors: As for :func:`measured`.
+        gradients: As for :func:`measured`.
+        shared: The shared parameters W.
+
+    Returns:
+        Shape [T, number of shared values], one parameter after the other, zeros where a
+        loss does not depend on it, in the dtype of ``factors``.
+    """
+    by_task = [
+        paddle.concat(
+            [
+                (paddle.zeros_like(p) if g is None else g).flatten().astype(factors.dtype)
+                for g, p in zip(of_task, shared)
+            ]
+        )
+        for of_task in gradients
+    ]
+    return paddle.stack(by_task) / factors.unsqueeze(1)
 
 
 def _factors(weights: paddle.Tensor, losses: Sequence[paddle.Tensor]) -> list[paddle.Tensor]:
@@ -155,45 +218,6 @@ def _take_gradient(parameter: paddle.Tensor) -> paddle.Tensor | None:
     gradient = gradient.clone()  # clear_gradient frees what .grad handed out
     parameter.clear_gradient(False)
     return gradient
-
-
-def _norms(by_task: Sequence[Sequence[paddle.Tensor | None]], dtype: paddle.dtype) -> paddle.Tensor:
-    """The norm of each task's gradients, shape [T]; a parameter that a task misses counts 0."""
-    present = [g for gradients in by_task for g in gradients if g is not None]
-    if (
-        len(present) == len(by_task) * len(by_task[0])
-        and present[0].dtype == dtype
-        and operators.apply_to(*present)
-    ):
-        return operators.norms(present, len(by_task))
-    squares = []
-    for gradients in zip(*by_task):  # of all tasks, on one parameter
-        some = next((g for g in gradients if g is not None), None)
-        if some is not None:
-            stacked = paddle.stack(
-                [paddle.zeros_like(some) if g is None else g for g in gradients]
-            ).astype(dtype)
-            squares.append(stacked.square().sum(list(range(1, stacked.ndim))))
-    return (squares[0] if len(squares) == 1 else paddle.add_n(squares)).sqrt()
-
-
-def _rows(
-    by_task: Sequence[Sequence[paddle.Tensor | None]],
-    shared: Sequence[paddle.Tensor],
-    dtype: paddle.dtype,
-) -> paddle.Tensor:
-    """Each task's gradients in a row, zeros where it misses a parameter."""
-    return paddle.stack(
-        [
-            paddle.concat(
-                [
-                    (paddle.zeros_like(p) if g is None else g).flatten().astype(dtype)
-                    for g, p in zip(gradients, shared)
-                ]
-            )
-            for gradients in by_task
-        ]
-    )
 
 
 def _no_dependence(name: str, shared: Sequence[paddle.Tensor]) -> ValueError:

@@ -111,9 +111,14 @@ def apply_to(*tensors: paddle.Tensor) -> bool:
     )
 
 
-def norms(gradients: Sequence[paddle.Tensor], n_tasks: int) -> paddle.Tensor:
-    """The norm of each task's gradients, which come one task's after another's, shape [T]."""
-    return _run_custom_op("gradnorm_norms", list(gradients), n_tasks)[0]
+def measured(
+    weights: paddle.Tensor,
+    factors: paddle.Tensor,
+    losses: Sequence[paddle.Tensor],
+    gradients: Sequence[paddle.Tensor],
+) -> list[paddle.Tensor]:
+    """The same as that of ``balancing.task_gradients``, gradients one task's after another's."""
+    return _run_custom_op("gradnorm_measured", weights, factors, list(losses), list(gradients))
 
 
 def rule(
@@ -129,8 +134,25 @@ def rule(
 
 
 def renormalized(weights: paddle.Tensor, floor: float) -> paddle.Tensor:
-    """The same as that of ``balancing.algorithm``."""
+    """The same as that of ``balancing.algorithm``, like the next two."""
     return _run_custom_op("gradnorm_renormalized", weights, _bits(floor))[0]
+
+
+def stepped(
+    weights: paddle.Tensor,
+    gradient: paddle.Tensor,
+    usable: paddle.Tensor,
+    rate: float,
+    floor: float,
+) -> paddle.Tensor:
+    bits = (_bits(rate), _bits(floor))
+    return _run_custom_op("gradnorm_stepped", weights, gradient, usable, *bits)[0]
+
+
+def settled(
+    weights: paddle.Tensor, acted: paddle.Tensor, usable: paddle.Tensor, floor: float
+) -> paddle.Tensor:
+    return _run_custom_op("gradnorm_settled", weights, acted, usable, _bits(floor))[0]
 
 
 def tanh_jet(

@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paddlescience_gradnorm.balancing.algorithm import GradNormRule, renormalized
+from paddlescience_gradnorm.balancing.algorithm import (
+    GradNormRule,
+    renormalized,
+    settled,
+    stepped,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +85,7 @@ def test_numbers_without_a_meaning_are_not_usable(alpha, losses, initial, norms)
     ones, losses, initial, norms = tensors([1, 1], losses, initial, norms)
     output = GradNormRule(alpha).evaluate(ones, losses, initial, norms)
     assert not bool(output.usable)
+    assert output.weight_gradient.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("alpha", [-0.1, float("nan"), float("inf")])
@@ -112,3 +118,32 @@ def test_renormalized_is_plain_scaling_where_the_floor_allows():
     weights = np.array([0.2, 1.0, 5.0])
     scaled = renormalized(paddle.to_tensor(weights), floor=1e-3).numpy()
     np.testing.assert_allclose(scaled, weights * 3 / weights.sum(), rtol=1e-14)
+
+
+FALSE_TRUE = [paddle.to_tensor(False), paddle.to_tensor(True)]
+
+
+def test_stepped_is_a_renormalised_descent():
+    weights, gradient = tensors([0.5, 1.0, 1.5], [4.0, -2.0, 1.0])
+    new = stepped(weights, gradient, FALSE_TRUE[True], rate=0.05, floor=1e-3).numpy()
+    expected = np.array([0.3, 1.1, 1.45])
+    np.testing.assert_allclose(new, expected * 3 / expected.sum(), rtol=1e-14)
+
+
+def test_stepped_keeps_to_the_floor():
+    weights, gradient = tensors([0.5, 1.5], [1e9, -1e9])
+    new = stepped(weights, gradient, FALSE_TRUE[True], rate=0.1, floor=0.01).numpy()
+    np.testing.assert_allclose(new, [0.01, 1.99], rtol=1e-7)
+
+
+@pytest.mark.parametrize("values", [[0.5, 2.5], [3.0, 3.0]])
+def test_a_step_that_is_not_usable_leaves_the_weights(values):
+    weights, gradient = tensors(values, [np.nan, 1.0])
+    assert stepped(weights, gradient, FALSE_TRUE[False], 0.1, 1e-3).tolist() == values
+
+
+def test_settled_weights_are_renormalised_only_after_somebodys_step():
+    acted, moved = tensors([3.0, 5.0], [3.0, 9.0])
+    assert settled(acted, acted, FALSE_TRUE[True], floor=1e-3).tolist() == [3.0, 5.0]
+    assert settled(moved, acted, FALSE_TRUE[True], floor=1e-3).tolist() == [0.5, 1.5]
+    assert settled(moved, acted, FALSE_TRUE[False], floor=1e-3).tolist() == [3.0, 5.0]

@@ -4,7 +4,9 @@ import pytest
 
 from paddlescience_gradnorm.balancing.task_gradients import (
     backward_by_task,
-    task_gradient_norms,
+    measured,
+    rows,
+    task_gradients,
 )
 
 pytestmark = pytest.mark.usefixtures("both_operators")
@@ -15,6 +17,13 @@ WEIGHTS = [0.5, 2.0, 0.25]
 
 def gradients(net):
     return {name: p.grad.numpy().copy() for name, p in net.named_parameters()}
+
+
+def norms_of(losses, weight):
+    ones = paddle.ones([len(losses)])
+    gradients = backward_by_task(losses, ones, [weight], NAMES[: len(losses)])
+    with paddle.no_grad():
+        return measured(ones, ones, losses, gradients)[2]
 
 
 def assert_same_gradients(net, expected):
@@ -55,31 +64,65 @@ def test_norms_are_those_of_each_loss_alone(fc_net, make_losses, share, which):
         expected.append(np.sqrt(sum(squares)))
     fc_net.clear_gradients()
 
-    weights = paddle.to_tensor(WEIGHTS)
-    one_pass = backward_by_task(make_losses(fc_net, share), weights, shared, NAMES)
-    apart = task_gradient_norms(make_losses(fc_net, share), shared, NAMES, weights.dtype)
+    weights, ones = paddle.to_tensor(WEIGHTS), paddle.ones([3])
+    losses = make_losses(fc_net, share)
+    values = [loss.item() for loss in losses]
+    apart = task_gradients(losses, shared, NAMES)
+    one_pass = backward_by_task(losses, weights, shared, NAMES)
 
-    np.testing.assert_allclose(one_pass.numpy(), expected, rtol=1e-5)
-    np.testing.assert_allclose(apart.numpy(), expected, rtol=1e-5)
+    with paddle.no_grad():
+        for factors, gradients in ((weights, one_pass), (ones, apart)):
+            total, measured_values, norms = measured(weights, factors, losses, gradients)
+            np.testing.assert_allclose(norms.numpy(), expected, rtol=1e-5)
+            assert measured_values.tolist() == values
+            np.testing.assert_allclose(total.item(), np.dot(WEIGHTS, values), rtol=1e-6)
+            by_task = rows(factors, gradients, shared)
+            assert by_task.shape == [3, sum(int(p.size) for p in shared)]
+            np.testing.assert_allclose(by_task.norm(axis=1).numpy(), expected, rtol=1e-5)
+
+
+def test_a_parameter_that_a_loss_misses_counts_zero(fc_net):
+    first, last = fc_net.linears[0].weight, fc_net.get_last_shared_layer()
+    losses = [first.sum() + 2 * last.sum(), 3 * last.sum()]
+    weights = paddle.to_tensor([0.5, 1.5])
+    gradients = backward_by_task(losses, weights, [first, last], NAMES[:2])
+    with paddle.no_grad():
+        _, _, norms = measured(weights, weights, losses, gradients)
+        by_task = rows(weights, gradients, [first, last]).numpy()
+    expected = [np.sqrt(first.size + 4 * last.size), np.sqrt(9 * last.size)]
+    np.testing.assert_allclose(norms.numpy(), expected, rtol=1e-6)
+    np.testing.assert_array_equal(by_task[1], [0] * int(first.size) + [3] * int(last.size))
+
+
+def test_losses_of_other_types_are_measured_in_that_of_the_weights(fc_net, make_losses):
+    shared = [fc_net.get_last_shared_layer()]
+    losses = [loss.astype("float64") for loss in make_losses(fc_net)]
+    weights = paddle.to_tensor(WEIGHTS)
+    values = [loss.item() for loss in losses]
+    gradients = backward_by_task(losses, weights, shared, NAMES)
+    with paddle.no_grad():
+        results = measured(weights, weights, losses, gradients)
+    assert all(result.dtype == paddle.float32 for result in results)
+    np.testing.assert_allclose(results[1].numpy(), values, rtol=1e-6)
 
 
 def test_a_small_gradient_survives_beside_a_large_one(fc_net):
     weight = fc_net.get_last_shared_layer()
     losses = [1e6 * weight.sum(), 1e-6 * weight.sum()]
-    norms = backward_by_task(losses, paddle.ones([2]), [weight], NAMES[:2])
+    norms = norms_of(losses, weight)
     np.testing.assert_allclose(norms.numpy(), [4e6, 4e-6], rtol=1e-6)  # sqrt(16 weights)
 
 
 def test_the_same_loss_may_stand_twice(fc_net, make_losses):
     loss = make_losses(fc_net)[0]
     weight = fc_net.get_last_shared_layer()
-    norms = backward_by_task([loss, loss], paddle.ones([2]), [weight], NAMES[:2])
+    norms = norms_of([loss, loss], weight)
     assert norms[0].item() == norms[1].item() > 0
 
 
-def test_norms_apart_touch_no_gradient(fc_net, make_losses):
+def test_gradients_apart_touch_no_gradient(fc_net, make_losses):
     losses = make_losses(fc_net)
-    task_gradient_norms(losses, [fc_net.get_last_shared_layer()], NAMES, paddle.float32)
+    task_gradients(losses, [fc_net.get_last_shared_layer()], NAMES)
     assert all(p.grad is None for p in fc_net.parameters())
 
 
@@ -92,7 +135,7 @@ def test_a_loss_that_misses_the_shared_layer_is_named(fc_net, make_losses, indep
     with pytest.raises(ValueError, match=message):
         backward_by_task(losses, paddle.ones([3]), shared, NAMES)
     with pytest.raises(ValueError, match=message):
-        task_gradient_norms(losses[1:], shared, NAMES[1:], paddle.float32)
+        task_gradients(losses[1:], shared, NAMES[1:])
 
 
 def test_an_error_leaves_earlier_gradients_in_place(fc_net, make_losses):
@@ -107,4 +150,4 @@ def test_a_graph_that_is_gone_is_explained(fc_net, make_losses):
     losses = make_losses(fc_net)
     sum(losses).backward()
     with pytest.raises(RuntimeError, match=r"graph of loss 'pde' is gone.*retain_graph=True"):
-        task_gradient_norms(losses, [fc_net.get_last_shared_layer()], NAMES, paddle.float32)
+        task_gradients(losses, [fc_net.get_last_shared_layer()], NAMES)
