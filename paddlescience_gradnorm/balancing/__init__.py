@@ -1,6 +1,6 @@
 """Loss balancing: knows tensors, losses and weights, and no network."""
 
-from paddlescience_gradnorm.balancing.algorithm import GradNormRule
+from paddlescience_gradnorm.balancing.algorithm import GradNormRule, PinnRule
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
 
-__all__ = ["GradNormRule", "LossBalancer"]
+__all__ = ["GradNormRule", "LossBalancer", "PinnRule"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol, Union
 
 import paddle
 
@@ -24,6 +25,53 @@ class RuleOutput(NamedTuple):
     loss: paddle.Tensor
     weight_gradient: paddle.Tensor
     usable: paddle.Tensor
+
+
+class RuleStep(NamedTuple):
+    """A step of the weights.
+
+    Attributes:
+        loss: What the rule makes small, shape []; 0 where all norms are at their targets.
+        weights: The new weights, shape [T]; those of before where ``usable`` is false.
+        usable: As of :class:`RuleOutput`.
+    """
+
+    loss: paddle.Tensor
+    weights: paddle.Tensor
+    usable: paddle.Tensor
+
+
+class Rule(Protocol):
+    """How losses and gradient norms make new weights. The rest of the package knows no more."""
+
+    alpha: float
+    # Whether ``references`` changes references that are known.
+    averages: ClassVar[bool]
+
+    def references(self, references: paddle.Tensor, losses: paddle.Tensor) -> paddle.Tensor:
+        """The references L(0) after a step with these losses, shape [T]; 0 while unknown."""
+
+    def step(
+        self,
+        weights: paddle.Tensor,
+        losses: paddle.Tensor,
+        references: paddle.Tensor,
+        gradient_norms: paddle.Tensor,
+        rate: float,
+        floor: float,
+        residuals: Sequence[int],
+    ) -> RuleStep:
+        """The weights of the next step.
+
+        Args:
+            weights: w, which have acted, shape [T].
+            losses: The unweighted losses L, shape [T].
+            references: L(0), shape [T].
+            gradient_norms: ||g_i|| of the unweighted losses, shape [T].
+            rate: Of the step.
+            floor: The smallest weight allowed.
+            residuals: Which losses are residuals of equations.
+        """
 
 
 @dataclass(frozen=True)
@@ -54,13 +102,15 @@ class GradNormRule:
     """
 
     alpha: float
+    averages: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 <= arguments.number("alpha", self.alpha) < math.inf:
-            raise ValueError(
-                f"alpha must be finite and at least 0, got {self.alpha}; "
-                "the paper uses 0.12 to 3, and 0 ignores training rates"
-            )
+        _check_alpha(self.alpha)
+
+    def references(self, references: paddle.Tensor, losses: paddle.Tensor) -> paddle.Tensor:
+        """Each L(0) from the first step on which the loss is finite and above zero."""
+        first = paddle.where(_can_be_reference(losses), losses, paddle.zeros_like(losses))
+        return paddle.where(references > 0, references, first)
 
     def evaluate(
         self,
@@ -89,6 +139,167 @@ class GradNormRule:
         usable = paddle.isfinite(loss)  # every NaN and infinity ends up in Lgrad
         gradient = excess.sign() * gradient_norms
         return RuleOutput(loss, paddle.where(usable, gradient, paddle.zeros_like(gradient)), usable)
+
+    def step(
+        self,
+        weights: paddle.Tensor,
+        losses: paddle.Tensor,
+        references: paddle.Tensor,
+        gradient_norms: paddle.Tensor,
+        rate: float,
+        floor: float,
+        residuals: Sequence[int] = (),
+    ) -> RuleStep:
+        """A step of plain gradient descent on Lgrad; the paper knows no kinds of losses."""
+        loss, gradient, usable = self.evaluate(weights, losses, references, gradient_norms)
+        return RuleStep(loss, stepped(weights, gradient, usable, rate, floor), usable)
+
+
+@dataclass(frozen=True)
+class PinnRule:
+    """GradNorm's idea in a form that suits the losses of a PINN.
+
+    As in GradNorm, weights are learned that bring the gradient norms G_i = w_i ||g_i|| to the
+    common scale c_i = mean_j(G_j) r_i ** alpha. Four things differ:
+
+    - a step is in proportion to what is missing, in the logarithm, where the published rule
+      takes the sign: log w_i moves by rate * clip(log(c_i / G_i) - pull * log w_i, -1, 1),
+      with log w_i from the mean of all;
+    - ``pull`` draws the weights back to equal ones, so that they come to rest 1 / (1 + pull) of
+      the way to equal norms, and a loss with next to no gradient is not raised without end;
+    - L(0) is a moving average of the loss: an untrained network's loss means little, and what
+      counts is which losses fall behind now;
+    - the equations' weights are kept at or below the geometric mean of the conditions', for
+      it is the conditions that make a solution the right one.
+
+    Args:
+        alpha: Strength of the pull towards equal training rates, at least 0. Raise it where one
+            loss stands still while others fall; 0 looks at gradient norms alone.
+        pull: Strength of the pull towards equal weights, at least 0. Raise it where equal
+            weights are nearly right; at 0 norms become equal.
+        bound: The largest factor between a weight and the geometric mean of all, above 1. Lower
+            it where a loss is to be ignored by no means.
+        memory: What a step leaves of the average that is L(0), in [0, 1). Move it towards 1 with
+            the number of steps of a run; 0.999 remembers about 1,000 updates.
+
+    Raises:
+        TypeError: An argument is no number.
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> import paddle
+        >>> ones = paddle.ones([3])
+        >>> norms = paddle.to_tensor([1e4, 1.0, 1.0])  # of an equation and two conditions
+        >>> rule, weights = PinnRule(pull=1.0), ones
+        >>> for _ in range(1000):
+        ...     weights = rule.step(weights, ones, ones, norms, 0.01, 1e-3, residuals=[0]).weights
+        >>> [round(w, 2) for w in weights.tolist()]
+        [0.03, 1.49, 1.49]
+    """
+
+    alpha: float = 1.0
+    pull: float = 1.0
+    bound: float = 100.0
+    memory: float = 0.999
+    averages: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_alpha(self.alpha)
+        if not 0 <= arguments.number("pull", self.pull) < math.inf:
+            raise ValueError(f"pull must be finite and at least 0, got {self.pull}")
+        if not 1 < arguments.number("bound", self.bound) < math.inf:
+            raise ValueError(f"bound must be finite and above 1, got {self.bound}")
+        if not 0 <= arguments.number("memory", self.memory) < 1:
+            raise ValueError(f"memory must be at least 0 and below 1, got {self.memory}")
+
+    def references(self, references: paddle.Tensor, losses: paddle.Tensor) -> paddle.Tensor:
+        """The moving average of each loss, over the steps on which it is finite and above zero."""
+        average = references + (losses - references) * (1.0 - self.memory)
+        average = paddle.where(references > 0, average, losses)
+        return paddle.where(_can_be_reference(losses), average, references)
+
+    def step(
+        self,
+        weights: paddle.Tensor,
+        losses: paddle.Tensor,
+        references: paddle.Tensor,
+        gradient_norms: paddle.Tensor,
+        rate: float,
+        floor: float,
+        residuals: Sequence[int] = (),
+    ) -> RuleStep:
+        """A step in log w; see :meth:`Rule.step`. A loss without a gradient does not move."""
+        weighted_norms = weights * gradient_norms
+        powers = inverse_rate_powers(losses, references, self.alpha)
+        missing = (weighted_norms.mean() * powers / weighted_norms).log()
+        missing = paddle.where(gradient_norms > 0, missing, paddle.zeros_like(missing))
+        usable = paddle.isfinite(powers).all() & paddle.isfinite(gradient_norms).all()
+        logs = weights.log()
+        logs = logs - logs.mean()
+        logs = logs + (missing - logs * self.pull).clip(-1.0, 1.0) * rate
+        logs = logs - logs.mean()
+        limit = math.log(self.bound)
+        logs = logs.clip(-limit, limit)
+        if 0 < len(residuals) < len(weights):
+            is_residual = paddle.zeros_like(logs)
+            is_residual[list(residuals)] = 1.0
+            of_conditions = logs * (1.0 - is_residual)
+            highest = of_conditions.sum() / (len(weights) - len(residuals))
+            logs = of_conditions + paddle.minimum(logs, highest) * is_residual
+        new = paddle.where(usable, renormalized(logs.exp(), floor), weights)
+        return RuleStep(missing.abs().sum(), new, usable)
+
+
+RULES = {"published": GradNormRule, "pinn": PinnRule}
+
+
+def find_rule(rule: Union[str, Rule, None], alpha: float | None) -> Rule:
+    """The rule that these arguments of a balancer mean.
+
+    Args:
+        rule: ``"published"``, ``"pinn"``, or a rule. ``None`` is the published one if alpha, its
+            only knob, is given, and ``"pinn"`` if not.
+        alpha: Its alpha. ``None`` leaves that to the rule.
+
+    Raises:
+        TypeError: ``rule`` is no rule, or alpha is missing or no number.
+        ValueError: There is no rule of this name, ``rule`` has its own alpha, or alpha is out
+            of range.
+
+    Example:
+        >>> find_rule(None, None), find_rule(None, 1.5)
+        (PinnRule(alpha=1.0, pull=1.0, bound=100.0, memory=0.999), GradNormRule(alpha=1.5))
+    """
+    if rule is None:
+        rule = "pinn" if alpha is None else "published"
+    if isinstance(rule, str):
+        if rule not in RULES:
+            raise ValueError(f"rule must be one of {', '.join(map(repr, RULES))}, got {rule!r}")
+        if alpha is None and rule == "published":
+            raise TypeError(
+                "alpha is missing: the published rule has no default for it; the paper uses "
+                "0.12 to 3"
+            )
+        return RULES[rule]() if alpha is None else RULES[rule](alpha)
+    if not isinstance(rule, tuple(RULES.values())):
+        raise TypeError(
+            f"rule must be 'published', 'pinn', a GradNormRule or a PinnRule, got {rule!r}"
+        )
+    if alpha is not None:
+        raise ValueError(f"alpha is {alpha}, but {rule} has its own; give it there")
+    return rule
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0 <= arguments.number("alpha", alpha) < math.inf:
+        raise ValueError(
+            f"alpha must be finite and at least 0, got {alpha}; "
+            "the paper uses 0.12 to 3, and 0 ignores training rates"
+        )
+
+
+def _can_be_reference(losses: paddle.Tensor) -> paddle.Tensor:
+    return paddle.isfinite(losses) & (losses > 0)
 
 
 def inverse_training_rates(losses: paddle.Tensor, initial_losses: paddle.Tensor) -> paddle.Tensor:

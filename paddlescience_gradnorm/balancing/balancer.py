@@ -14,10 +14,11 @@ from paddlescience_gradnorm import arguments
 from paddlescience_gradnorm.balancing import ranks
 from paddlescience_gradnorm.balancing.algorithm import (
     GradNormRule,
+    Rule,
+    find_rule,
     inverse_training_rates,
     renormalized,
     settled,
-    stepped,
 )
 from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
 from paddlescience_gradnorm.balancing.shared_graph import two_passes_are_cheaper
@@ -41,8 +42,9 @@ Shared = Union[paddle.Tensor, paddle.nn.Layer, Sequence[Union[paddle.Tensor, pad
 class LossBalancer(ShieldedLayer):
     """Learns the weights of several losses by GradNorm, inside anybody's training loop.
 
-    Source: Chen et al., "GradNorm", ICML 2018, arXiv:1711.02257. After the first
-    step, which uses ``weight_attr`` as given, the weights always sum to ``n_loss``.
+    Source: Chen et al., "GradNorm", ICML 2018, arXiv:1711.02257; with ``rule="pinn"``
+    :class:`PinnRule`. After the first step, which uses ``weight_attr`` as given, the weights
+    always sum to ``n_loss``.
 
     Args:
         shared: The shared parameters W that every loss depends on: a parameter, a
@@ -50,14 +52,19 @@ class LossBalancer(ShieldedLayer):
             weight of the last layer that all losses go through.
         n_loss: Number of losses T, at least 2.
         alpha: Strength of the pull towards equal training rates, at least 0.
-        lr: Rate of the plain gradient step on the weights. ``None`` leaves the
-            step to the caller's optimizer, which must then hold ``loss_weights`` and
+        lr: Rate of the step of the weights. ``None`` leaves the step, by the published
+            rule, to the caller's optimizer, which must then hold ``loss_weights`` and
             step after every update: a second one replaces the gradient of the first.
         warmup_steps: Number of updates over which the rate grows linearly to ``lr``.
         weight_attr: Weights of the first step, ``n_loss`` positive numbers; all 1 by default.
         update_every: Update the weights on every this-many-th step only; on the
             others ``backward`` is one plain backward pass.
         floor: The smallest weight allowed, in (0, 1).
+        rule: ``"published"`` is the paper's; ``"pinn"``, or a ``PinnRule`` with values of
+            your own, is made for the losses of a PINN. By default ``"pinn"`` if alpha is not
+            given, and if it is, the paper's.
+        residuals: Which losses are residuals of equations, by number or by their names in the
+            dict of losses; all others are conditions. Only ``"pinn"`` makes a difference.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -88,16 +95,24 @@ class LossBalancer(ShieldedLayer):
         self,
         shared: Shared,
         n_loss: int,
-        alpha: float,
+        alpha: float | None = None,
         lr: float | None = 0.01,
         warmup_steps: int = 0,
         weight_attr: Sequence[float] | None = None,
         update_every: int = 1,
         floor: float = 1e-3,
+        rule: Union[str, Rule, None] = None,
+        residuals: Sequence[Union[int, str]] = (0,),
     ) -> None:
         super().__init__()
         self.n_loss = arguments.integer("n_loss", n_loss, at_least=2)
-        self.rule = GradNormRule(alpha)
+        self.rule = find_rule(rule, alpha)
+        self.residuals = _checked_residuals(residuals, self.n_loss)
+        if lr is None and not isinstance(self.rule, GradNormRule):
+            raise ValueError(
+                f"lr is None, but {self.rule} is no gradient that an optimizer could step "
+                "along; pass a rate, such as 0.01"
+            )
         if lr is not None and not (arguments.number("lr", lr) > 0 and math.isfinite(lr)):
             raise ValueError(f"lr must be finite and above 0, or None, got {lr}")
         self.lr = lr
@@ -389,35 +404,38 @@ class LossBalancer(ShieldedLayer):
     def _update(
         self, step: int, losses: paddle.Tensor, gradient_norms: paddle.Tensor, in_place: bool
     ) -> None:
-        weights = self._weights
-        if not self._knows_reference:
-            self._take_reference(losses)
-        output = self.rule.evaluate(weights, losses, self.initial_losses, gradient_norms)
+        weights, rule, initial = self._weights, self.rule, self.initial_losses
+        if rule.averages or not self._knows_reference:
+            initial.copy_(rule.references(initial, losses), False)
         # Straight into the dict: assigning an attribute of a layer costs more than an operation.
-        self._buffers["_grad_norm_loss"] = output.loss
         self._buffers["_gradient_norms"] = gradient_norms
         self._buffers["_losses"] = losses
         if self.lr is None:
+            assert isinstance(rule, GradNormRule)  # or __init__ would have refused
+            loss, gradient, usable = rule.evaluate(weights, losses, initial, gradient_norms)
             self._buffers["_acted"].copy_(weights, False)
-            self._buffers["_usable"] = output.usable
+            self._buffers["_usable"] = usable
             self._awaits_optimizer = True
             # An optimizer with parameter groups has put its own decay here.
             weights.regularizer = NO_DECAY
             # Zero if it is not usable, for a NaN would stay in the optimizer's moments for ever.
             self.set_grad()
             if in_place:
-                weights.grad.copy_(output.weight_gradient, False)
+                weights.grad.copy_(gradient, False)
             else:
-                weights.grad.set_value(output.weight_gradient)
+                weights.grad.set_value(gradient)
             if step == _STEPS_TO_MOVE * self.update_every:
                 self._check_that_somebody_steps()
         else:
             weights.clear_gradient(False)  # an optimizer that holds them leaves them
             updates = step // self.update_every + 1
             rate = self.lr * min(1.0, updates / max(1, self.warmup_steps))
-            new = stepped(weights, output.weight_gradient, output.usable, rate, self.floor)
-            weights.copy_(new, False)
-        self._observe(_Observation(step, losses, gradient_norms, output.usable))
+            residuals = self._order.indices(self.residuals)
+            new = rule.step(weights, losses, initial, gradient_norms, rate, self.floor, residuals)
+            weights.copy_(new.weights, False)
+            loss, usable = new.loss, new.usable
+        self._buffers["_grad_norm_loss"] = loss
+        self._observe(_Observation(step, losses, gradient_norms, usable))
 
     def _undo_of(self, step: int) -> _Undo:
         initial = self.initial_losses.clone()
@@ -433,13 +451,6 @@ class LossBalancer(ShieldedLayer):
             self._weights.clear_gradient(False)
         usable = (paddle.isfinite(losses) & (losses >= 0)).all()
         self._observe(_Observation(step, losses, None, usable))
-
-    def _take_reference(self, losses: paddle.Tensor) -> None:
-        """Record each L(0) from the first step on which the loss is finite and above zero."""
-        initial = self.initial_losses
-        valid = paddle.isfinite(losses) & (losses > 0)
-        candidate = paddle.where(valid, losses, paddle.zeros_like(losses))
-        initial.copy_(paddle.where(initial > 0, initial, candidate), False)
 
     def _settle(self, a_step_begins: bool = False) -> None:
         """Renormalise after a step of the caller's optimizer; nothing if there was none."""
@@ -592,6 +603,21 @@ def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:
             "that every loss depends on and that are trained"
         )
     return tuple(found.values())
+
+
+def _checked_residuals(
+    residuals: Sequence[Union[int, str]], n_loss: int
+) -> tuple[Union[int, str], ...]:
+    if isinstance(residuals, str) or not isinstance(residuals, Sequence):
+        raise TypeError(
+            f"residuals must be a list of numbers or names of losses, got {residuals!r}"
+        )
+    for residual in residuals:
+        if not isinstance(residual, str):
+            arguments.integer("residuals", residual, at_least=0)
+            if residual >= n_loss:
+                raise ValueError(f"residuals has {residual}, but n_loss is {n_loss}")
+    return tuple(residuals)
 
 
 def _initial_weights(weight_attr: Sequence[float] | None, n_loss: int, floor: float) -> np.ndarray:

@@ -70,6 +70,17 @@ class LossOrder:
             self.names, self._keys = names, keys
         return scalars
 
+    def indices(self, losses: Sequence[Union[int, str]]) -> tuple[int, ...]:
+        """The numbers of losses that are given by number or by name.
+
+        Raises:
+            ValueError: No loss has that name.
+        """
+        for loss in losses:
+            if isinstance(loss, str) and loss not in self.names:
+                raise ValueError(f"there is no loss {loss!r}, only {self.names}")
+        return tuple(x if isinstance(x, int) else self.names.index(x) for x in losses)
+
     def _check_number(self, number: int) -> None:
         if number != self.n_loss:
             raise ValueError(f"losses has {number} entries, but {self._reason}")

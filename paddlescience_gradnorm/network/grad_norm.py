@@ -8,10 +8,14 @@ from typing import Any, Callable, Union
 import numpy as np
 import paddle
 
+from paddlescience_gradnorm.balancing.algorithm import GradNormRule, Rule, find_rule
 from paddlescience_gradnorm.balancing.balancer import LossBalancer, Shared
 from paddlescience_gradnorm.balancing.losses import Losses
 from paddlescience_gradnorm.network.network_base import NetworkBase
 from paddlescience_gradnorm.network.shared_layer import find_shared
+
+# Of the weights by a rule that no optimizer can step.
+_OWN_RATE = 0.01
 
 
 class _ForwardOfTheNetwork:
@@ -38,7 +42,8 @@ class GradNorm(NetworkBase):
     Args:
         net: The network, any Paddle layer.
         n_loss: Number of losses T, at least 2.
-        alpha: Strength of the pull towards equal training rates, at least 0.
+        alpha: Strength of the pull towards equal training rates, at least 0. With it alone the
+            rule is the paper's; without it ``rule="pinn"``, which is made for PINNs.
         weight_attr: Weights of the first step, ``n_loss`` positive numbers; all 1 by
             default. From the second step on the weights sum to ``n_loss``. In a run
             that is resumed, losses given as a dict must come in the same order.
@@ -50,10 +55,13 @@ class GradNorm(NetworkBase):
             optimizer steps them. A number: GradNorm steps them itself at this rate,
             by plain gradient descent, and they are not among ``parameters()``. (They
             are among those of a layer that contains this one; without a gradient,
-            an optimizer leaves them alone.)
+            an optimizer leaves them alone.) ``rule="pinn"`` always steps them itself, at
+            0.01 unless this says otherwise, in the logarithm.
         warmup_steps: Number of updates over which the rate grows to ``weight_lr``.
         update_every: Update the weights on every this-many-th step only.
         floor: The smallest weight allowed, in (0, 1).
+        rule: ``"published"``, ``"pinn"``, or a ``PinnRule``: see :class:`LossBalancer`.
+        residuals: Which losses are residuals of equations: see :class:`LossBalancer`.
 
     Raises:
         TypeError: An argument is of the wrong type, such as a ``net`` that is no layer.
@@ -77,7 +85,7 @@ class GradNorm(NetworkBase):
         self,
         net: paddle.nn.Layer,
         n_loss: int,
-        alpha: float,
+        alpha: float | None = None,
         weight_attr: Sequence[float] | None = None,
         *,
         shared: Union[Shared, str, Callable[[Any], Shared], None] = None,
@@ -85,19 +93,25 @@ class GradNorm(NetworkBase):
         warmup_steps: int = 0,
         update_every: int = 1,
         floor: float = 1e-3,
+        rule: Union[str, Rule, None] = None,
+        residuals: Sequence[Union[int, str]] = (0,),
     ) -> None:
         super().__init__()
         if not isinstance(net, paddle.nn.Layer):
             raise TypeError(f"net must be a paddle.nn.Layer, got {type(net).__name__} {net!r}")
+        rule = find_rule(rule, alpha)
+        if weight_lr is None and not isinstance(rule, GradNormRule):
+            weight_lr = _OWN_RATE
         self.balancer = LossBalancer(
             find_shared(net, shared),
             n_loss,
-            alpha,
             lr=weight_lr,
             warmup_steps=warmup_steps,
             weight_attr=weight_attr,
             update_every=update_every,
             floor=floor,
+            rule=rule,
+            residuals=residuals,
         )
         self.net = net
 
