@@ -129,7 +129,9 @@ def sample_face(
     free = [k for k in range(len(lower)) if k not in fixed]
     points = np.empty((arguments.integer("n", n, at_least=1), len(lower)))
     if free:
-        points[:, free] = sample_interior(n, lower[free], upper[free], method, seed)
+        points[:, free] = sample_interior(
+            n, lower[free].tolist(), upper[free].tolist(), method, seed
+        )
     for k, value in fixed.items():
         points[:, k] = value
     return points

@@ -124,7 +124,9 @@ def interpolate_allen_cahn(
     goes through that.
     """
     modes = solution.shape[1]
-    finer = np.fft.irfft(np.fft.rfft(solution), refine * modes) * refine
+    spectrum = np.fft.rfft(solution)
+    spectrum[:, -1] /= 2  # the highest mode stands for two, of which the finer grid has both
+    finer = np.fft.irfft(spectrum, refine * modes) * refine
     finer = np.concatenate([finer, finer[:, :1]], axis=1)
     spline = RectBivariateSpline(times, np.linspace(-1, 1, refine * modes + 1), finer)
     return lambda points: spline.ev(points[:, 1], points[:, 0])[:, None]
@@ -159,9 +161,9 @@ def _cavity_interpolants() -> list[Callable[[np.ndarray], np.ndarray]]:
 
 
 def solve_cavity(cells: int, stretching: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
-    """Newton's method for the stream function: psi_y (lap psi)_x - psi_x (lap psi)_y = lap^2 psi / Re.
+    """Newton's method for psi_y (lap psi)_x - psi_x (lap psi)_y = lap^2 psi / Re.
 
-    Central differences on a grid that is finer near the walls, five times with 0.8; the
+    psi is the stream function, u = psi_y and v = -psi_x. Central differences on a grid that is finer near the walls, five times with 0.8; the
     Laplacian on a wall by Thom's formula, which takes in the wall's velocity.
 
     Args:
@@ -193,18 +195,16 @@ def solve_cavity(cells: int, stretching: float = 0.8) -> tuple[np.ndarray, np.nd
     at_walls[0, 0] = at_walls[-1, -1] = 2 / wall**2
     bend = outer @ second @ outer + at_walls
 
-    def along_x(
-        matrix: scipy.sparse.spmatrix, other: scipy.sparse.spmatrix
-    ) -> scipy.sparse.spmatrix:
-        return scipy.sparse.kron(matrix, other, format="csr")
+    def both(in_x: scipy.sparse.spmatrix, in_y: scipy.sparse.spmatrix) -> scipy.sparse.spmatrix:
+        return scipy.sparse.kron(in_x, in_y, format="csr")
 
     identity = scipy.sparse.eye(cells - 1)
-    psi_x, psi_y = along_x(first @ outer, identity), along_x(identity, first @ outer)
-    laplacian = along_x(bend, outer) + along_x(outer, bend)  # of inner psi, at all nodes
+    psi_x, psi_y = both(first @ outer, identity), both(identity, first @ outer)
+    laplacian = both(bend, outer) + both(outer, bend)  # of inner psi, at all nodes
     lid = np.zeros((cells + 1, cells + 1))
     lid[1:-1, -1] = 2 / wall  # what u = 1 adds to it
-    d_x, d_y = along_x(first, inner), along_x(inner, first)
-    bilaplacian = along_x(second, inner) + along_x(inner, second)
+    d_x, d_y = both(first, inner), both(inner, first)
+    bilaplacian = both(second, inner) + both(inner, second)
     to_x, to_y, to_bilaplacian = (m @ laplacian for m in (d_x, d_y, bilaplacian))
     from_x, from_y, from_bilaplacian = (m @ lid.ravel() for m in (d_x, d_y, bilaplacian))
 
@@ -230,7 +230,7 @@ def solve_cavity(cells: int, stretching: float = 0.8) -> tuple[np.ndarray, np.nd
 def interpolate_velocity(
     nodes: np.ndarray, stream: np.ndarray
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """u and v, shape [N, 2], at points [N, 2], from what :func:`solve_cavity` returns."""
+    """The velocity, shape [N, 2], at points [N, 2], from what :func:`solve_cavity` returns."""
     spline = RectBivariateSpline(nodes, nodes, stream)
 
     def velocity(points: np.ndarray) -> np.ndarray:
