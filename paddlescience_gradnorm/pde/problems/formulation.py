@@ -105,6 +105,7 @@ class Problem:
         unknowns: Coefficients to be found.
 
     Raises:
+        TypeError: The expressions of a condition are no tuple, or a number of points no integer.
         ValueError: The parts do not fit together.
 
     Example:
@@ -150,35 +151,58 @@ class Problem:
         ):
             if len(set(names)) < len(names) or (what == "conditions" and not names):
                 raise ValueError(f"{what} must have names of their own, one at least, got {names}")
+        if not len(self.coordinates) == len(self.low) == len(self.high):
+            raise ValueError(
+                f"low and high must have a number for each of the coordinates {self.coordinates}, "
+                f"got {self.low} and {self.high}"
+            )
         for condition in self.conditions:
-            if condition.kind not in KINDS:
-                raise ValueError(
-                    f"kind of condition {condition.name!r} must be one of {KINDS}, "
-                    f"got {condition.kind!r}"
-                )
-            unmeasured = set(condition.expressions) - set(self.quantities.values())
-            if condition.kind == "data" and unmeasured:
-                raise ValueError(
-                    f"expressions of the data {condition.name!r} must be quantities of the "
-                    f"problem, {list(self.quantities.values())}, got {unmeasured}"
-                )
-            if condition.noise and condition.kind != "data":
-                raise ValueError(
-                    f"noise of condition {condition.name!r} must be 0, as it is no data, "
-                    f"got {condition.noise}"
-                )
+            self._check_condition(condition)
         for region in self.regions:
-            fixed = {symbol for face in region.faces for symbol in face}
-            fixed |= {region.periodic} - {None}
-            if not fixed <= set(self.coordinates) or (region.faces and region.periodic):
+            self._check_region(region)
+        for unknown in self.unknowns:
+            if not any(e.has(unknown.symbol) for c in self.conditions for e in c.expressions):
                 raise ValueError(
-                    f"region {region.name!r} must have faces or be periodic, in coordinates of "
-                    f"{self.coordinates}, got faces {region.faces} and periodic {region.periodic}"
+                    f"unknown {unknown.name!r} must be in a condition by its symbol "
+                    f"{unknown.symbol}, which is in none"
                 )
         if not callable(self.reference) and len(self.reference) != len(self.quantities):
             raise ValueError(
                 f"reference must have an expression for each of the quantities "
                 f"{list(self.quantities)}, got {self.reference}"
+            )
+
+    def _check_condition(self, condition: Condition) -> None:
+        if not isinstance(condition.expressions, tuple) or not condition.expressions:
+            raise TypeError(
+                f"expressions of condition {condition.name!r} must be a tuple of at least one, "
+                f"got {condition.expressions!r}"
+            )
+        if condition.kind not in KINDS:
+            raise ValueError(
+                f"kind of condition {condition.name!r} must be one of {KINDS}, "
+                f"got {condition.kind!r}"
+            )
+        unmeasured = set(condition.expressions) - set(self.quantities.values())
+        if condition.kind == "data" and unmeasured:
+            raise ValueError(
+                f"expressions of the data {condition.name!r} must be quantities of the "
+                f"problem, {list(self.quantities.values())}, got {unmeasured}"
+            )
+        if condition.noise < 0 or (condition.noise and condition.kind != "data"):
+            raise ValueError(
+                f"noise of condition {condition.name!r} must not be negative, and 0 where the "
+                f"kind is not 'data', got {condition.noise} for {condition.kind!r}"
+            )
+
+    def _check_region(self, region: Region) -> None:
+        arguments.integer(f"n_points of region {region.name!r}", region.n_points, at_least=1)
+        fixed = {symbol for face in region.faces for symbol in face}
+        fixed |= {region.periodic} - {None}
+        if not fixed <= set(self.coordinates) or (region.faces and region.periodic):
+            raise ValueError(
+                f"region {region.name!r} must have faces or be periodic, in coordinates of "
+                f"{self.coordinates}, got faces {region.faces} and periodic {region.periodic}"
             )
 
     @functools.cached_property

@@ -33,8 +33,8 @@ def burgers(points: np.ndarray, nodes: int = 100) -> np.ndarray:
         u, shape [N, 1].
 
     Example:
-        >>> burgers(np.array([[0.5, 0.0], [0.0, 0.3]])).round(12).tolist()
-        [[-1.0], [0.0]]
+        >>> burgers(np.array([[0.5, 0.0], [-0.5, 0.0]])).round(12).tolist()
+        [[-1.0], [1.0]]
     """
     x, t = points[:, :1], points[:, 1:]
     z, weights = np.polynomial.hermite.hermgauss(nodes)
@@ -55,8 +55,8 @@ def allen_cahn(points: np.ndarray) -> np.ndarray:
         u, shape [N, 1].
 
     Example:
-        >>> allen_cahn(np.array([[0.0, 0.0], [1.0, 0.0]])).round(6).tolist()
-        [[0.0], [-1.0]]
+        >>> allen_cahn(np.array([[-1.0, 0.0], [1.0, 0.0]])).round(6).tolist()
+        [[-1.0], [-1.0]]
     """
     return _allen_cahn_interpolant()(points)
 
@@ -148,7 +148,7 @@ def cavity(points: np.ndarray) -> np.ndarray:
 
     Example:
         >>> cavity(np.array([[0.5, 1.0], [0.5, 0.4581]])).round(3).tolist()
-        [[1.0, 0.0, 1.0], [-0.214, 0.057, 0.222]]
+        [[1.0, 0.0, 1.0], [-0.214, 0.042, 0.218]]
     """
     coarse, fine = (velocity(points) for velocity in _cavity_interpolants())
     u, v = ((4 * fine - coarse) / 3).T
@@ -163,8 +163,9 @@ def _cavity_interpolants() -> list[Callable[[np.ndarray], np.ndarray]]:
 def solve_cavity(cells: int, stretching: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
     """Newton's method for psi_y (lap psi)_x - psi_x (lap psi)_y = lap^2 psi / Re.
 
-    psi is the stream function, u = psi_y and v = -psi_x. Central differences on a grid that is finer near the walls, five times with 0.8; the
-    Laplacian on a wall by Thom's formula, which takes in the wall's velocity.
+    psi is the stream function, u = psi_y and v = -psi_x. Central differences on a grid that is
+    finer near the walls, five times with 0.8; the Laplacian on a wall by Thom's formula, which
+    takes in the wall's velocity.
 
     Args:
         cells: Cells a side.

@@ -43,7 +43,7 @@ class SampledProblem(paddle.nn.Layer):
         >>> from paddlescience_gradnorm import FCNet, GradNorm
         >>> from paddlescience_gradnorm.pde.problems import problem
         >>> training = problem("burgers_inverse").sample(n_points=100, seed=0)
-        >>> net = GradNorm(FCNet(2, 1, 3, 16), n_loss=len(training.problem.conditions))
+        >>> net = GradNorm(FCNet(2, 1, 3, 16), n_loss=4, alpha=1.0)
         >>> adam = paddle.optimizer.Adam(parameters=[*net.parameters(), *training.parameters()])
         >>> total = net.backward(training.losses(net))
         >>> adam.step()
@@ -54,13 +54,13 @@ class SampledProblem(paddle.nn.Layer):
     def __init__(self, problem: Problem, counts: Mapping[str, int], seed: int) -> None:
         super().__init__()
         self.problem = problem
+        self.points: dict[str, paddle.Tensor] = {}
         for unknown in problem.unknowns:
             start = paddle.nn.initializer.Constant(float(unknown.initial))
             parameter = self.create_parameter(
                 [1], dtype=paddle.get_default_dtype(), default_initializer=start
             )
             self.add_parameter(unknown.symbol.name, parameter)
-        self.points: dict[str, paddle.Tensor] = {}
         self._evaluations = [
             self._evaluation(region, counts[region.name], [seed, k])
             for k, region in enumerate(problem.regions)
