@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ class _Evaluation(NamedTuple):
     residual: Residual
     points: paddle.Tensor  # of a periodic region, those opposite follow
     periodic: bool
-    targets: list[tuple[str, list[paddle.Tensor]]]  # for each condition, by its name
+    targets: list[tuple[str, list[paddle.Tensor | None]]]  # for each condition; None is 0
 
 
 class SampledProblem(paddle.nn.Layer):
@@ -85,7 +86,8 @@ class SampledProblem(paddle.nn.Layer):
                 values = values[: len(points)] - values[len(points) :]
             values = values + condition.noise * noise.standard_normal(values.shape)
             operators += parts
-            targets.append((condition.name, [_tensor(column[:, None]) for column in values.T]))
+            columns = [_tensor(c[:, None]) if c.any() else None for c in values.T]
+            targets.append((condition.name, columns))
         self.points[region.name] = _tensor(points)
         symbols = set().union(*(operator.free_symbols for operator in operators))
         unknowns = {
@@ -131,7 +133,10 @@ class SampledProblem(paddle.nn.Layer):
                 values = [low - high for low, high in low_and_high]
             remaining = iter(values)
             for name, targets in evaluation.targets:
-                squares = [(next(remaining) - target).square().mean() for target in targets]
+                squares = [
+                    _mean_square(value, target)
+                    for value, target in zip(islice(remaining, len(targets)), targets)
+                ]
                 losses[name] = sum(squares[1:], squares[0])
         return {condition.name: losses[condition.name] for condition in self.problem.conditions}
 
@@ -168,6 +173,10 @@ def numerical(
         return np.stack(columns, axis=1).astype(np.float64)
 
     return values
+
+
+def _mean_square(value: paddle.Tensor, target: paddle.Tensor | None) -> paddle.Tensor:
+    return (value if target is None else value - target).square().mean()
 
 
 def _tensor(values: np.ndarray) -> paddle.Tensor:
