@@ -109,6 +109,13 @@ def test_solution_is_of_float64_in_columns(name):
     np.testing.assert_array_equal(p.solution(points[2:3]), values[2:3])
 
 
+def test_solution_at_points_that_were_rounded_to_float32():
+    p = problem("convection")
+    top = np.array([p.high])
+    assert (top.astype(np.float32) > p.high).any()  # 2 pi
+    np.testing.assert_array_equal(p.solution(top.astype(np.float32)), p.solution(top))
+
+
 def test_errors_are_relative_to_the_solution():
     p = make()
     errors = p.relative_errors(lambda q: 1.25 * q[:, :1] * q[:, 1:])
@@ -198,6 +205,8 @@ def test_bad_arguments_of_sample_are_named(how, error, match):
     "points, match",
     [
         (np.zeros((4, 3)), r"points must have shape \[N, 2\], got \(4, 3\)"),
+        (np.array([[0.5, -1e-6]]), "points must lie between"),
+        (np.array([[0.5, float("nan")]]), "points must lie between"),
         (np.array([[0.5, 1.5]]), r"points must lie between \(0.0, 0.0\) and \(2.0, 1.0\)"),
     ],
 )
