@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.stats import qmc
@@ -88,6 +88,52 @@ def sample_boundary(
     exact = np.where(side == 0, lower[axis], upper[axis])
     points = lower + extent * points
     points[np.arange(n), axis] = exact
+    return points
+
+
+def sample_face(
+    n: int,
+    low: Sequence[float],
+    high: Sequence[float],
+    fixed: Mapping[int, float],
+    method: str = "sobol",
+    seed: int | None = None,
+) -> np.ndarray:
+    """Points of the box [low, high] with some coordinates fixed: on a face, a line, at a corner.
+
+    Args:
+        n: Number of points, at least 1; with all coordinates fixed they are all the same.
+        low: Lower corner, d numbers.
+        high: Upper corner, d numbers, each above the one in ``low``.
+        fixed: Number of a coordinate -> its value, which lies in the box.
+        method: ``"sobol"`` or ``"lhs"``.
+        seed: Seed of the scrambling; ``None`` takes a fresh one.
+
+    Returns:
+        The points, float64, shape [n, d].
+
+    Raises:
+        ValueError: As for :func:`sample_interior`, or ``fixed`` leaves the box.
+
+    Example:
+        >>> sample_face(3, [0, 0], [1, 2], {1: 2.0}, seed=0)[:, 1].tolist()
+        [2.0, 2.0, 2.0]
+    """
+    lower, upper = _box(low, high)
+    for k, value in fixed.items():
+        if k not in range(len(lower)) or not lower[k] <= value <= upper[k]:
+            raise ValueError(
+                f"fixed must have coordinate numbers below {len(lower)} and values between "
+                f"{low!r} and {high!r}, got {dict(fixed)!r}"
+            )
+    free = [k for k in range(len(lower)) if k not in fixed]
+    points = np.empty((arguments.integer("n", n, at_least=1), len(lower)))
+    if free:
+        points[:, free] = sample_interior(
+            n, lower[free].tolist(), upper[free].tolist(), method, seed
+        )
+    for k, value in fixed.items():
+        points[:, k] = value
     return points
 
 

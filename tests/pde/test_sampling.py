@@ -3,7 +3,7 @@ import warnings
 import numpy as np
 import pytest
 
-from paddlescience_gradnorm.pde import sample_boundary, sample_interior
+from paddlescience_gradnorm.pde import sample_boundary, sample_face, sample_interior
 
 LOW, HIGH = [-1.0, 0.0, 2.0], [1.0, 5.0, 2.5]
 
@@ -71,3 +71,21 @@ def test_boundary_of_an_interval_and_of_a_box():
 def test_bad_arguments_are_named(sample, arguments, match):
     with pytest.raises(ValueError, match=match):
         sample(*arguments)
+
+
+@pytest.mark.parametrize("method", ["sobol", "lhs"])
+def test_face_points_have_some_coordinates_fixed(method):
+    points = sample_face(128, LOW, HIGH, {0: -1.0, 2: 2.25}, method, seed=0)
+    assert (points[:, 0] == -1.0).all() and (points[:, 2] == 2.25).all()
+    line = np.sort((points[:, 1] / 5 * 128).astype(int))
+    np.testing.assert_array_equal(line, np.arange(128))
+    corner = sample_face(2, LOW, HIGH, {0: 1.0, 1: 0.0, 2: 2.5}, method, seed=0)
+    assert corner.tolist() == [[1.0, 0.0, 2.5]] * 2
+    inside = sample_interior(16, LOW, HIGH, method, seed=5)
+    np.testing.assert_array_equal(sample_face(16, LOW, HIGH, {}, method, seed=5), inside)
+
+
+@pytest.mark.parametrize("fixed", [{3: 0.0}, {0: 1.5}, {0: float("nan")}])
+def test_faces_outside_the_box_are_named(fixed):
+    with pytest.raises(ValueError, match=r"fixed must have coordinate numbers below 3 .* got \{"):
+        sample_face(4, LOW, HIGH, fixed)

@@ -1,0 +1,125 @@
+"""Elliptic problems: Laplace, Poisson, Helmholtz, a bending plate."""
+
+from __future__ import annotations
+
+import sympy
+from sympy import pi
+
+from paddlescience_gradnorm.pde.problems.formulation import Condition, Problem, Region
+
+x, y = sympy.symbols("x y")
+u, w = sympy.Function("u"), sympy.Function("w")
+U, W = u(x, y), w(x, y)
+
+
+def laplacian(field: sympy.Expr) -> sympy.Expr:
+    """field_xx + field_yy."""
+    return field.diff(x, 2) + field.diff(y, 2)
+
+
+def values_on_sides(
+    exact: sympy.Expr, low: tuple[float, float], high: tuple[float, float], n_points: int
+) -> tuple[Condition, ...]:
+    """Values of u on each side of a rectangle, a loss for each."""
+    sides = {"left": {x: low[0]}, "right": {x: high[0]}, "bottom": {y: low[1]}, "top": {y: high[1]}}
+    return tuple(
+        Condition(name, "boundary", Region(name, n_points, faces=(face,)), (U - exact,))
+        for name, face in sides.items()
+    )
+
+
+def laplace() -> Problem:
+    """Laplace's equation with the solution cos(x) cosh(y); five losses."""
+    exact = sympy.cos(x) * sympy.cosh(y)
+    low, high = (0.0, 0.0), (1.0, 1.0)
+    pde = Condition("pde", "pde", Region("interior", 1000), (laplacian(U),))
+    return Problem(
+        name="laplace",
+        equation="u_xx + u_yy = 0 on the unit square, u given on its sides",
+        coordinates=(x, y),
+        fields=(u,),
+        low=low,
+        high=high,
+        conditions=(pde, *values_on_sides(exact, low, high, 100)),
+        reference=(exact,),
+    )
+
+
+def poisson() -> Problem:
+    """Poisson's equation with the solution sin(pi x) sin(pi y); five losses."""
+    exact = sympy.sin(pi * x) * sympy.sin(pi * y)
+    low, high = (0.0, 0.0), (1.0, 1.0)
+    residual = laplacian(U) - laplacian(exact)
+    return Problem(
+        name="poisson",
+        equation="u_xx + u_yy = -2 pi^2 sin(pi x) sin(pi y) on the unit square, u = 0 on its sides",
+        coordinates=(x, y),
+        fields=(u,),
+        low=low,
+        high=high,
+        conditions=(
+            Condition("pde", "pde", Region("interior", 1000), (residual,)),
+            *values_on_sides(sympy.Integer(0), low, high, 100),
+        ),
+        reference=(exact,),
+    )
+
+
+def helmholtz() -> Problem:
+    """Helmholtz' equation, k = 1, with the solution sin(pi x) sin(4 pi y); five losses.
+
+    From Wang, Teng, Perdikaris, "Understanding and mitigating gradient flow pathologies in
+    physics-informed neural networks", SIAM J. Sci. Comput. 43 (2021).
+    """
+    exact = sympy.sin(pi * x) * sympy.sin(4 * pi * y)
+    low, high = (-1.0, -1.0), (1.0, 1.0)
+    residual = laplacian(U) + U - (laplacian(exact) + exact)
+    return Problem(
+        name="helmholtz",
+        equation="u_xx + u_yy + u = (1 - 17 pi^2) sin(pi x) sin(4 pi y) on [-1, 1]^2, "
+        "u = 0 on its sides",
+        coordinates=(x, y),
+        fields=(u,),
+        low=low,
+        high=high,
+        conditions=(
+            Condition("pde", "pde", Region("interior", 1000), (residual,)),
+            *values_on_sides(sympy.Integer(0), low, high, 100),
+        ),
+        reference=(exact,),
+    )
+
+
+def plate() -> Problem:
+    """Kirchhoff's plate, simply supported, under a sinusoidal load; fourth order.
+
+    Navier's solution (Timoshenko, Woinowsky-Krieger, "Theory of Plates and Shells", 1959,
+    section 27), in units of the side, of the bending stiffness and of the largest deflection.
+    """
+    poisson_ratio = sympy.Rational(3, 10)
+    exact = sympy.sin(pi * x) * sympy.sin(pi * y)
+    load = 4 * pi**4 * exact
+    across_x, across_y = ({x: 0.0}, {x: 1.0}), ({y: 0.0}, {y: 1.0})
+    edges_x = Region("edges_x", 200, faces=across_x)
+    edges_y = Region("edges_y", 200, faces=across_y)
+    edges = Region("edges", 400, faces=across_x + across_y)
+    moment_x = W.diff(x, 2) + poisson_ratio * W.diff(y, 2)
+    moment_y = W.diff(y, 2) + poisson_ratio * W.diff(x, 2)
+    return Problem(
+        name="plate",
+        equation="w_xxxx + 2 w_xxyy + w_yyyy = 4 pi^4 sin(pi x) sin(pi y) on the unit square, "
+        "w = 0 and no bending moment, w_nn + 0.3 w_tt = 0, on its edges",
+        coordinates=(x, y),
+        fields=(w,),
+        low=(0.0, 0.0),
+        high=(1.0, 1.0),
+        conditions=(
+            Condition(
+                "pde", "pde", Region("interior", 1000), (laplacian(laplacian(W)).doit() - load,)
+            ),
+            Condition("deflection", "boundary", edges, (W,)),
+            Condition("moment_x", "boundary", edges_x, (moment_x,)),
+            Condition("moment_y", "boundary", edges_y, (moment_y,)),
+        ),
+        reference=(exact,),
+    )

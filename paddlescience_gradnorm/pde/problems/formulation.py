@@ -1,0 +1,341 @@
+"""What a problem is made of: regions, conditions in them, unknown coefficients, a solution."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Callable, Union
+
+import numpy as np
+import paddle
+import sympy
+from sympy.core.function import UndefinedFunction
+
+from paddlescience_gradnorm import arguments
+from paddlescience_gradnorm.pde.problems.sampled_problem import SampledProblem, numerical
+from paddlescience_gradnorm.pde.residual import Network, Residual
+from paddlescience_gradnorm.pde.sampling import sample_face
+
+KINDS = ("pde", "boundary", "initial", "data")
+# For which the numbers of points in regions are given.
+INTERIOR_POINTS = 1000
+EVALUATION_POINTS = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Where conditions hold. Those in one region share their points.
+
+    Attributes:
+        name: By which the number of points can be chosen.
+        n_points: Number of points where the interior has 1,000.
+        faces: For each face, the coordinates that are fixed on it and their values; points are
+            shared out by length or area. None for the whole box.
+        periodic: Instead of faces, a coordinate: points are on the box's low face in it, and a
+            condition is on what an expression is there minus what it is opposite.
+
+    Example:
+        >>> x, y = sympy.symbols("x y")
+        >>> walls = Region("walls", 100, faces=({x: 0.0}, {x: 1.0}))
+    """
+
+    name: str
+    n_points: int
+    faces: tuple[Mapping[sympy.Symbol, float], ...] = ()
+    periodic: sympy.Symbol | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """A loss: expressions that vanish in a region, or measurements there.
+
+    Attributes:
+        name: Of the loss.
+        kind: ``"pde"``, ``"boundary"``, ``"initial"`` or ``"data"``.
+        region: Where it holds.
+        expressions: What vanishes, sympy expressions in coordinates, fields, their derivatives
+            and unknown coefficients. For data: what is measured, quantities of the problem.
+        noise: Of data, the standard deviation of the normal noise on it.
+    """
+
+    name: str
+    kind: str
+    region: Region
+    expressions: tuple[sympy.Expr, ...]
+    noise: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Unknown:
+    """A coefficient to be found from data.
+
+    Attributes:
+        name: Of the coefficient.
+        symbol: The symbol in the conditions, which is the parameter to be trained.
+        initial: Where the parameter starts.
+        value: The coefficient as an expression in the symbol, such as ``sympy.exp(symbol)``
+            for one that has to stay positive and is small.
+        true: The coefficient's value in the solution.
+    """
+
+    name: str
+    symbol: sympy.Symbol
+    initial: float
+    value: sympy.Expr
+    true: float
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A differential equation with its conditions and its solution.
+
+    Attributes:
+        name: In :data:`PROBLEMS`, or of your own.
+        equation: The equation and what matters of the domain, for people.
+        coordinates: Sympy symbols, the network's inputs.
+        fields: Sympy functions, the network's outputs.
+        low: Lower corner of the domain, a box.
+        high: Upper corner.
+        conditions: The losses, in their order.
+        reference: The solution: expressions in the coordinates, one for each quantity; or a
+            function from points of shape [N, d] to an array of shape [N, number of quantities].
+        quantities: What is evaluated, by name: expressions in fields and their derivatives. The
+            fields, unless given.
+        unknowns: Coefficients to be found.
+
+    Raises:
+        TypeError: The expressions of a condition are no tuple, or a number of points no integer.
+        ValueError: The parts do not fit together.
+
+    Example:
+        >>> x = sympy.Symbol("x")
+        >>> u = sympy.Function("u")
+        >>> ends = Region("ends", 2, faces=({x: 0.0}, {x: 1.0}))
+        >>> bar = Problem(
+        ...     "bar", "u'' = 2, u(0) = 0, u(1) = 1", (x,), (u,), (0.0,), (1.0,),
+        ...     conditions=(
+        ...         Condition("pde", "pde", Region("interior", 1000), (u(x).diff(x, 2) - 2,)),
+        ...         Condition("boundary", "boundary", ends, (u(x) - x,)),
+        ...     ),
+        ...     reference=(x**2,),
+        ... )
+        >>> bar.solution(np.array([[0.5], [1.0]])).tolist()
+        [[0.25], [1.0]]
+        >>> bar.relative_errors(lambda points: 1.5 * points**2)["u"].__round__(6)
+        0.5
+    """
+
+    name: str
+    equation: str
+    coordinates: tuple[sympy.Symbol, ...]
+    fields: tuple[UndefinedFunction, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    conditions: tuple[Condition, ...]
+    reference: Union[Sequence[sympy.Expr], Callable[[np.ndarray], np.ndarray]]
+    quantities: Mapping[str, sympy.Expr] = field(default_factory=dict)
+    unknowns: tuple[Unknown, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.quantities:
+            fields = {str(f): f(*self.coordinates) for f in self.fields}
+            object.__setattr__(self, "quantities", fields)
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        for what, names in (
+            ("conditions", [condition.name for condition in self.conditions]),
+            ("regions", [region.name for region in self.regions]),
+            ("unknowns", [unknown.name for unknown in self.unknowns]),
+        ):
+            if len(set(names)) < len(names) or (what == "conditions" and not names):
+                raise ValueError(f"{what} must have names of their own, one at least, got {names}")
+        if not len(self.coordinates) == len(self.low) == len(self.high):
+            raise ValueError(
+                f"low and high must have a number for each of the coordinates {self.coordinates}, "
+                f"got {self.low} and {self.high}"
+            )
+        for condition in self.conditions:
+            self._check_condition(condition)
+        for region in self.regions:
+            self._check_region(region)
+        for unknown in self.unknowns:
+            if not any(e.has(unknown.symbol) for c in self.conditions for e in c.expressions):
+                raise ValueError(
+                    f"unknown {unknown.name!r} must be in a condition by its symbol "
+                    f"{unknown.symbol}, which is in none"
+                )
+        if not callable(self.reference) and len(self.reference) != len(self.quantities):
+            raise ValueError(
+                f"reference must have an expression for each of the quantities "
+                f"{list(self.quantities)}, got {self.reference}"
+            )
+
+    def _check_condition(self, condition: Condition) -> None:
+        if not isinstance(condition.expressions, tuple) or not condition.expressions:
+            raise TypeError(
+                f"expressions of condition {condition.name!r} must be a tuple of at least one, "
+                f"got {condition.expressions!r}"
+            )
+        if condition.kind not in KINDS:
+            raise ValueError(
+                f"kind of condition {condition.name!r} must be one of {KINDS}, "
+                f"got {condition.kind!r}"
+            )
+        unmeasured = set(condition.expressions) - set(self.quantities.values())
+        if condition.kind == "data" and unmeasured:
+            raise ValueError(
+                f"expressions of the data {condition.name!r} must be quantities of the "
+                f"problem, {list(self.quantities.values())}, got {unmeasured}"
+            )
+        if condition.noise < 0 or (condition.noise and condition.kind != "data"):
+            raise ValueError(
+                f"noise of condition {condition.name!r} must not be negative, and 0 where the "
+                f"kind is not 'data', got {condition.noise} for {condition.kind!r}"
+            )
+
+    def _check_region(self, region: Region) -> None:
+        arguments.integer(f"n_points of region {region.name!r}", region.n_points, at_least=1)
+        fixed = {symbol for face in region.faces for symbol in face}
+        fixed |= {region.periodic} - {None}
+        if not fixed <= set(self.coordinates) or (region.faces and region.periodic):
+            raise ValueError(
+                f"region {region.name!r} must have faces or be periodic, in coordinates of "
+                f"{self.coordinates}, got faces {region.faces} and periodic {region.periodic}"
+            )
+
+    @functools.cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions of all conditions, in their order."""
+        return tuple(dict.fromkeys(condition.region for condition in self.conditions))
+
+    def solution(self, points: np.ndarray) -> np.ndarray:
+        """The quantities in the solution.
+
+        Args:
+            points: In the domain, shape [N, d].
+
+        Returns:
+            Float64, shape [N, number of quantities].
+
+        Raises:
+            ValueError: The points have another shape or lie outside the domain.
+        """
+        points = np.asarray(points, dtype=np.float64)
+        if points.ndim != 2 or points.shape[1] != len(self.low):
+            raise ValueError(f"points must have shape [N, {len(self.low)}], got {points.shape}")
+        inside = np.clip(points, self.low, self.high)
+        # Points on a face may have been rounded to float32.
+        if not np.allclose(points, inside, rtol=1e-6, atol=0):
+            raise ValueError(
+                f"points must lie between {self.low} and {self.high}, got some from "
+                f"{points.min(axis=0)} to {points.max(axis=0)}"
+            )
+        return self._reference_function(inside)
+
+    @functools.cached_property
+    def _reference_function(self) -> Callable[[np.ndarray], np.ndarray]:
+        if callable(self.reference):
+            return self.reference
+        return numerical(self.reference, self.coordinates)
+
+    def sample(
+        self,
+        n_points: int = INTERIOR_POINTS,
+        seed: int = 0,
+        points: Mapping[str, int] | None = None,
+    ) -> SampledProblem:
+        """Points in every region, data, and the losses there.
+
+        Args:
+            n_points: Number of points in the interior. Regions on the boundary get theirs in
+                proportion; the number of measurements is the problem's own.
+            seed: Of points and noise.
+            points: Numbers for regions by name, instead of those.
+
+        Returns:
+            The losses as a layer, whose parameters are the unknown coefficients.
+
+        Raises:
+            TypeError: A number is no integer.
+            ValueError: A number is below 1, or ``points`` names no region.
+
+        Example:
+            >>> from paddlescience_gradnorm import FCNet
+            >>> from paddlescience_gradnorm.pde.problems import problem
+            >>> training = problem("heat").sample(500, seed=1, points={"data": 50})
+            >>> {name: len(p) for name, p in training.points.items()}
+            {'interior': 500, 'boundary': 100, 'initial': 50, 'data': 50}
+            >>> list(training.losses(FCNet(2, 1, 3, 16)))
+            ['pde', 'boundary', 'initial', 'data']
+        """
+        arguments.integer("n_points", n_points, at_least=1)
+        arguments.integer("seed", seed, at_least=0)
+        measured = {c.region.name for c in self.conditions if c.kind == "data"}
+        counts = {
+            region.name: region.n_points
+            if region.name in measured
+            else max(1, round(region.n_points * n_points / INTERIOR_POINTS))
+            for region in self.regions
+        }
+        for name, count in (points or {}).items():
+            if name not in counts:
+                raise ValueError(
+                    f"points has {name!r}, which is no region of {self.name}; its regions are "
+                    f"{list(counts)}"
+                )
+            counts[name] = arguments.integer(f"points[{name!r}]", count, at_least=1)
+        return SampledProblem(self, counts, seed)
+
+    def sample_region(self, region: Region, n: int, seed: int) -> np.ndarray:
+        """Points of a region, shape [N, d]; of a periodic one those on the low face.
+
+        As many as asked for, but one for each face at least.
+        """
+        axes = {symbol: k for k, symbol in enumerate(self.coordinates)}
+        if region.periodic is not None:
+            faces = [{axes[region.periodic]: self.low[axes[region.periodic]]}]
+        else:
+            faces = [{axes[s]: value for s, value in face.items()} for face in region.faces or [{}]]
+        extent = np.array(self.high) - self.low
+        sizes = [np.prod(np.delete(extent, list(face))) for face in faces]
+        shares = np.diff(np.round(n * np.cumsum([0.0, *sizes]) / np.sum(sizes))).astype(int)
+        seeds = np.random.SeedSequence(seed).generate_state(len(faces))
+        return np.concatenate(
+            [
+                sample_face(max(1, int(share)), self.low, self.high, face, seed=int(face_seed))
+                for share, face, face_seed in zip(shares, faces, seeds)
+            ]
+        )
+
+    def relative_errors(self, network: Network) -> dict[str, float]:
+        """Relative L2 error of every quantity, at 10,000 random points, always the same.
+
+        Args:
+            network: Maps points of shape [N, d] to fields of shape [N, number of fields].
+
+        Returns:
+            Quantity -> the norm of its error over the norm of the solution.
+
+        Example:
+            >>> from paddlescience_gradnorm.pde.problems import problem
+            >>> problem("laplace").relative_errors(lambda points: 0.0 * points[:, :1])
+            {'u': 1.0}
+        """
+        points, truth = self._evaluation
+        with paddle.no_grad():
+            found = self._quantities(network, paddle.to_tensor(points, paddle.get_default_dtype()))
+        errors = np.concatenate([f.numpy() for f in found], axis=1) - truth
+        norms = np.linalg.norm(errors, axis=0) / np.linalg.norm(truth, axis=0)
+        return dict(zip(self.quantities, norms.tolist()))
+
+    @functools.cached_property
+    def _evaluation(self) -> tuple[np.ndarray, np.ndarray]:
+        uniform = np.random.default_rng(0).random((EVALUATION_POINTS, len(self.low)))
+        points = self.low + (np.array(self.high) - self.low) * uniform
+        return points, self.solution(points)
+
+    @functools.cached_property
+    def _quantities(self) -> Residual:
+        return Residual(list(self.quantities.values()), self.coordinates, self.fields)

@@ -1,0 +1,79 @@
+"""Inverse problems: coefficients from measurements of the solution."""
+
+from __future__ import annotations
+
+import sympy
+from sympy import pi
+
+from paddlescience_gradnorm.pde.problems import reference_solutions
+from paddlescience_gradnorm.pde.problems.elliptic import laplacian
+from paddlescience_gradnorm.pde.problems.formulation import Condition, Problem, Region, Unknown
+
+x, y, t = sympy.symbols("x y t")
+u = sympy.Function("u")
+
+
+def burgers_inverse() -> Problem:
+    """Burgers' equation with unknown coefficients and 300 measurements.
+
+    As in Raissi, Perdikaris, Karniadakis, "Physics-informed neural networks", J. Comput. Phys.
+    378 (2019), the trained parameter behind l2 is its logarithm, which starts from -6: l2 stays
+    positive, and a step changes it in proportion. l1 is trained itself and starts from 0.
+    """
+    field = u(x, t)
+    l1, log_l2 = sympy.symbols("l1 log_l2")
+    residual = field.diff(t) + l1 * field * field.diff(x) - sympy.exp(log_l2) * field.diff(x, 2)
+    ends = Region("boundary", 100, faces=({x: -1.0}, {x: 1.0}))
+    start = Region("initial", 100, faces=({t: 0.0},))
+    return Problem(
+        name="burgers_inverse",
+        equation="u_t + l1 u u_x = l2 u_xx for x in [-1, 1], t in [0, 1], u = 0 at the ends, "
+        "u = -sin(pi x) at first, u measured; l1 = 1, l2 = 0.01 / pi",
+        coordinates=(x, t),
+        fields=(u,),
+        low=(-1.0, 0.0),
+        high=(1.0, 1.0),
+        conditions=(
+            Condition("pde", "pde", Region("interior", 1000), (residual,)),
+            Condition("initial", "initial", start, (field + sympy.sin(pi * x),)),
+            Condition("boundary", "boundary", ends, (field,)),
+            Condition("data", "data", Region("data", 300), (field,)),
+        ),
+        reference=reference_solutions.burgers,
+        unknowns=(
+            Unknown("l1", l1, 0.0, l1, 1.0),
+            Unknown(
+                "l2", log_l2, -6.0, sympy.exp(log_l2), float(reference_solutions.BURGERS_VISCOSITY)
+            ),
+        ),
+    )
+
+
+def helmholtz_inverse() -> Problem:
+    """Helmholtz' equation with an unknown wavenumber and 100 measurements.
+
+    k is 3 and starts from 1. With sin(pi x) sin(pi y) for its solution the term with k is
+    about half of the Laplacian, and k can be told. (With k = 1 and sin(pi x) sin(4 pi y), the
+    field of :func:`helmholtz`, it is less than a hundredth.)
+    """
+    field = u(x, y)
+    k = sympy.Symbol("k")
+    exact = sympy.sin(pi * x) * sympy.sin(pi * y)
+    residual = laplacian(field) + k**2 * field - (laplacian(exact) + 9 * exact)
+    sides = ({x: -1.0}, {x: 1.0}, {y: -1.0}, {y: 1.0})
+    return Problem(
+        name="helmholtz_inverse",
+        equation="u_xx + u_yy + k^2 u = (9 - 2 pi^2) sin(pi x) sin(pi y) on [-1, 1]^2, u = 0 "
+        "on its sides, u measured; k = 3",
+        coordinates=(x, y),
+        fields=(u,),
+        low=(-1.0, -1.0),
+        high=(1.0, 1.0),
+        conditions=(
+            Condition("pde", "pde", Region("interior", 1000), (residual,)),
+            Condition("boundary", "boundary", Region("boundary", 400, faces=sides), (field,)),
+            Condition("data", "data", Region("data", 100), (field,)),
+        ),
+        reference=(exact,),
+        unknowns=(Unknown("k", k, 1.0, k, 3.0),),
+    )
