@@ -163,10 +163,10 @@ class PinnRule:
     common scale c_i = mean_j(G_j) r_i ** alpha. Four things differ:
 
     - a step is in proportion to what is missing, in the logarithm, where the published rule
-      takes the sign: log w_i moves by rate * clip(log(c_i / G_i) - pull * log w_i, -1, 1),
-      with log w_i from the mean of all;
-    - ``pull`` draws the weights back to equal ones, so that they come to rest 1 / (1 + pull) of
-      the way to equal norms, and a loss with next to no gradient is not raised without end;
+      takes the sign: log w_i moves by rate * clip(e_i, -1, 1), with
+      e_i = log(c_i / G_i) - pull * log w_i less its mean over the losses;
+    - ``pull`` draws the weights back to equal ones: they come to rest 1 / (1 + pull) of the way
+      to equal norms, where w_i is in proportion to (r_i ** alpha / ||g_i||) ** (1 / (1 + pull));
     - L(0) is a moving average of the loss: an untrained network's loss means little, and what
       counts is which losses fall behind now;
     - the equations' weights are kept at or below the geometric mean of the conditions', for
@@ -189,12 +189,12 @@ class PinnRule:
     Example:
         >>> import paddle
         >>> ones = paddle.ones([3])
-        >>> norms = paddle.to_tensor([1e4, 1.0, 1.0])  # of an equation and two conditions
+        >>> norms = paddle.to_tensor([100.0, 1.0, 1.0])  # of an equation and two conditions
         >>> rule, weights = PinnRule(pull=1.0), ones
         >>> for _ in range(1000):
         ...     weights = rule.step(weights, ones, ones, norms, 0.01, 1e-3, residuals=[0]).weights
         >>> [round(w, 2) for w in weights.tolist()]
-        [0.03, 1.49, 1.49]
+        [0.14, 1.43, 1.43]
     """
 
     alpha: float = 1.0
@@ -228,15 +228,21 @@ class PinnRule:
         floor: float,
         residuals: Sequence[int] = (),
     ) -> RuleStep:
-        """A step in log w; see :meth:`Rule.step`. A loss without a gradient does not move."""
+        """A step in log w; see :meth:`Rule.step`.
+
+        A loss that is zero or has no gradient, and so nothing to be balanced, is only drawn
+        towards equal weights.
+        """
         weighted_norms = weights * gradient_norms
         powers = inverse_rate_powers(losses, references, self.alpha)
-        missing = (weighted_norms.mean() * powers / weighted_norms).log()
-        missing = paddle.where(gradient_norms > 0, missing, paddle.zeros_like(missing))
+        ratios = weighted_norms.mean() * powers / weighted_norms
+        known = (gradient_norms > 0) & (powers > 0)
+        missing = paddle.where(known, ratios, paddle.ones_like(ratios)).log()
         usable = paddle.isfinite(powers).all() & paddle.isfinite(gradient_norms).all()
         logs = weights.log()
         logs = logs - logs.mean()
-        logs = logs + (missing - logs * self.pull).clip(-1.0, 1.0) * rate
+        excess = missing - logs * self.pull
+        logs = logs + (excess - excess.mean()).clip(-1.0, 1.0) * rate
         logs = logs - logs.mean()
         limit = math.log(self.bound)
         logs = logs.clip(-limit, limit)
