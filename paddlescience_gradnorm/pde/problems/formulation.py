@@ -186,8 +186,8 @@ class Problem:
         if symbols:
             raise ValueError(
                 f"expressions of condition {condition.name!r} have the symbols {symbols}, which "
-                f"are neither coordinates {self.coordinates} nor of unknowns (one of the same name but "
-                "with other assumptions is another symbol); substitute known coefficients"
+                f"are neither coordinates {self.coordinates} nor of unknowns (one of the same name "
+                "but with other assumptions is another symbol); substitute known coefficients"
             )
         if condition.kind not in KINDS:
             raise ValueError(
