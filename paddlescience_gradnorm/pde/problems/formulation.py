@@ -166,10 +166,13 @@ class Problem:
                     f"unknown {unknown.name!r} must be in a condition by its symbol "
                     f"{unknown.symbol}, which is in none"
                 )
-        if not callable(self.reference) and len(self.reference) != len(self.quantities):
+        if not callable(self.reference) and (
+            len(self.reference) != len(self.quantities)
+            or not set().union(*(e.free_symbols for e in self.reference)) <= set(self.coordinates)
+        ):
             raise ValueError(
-                f"reference must have an expression for each of the quantities "
-                f"{list(self.quantities)}, got {self.reference}"
+                f"reference must have an expression in {self.coordinates} for each of the "
+                f"quantities {list(self.quantities)}, got {self.reference}"
             )
 
     def _check_condition(self, condition: Condition) -> None:
@@ -177,6 +180,14 @@ class Problem:
             raise TypeError(
                 f"expressions of condition {condition.name!r} must be a tuple of at least one, "
                 f"got {condition.expressions!r}"
+            )
+        known = {*self.coordinates, *(unknown.symbol for unknown in self.unknowns)}
+        symbols = set().union(*(e.free_symbols for e in condition.expressions)) - known
+        if symbols:
+            raise ValueError(
+                f"expressions of condition {condition.name!r} have the symbols {symbols}, which "
+                f"are neither coordinates {self.coordinates} nor of unknowns (one of the same name "
+                "but with other assumptions is another symbol); substitute known coefficients"
             )
         if condition.kind not in KINDS:
             raise ValueError(

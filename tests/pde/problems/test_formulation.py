@@ -172,7 +172,12 @@ def test_problems_cannot_be_changed():
             {"conditions": (Condition("pde", "pde", Region("e", 0), (U,)),)},
             "n_points of region 'e' must be at least 1, got 0",
         ),
-        ({"reference": (x, y)}, r"reference must have an expression for each .* \['u'\]"),
+        ({"reference": (x, y)}, r"reference must have an expression .* \['u'\]"),
+        ({"reference": (k * x,)}, r"reference must have an expression in \(x, y\)"),
+        (
+            {"conditions": (Condition("pde", "pde", INSIDE, (U.diff(x) - k,)),)},
+            r"expressions of condition 'pde' have the symbols \{k\}",
+        ),
         ({"unknowns": (Unknown("k", k, 1.0, k, 2.0),)}, "unknown 'k' must be in a condition"),
     ],
 )
