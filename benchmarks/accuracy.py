@@ -120,7 +120,7 @@ def train(name: str, balance: str, options: dict[str, Any], seed: int, settings:
         "error": curve[-1][2],
         "errors": errors,
         "coefficients": training.coefficients(),
-        "coefficient_errors": training.relative_errors(),
+        "coefficient_errors": training.coefficient_errors(),
         "steps": trainer.step,
         "seconds": time.perf_counter() - start,
         "curve": curve,
@@ -151,9 +151,10 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     missing = [run for run in wanted if key(run) not in done]
     with ThreadPoolExecutor(options.processes) as pool, path.open("a") as file:
         for number, run in enumerate(pool.map(run_apart, missing), 1):
-            file.write(json.dumps(run) + "\n")
-            file.flush()
-            runs.append(run)
+            if "error" in run:  # or it is tried again next time
+                file.write(json.dumps(run) + "\n")
+                file.flush()
+                runs.append(run)
             print(
                 f"{number}/{len(missing)} {run['problem']}, {run['balance']}, seed {run['seed']}: "
                 + (
@@ -198,7 +199,7 @@ def table(runs: list[dict[str, Any]], titles: dict[str, str]) -> str:
     """Markdown: a row for each problem, a column for each balance."""
     errors: dict[tuple[str, str], list[float]] = defaultdict(list)
     for run in runs:
-        errors[run["problem"], run["balance"]].append(run.get("error", math.nan))
+        errors[run["problem"], run["balance"]].append(run["error"])
     problems = list(dict.fromkeys(problem for problem, _ in errors))
     balances = list(dict.fromkeys(balance for _, balance in errors))
     lines = ["| problem | " + " | ".join(titles.get(b, b) for b in balances) + " |"]
@@ -238,8 +239,7 @@ def plot(path: Path, runs: list[dict[str, Any]], titles: dict[str, str]) -> None
 
     curves: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        if "error" in run:
-            curves[run["problem"]][run["balance"]].append(np.array(run["curve"]))
+        curves[run["problem"]][run["balance"]].append(np.array(run["curve"]))
     balances = list(
         dict.fromkeys(balance for of_problem in curves.values() for balance in of_problem)
     )
@@ -283,7 +283,9 @@ def main() -> None:
     options = parse(list(PROBLEMS), list(BALANCES))
     titles = {name: title for name, (title, _) in BALANCES.items()}
     runs = run_all(options)
-    described = table([run for run in runs if "error" in run], titles)
+    if not runs:
+        raise SystemExit("no run has come to its end")
+    described = table(runs, titles)
     (options.output / "accuracy.md").write_text(described)
     plot(options.output / "accuracy.png", runs, titles)
     print(f"\n{described}\n{platform.processor() or platform.machine()}: {options.output}")
