@@ -159,25 +159,26 @@ class GradNormRule:
 class PinnRule:
     """GradNorm's idea in a form that suits the losses of a PINN.
 
-    As in GradNorm, weights are learned that bring the gradient norms G_i = w_i ||g_i|| to the
-    common scale c_i = mean_j(G_j) r_i ** alpha. Four things differ:
+    In GradNorm the gradient norms w_i ||g_i|| are to follow r_i ** alpha, so that weights in
+    proportion to r_i ** alpha / ||g_i|| would be at rest. Here each log w_i moves towards the
+    logarithm of a target by rate * clip(log target_i - log w_i, -1, 1), all from their means.
+    Four things make that safe for a PINN:
 
-    - a step is in proportion to what is missing, in the logarithm, where the published rule
-      takes the sign: log w_i moves by rate * clip(e_i, -1, 1), with
-      e_i = log(c_i / G_i) - pull * log w_i less its mean over the losses;
-    - ``pull`` draws the weights back to equal ones: they come to rest 1 / (1 + pull) of the way
-      to equal norms, where w_i is in proportion to (r_i ** alpha / ||g_i||) ** (1 / (1 + pull));
+    - steps are in proportion to what is missing, where the published rule takes the sign: no
+      weight is driven to the floor by a fault of a few steps;
+    - the target is (r_i ** alpha / ||g_i||) ** strength: with 1/2 a compromise between equal
+      norms and equal weights, so that a loss with next to no gradient is not raised without end;
     - L(0) is a moving average of the loss: an untrained network's loss means little, and what
       counts is which losses fall behind now;
-    - the equations' weights are kept at or below the geometric mean of the conditions', for
-      it is the conditions that make a solution the right one.
+    - the equations' targets are at most the geometric mean of the conditions', for it is the
+      conditions that make a solution the right one.
 
     Args:
         alpha: Strength of the pull towards equal training rates, at least 0. Raise it where one
             loss stands still while others fall; 0 looks at gradient norms alone.
-        pull: Strength of the pull towards equal weights, at least 0. Raise it where equal
-            weights are nearly right; at 0 norms become equal.
-        bound: The largest factor between a weight and the geometric mean of all, above 1. Lower
+        strength: How far to go from equal weights towards equal norms, above 0, at most 1.
+            Lower it where equal weights are nearly right.
+        bound: The largest factor between a target and the geometric mean of all, above 1. Lower
             it where a loss is to be ignored by no means.
         memory: What a step leaves of the average that is L(0), in [0, 1). Move it towards 1 with
             the number of steps of a run; 0.999 remembers about 1,000 updates.
@@ -190,7 +191,7 @@ class PinnRule:
         >>> import paddle
         >>> ones = paddle.ones([3])
         >>> norms = paddle.to_tensor([100.0, 1.0, 1.0])  # of an equation and two conditions
-        >>> rule, weights = PinnRule(pull=1.0), ones
+        >>> rule, weights = PinnRule(strength=0.5), ones
         >>> for _ in range(1000):
         ...     weights = rule.step(weights, ones, ones, norms, 0.01, 1e-3, residuals=[0]).weights
         >>> [round(w, 2) for w in weights.tolist()]
@@ -198,15 +199,15 @@ class PinnRule:
     """
 
     alpha: float = 1.0
-    pull: float = 1.0
+    strength: float = 0.5
     bound: float = 100.0
     memory: float = 0.999
     averages: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_alpha(self.alpha)
-        if not 0 <= arguments.number("pull", self.pull) < math.inf:
-            raise ValueError(f"pull must be finite and at least 0, got {self.pull}")
+        if not 0 < arguments.number("strength", self.strength) <= 1:
+            raise ValueError(f"strength must be above 0 and at most 1, got {self.strength}")
         if not 1 < arguments.number("bound", self.bound) < math.inf:
             raise ValueError(f"bound must be finite and above 1, got {self.bound}")
         if not 0 <= arguments.number("memory", self.memory) < 1:
@@ -230,30 +231,28 @@ class PinnRule:
     ) -> RuleStep:
         """A step in log w; see :meth:`Rule.step`.
 
-        A loss that is zero or has no gradient, and so nothing to be balanced, is only drawn
-        towards equal weights.
+        A loss that is zero or has no gradient, and so nothing to be balanced, is given the
+        geometric mean of the others' targets.
         """
-        weighted_norms = weights * gradient_norms
         powers = inverse_rate_powers(losses, references, self.alpha)
-        ratios = weighted_norms.mean() * powers / weighted_norms
-        known = (gradient_norms > 0) & (powers > 0)
-        missing = paddle.where(known, ratios, paddle.ones_like(ratios)).log()
         usable = paddle.isfinite(powers).all() & paddle.isfinite(gradient_norms).all()
-        logs = weights.log()
-        logs = logs - logs.mean()
-        excess = missing - logs * self.pull
-        logs = logs + (excess - excess.mean()).clip(-1.0, 1.0) * rate
-        logs = logs - logs.mean()
-        limit = math.log(self.bound)
-        logs = logs.clip(-limit, limit)
+        targets = powers / gradient_norms
+        known = (targets > 0) & paddle.isfinite(targets)
+        logs = paddle.where(known, targets, paddle.ones_like(targets)).log() * self.strength
+        mean = logs.sum() / known.astype(logs.dtype).sum().clip(min=1)
+        logs = paddle.where(known, logs - mean, paddle.zeros_like(logs))
         if 0 < len(residuals) < len(weights):
             is_residual = paddle.zeros_like(logs)
             is_residual[list(residuals)] = 1.0
             of_conditions = logs * (1.0 - is_residual)
             highest = of_conditions.sum() / (len(weights) - len(residuals))
             logs = of_conditions + paddle.minimum(logs, highest) * is_residual
-        new = paddle.where(usable, renormalized(logs.exp(), floor), weights)
-        return RuleStep(missing.abs().sum(), new, usable)
+        limit = math.log(self.bound)
+        logs = (logs - logs.mean()).clip(-limit, limit)
+        now = weights.log()
+        missing = logs - logs.mean() - (now - now.mean())
+        new = renormalized((now + missing.clip(-1.0, 1.0) * rate).exp(), floor)
+        return RuleStep(missing.abs().sum(), paddle.where(usable, new, weights), usable)
 
 
 RULES = {"published": GradNormRule, "pinn": PinnRule}
@@ -274,7 +273,7 @@ def find_rule(rule: Union[str, Rule, None], alpha: float | None) -> Rule:
 
     Example:
         >>> find_rule(None, None), find_rule(None, 1.5)
-        (PinnRule(alpha=1.0, pull=1.0, bound=100.0, memory=0.999), GradNormRule(alpha=1.5))
+        (PinnRule(alpha=1.0, strength=0.5, bound=100.0, memory=0.999), GradNormRule(alpha=1.5))
     """
     if rule is None:
         rule = "pinn" if alpha is None else "published"

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from paddlescience_gradnorm.balancing.algorithm import (
     GradNormRule,
+    PinnRule,
+    find_rule,
     renormalized,
     settled,
     stepped,
@@ -147,3 +149,136 @@ def test_settled_weights_are_renormalised_only_after_somebodys_step():
     assert settled(acted, acted, FALSE_TRUE[True], floor=1e-3).tolist() == [3.0, 5.0]
     assert settled(moved, acted, FALSE_TRUE[True], floor=1e-3).tolist() == [0.5, 1.5]
     assert settled(moved, acted, FALSE_TRUE[False], floor=1e-3).tolist() == [3.0, 5.0]
+
+
+def many_steps(rule, n, losses, references, norms, residuals=(), weights=None):
+    weights = paddle.ones([len(norms)], "float64") if weights is None else weights
+    losses, references, norms = tensors(losses, references, norms)
+    for _ in range(n):
+        weights = rule.step(weights, losses, references, norms, 0.01, 1e-6, residuals).weights
+    return weights.numpy()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
+def test_pinn_rule_rests_part_of_the_way_to_equal_norms(alpha, strength):
+    losses, references, norms = np.array([[0.5, 2, 1], [1, 1, 3], [10.0, 0.1, 1]])
+    weights = many_steps(PinnRule(alpha, strength), 3000, losses, references, norms)
+    rates = losses / references
+    expected = ((rates / rates.mean()) ** alpha / norms) ** strength
+    np.testing.assert_allclose(weights, expected * 3 / expected.sum(), rtol=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(steps(), st.floats(0.1, 1))
+def test_a_step_of_the_pinn_rule_is_bounded_in_the_logarithm(step, strength):
+    alpha, *arrays = step
+    weights, losses, references, norms = tensors(*arrays)
+    weights = weights * len(weights) / weights.sum()
+    rule = PinnRule(alpha, strength, bound=1e6)
+    new = rule.step(weights, losses, references, norms, 0.01, 1e-9, (0,))
+    assert bool(new.usable)
+    change = np.diff(np.log(new.weights.numpy()) - np.log(weights.numpy()))
+    assert (np.abs(change) <= 0.02 + 1e-6).all()
+    np.testing.assert_allclose(new.weights.numpy().sum(), len(norms), rtol=1e-12)
+
+
+def test_equal_norms_and_rates_leave_equal_weights():
+    ones = paddle.ones([3], "float64")
+    step = PinnRule().step(ones, ones, ones, 5 * ones, 0.01, 1e-3, (0,))
+    np.testing.assert_allclose(step.weights.numpy(), [1, 1, 1], rtol=1e-12)
+    assert step.loss.item() == 0
+
+
+def test_equations_stay_below_the_mean_of_the_conditions():
+    norms = [1e-6, 1e-6, 1.0, 2.0, 0.5]  # asks for a large weight of the first two
+    ones = np.ones(5)
+    weights = many_steps(PinnRule(), 3000, ones, ones, norms, residuals=(0, 1))
+    highest = np.exp(np.log(weights[2:]).mean())
+    np.testing.assert_allclose(weights[:2], highest, rtol=1e-6)
+    of_conditions = np.array(norms[2:]) ** -0.5
+    np.testing.assert_allclose(
+        weights[2:] / weights[2], of_conditions / of_conditions[0], rtol=1e-2
+    )
+
+
+def test_where_all_losses_are_equations_none_is_held_down():
+    weights = many_steps(PinnRule(), 3000, [1, 1], [1, 1], [1, 16], residuals=(0, 1))
+    np.testing.assert_allclose(weights, [1.6, 0.4], rtol=1e-6)
+
+
+def test_bound_of_the_pinn_rule():
+    weights = many_steps(PinnRule(strength=1.0, bound=5), 2000, [1, 1], [1, 1], [1, 1e9])
+    np.testing.assert_allclose(weights[0] / weights[1], 25, rtol=1e-6)
+
+
+@pytest.mark.parametrize("losses, norms", [([1, 0], [1, 1]), ([1, 1], [9, 0]), ([1, 0], [9, 0])])
+def test_a_loss_that_is_zero_gets_the_mean_of_the_others(losses, norms):
+    start = paddle.to_tensor([0.5, 1.5], dtype="float64")
+    weights = many_steps(PinnRule(), 3000, losses, [1, 1], norms, weights=start)
+    np.testing.assert_allclose(weights, [1, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "losses, references, norms",
+    [
+        ([np.nan, 1], [1, 1], [1, 1]),
+        ([np.inf, 1], [1, 1], [1, 1]),
+        ([-1, 2], [1, 1], [1, 1]),
+        ([1, 1], [0, 1], [1, 1]),
+        ([0, 0], [1, 1], [1, 1]),
+        ([1, 1], [1, 1], [np.nan, 1]),
+        ([1, 1], [1, 1], [np.inf, 1]),
+    ],
+)
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_the_pinn_rule_stays_where_numbers_have_no_meaning(losses, references, norms, alpha):
+    weights, *others = tensors([0.25, 1.75], losses, references, norms)
+    step = PinnRule(alpha).step(weights, *others, 0.01, 1e-3, (0,))
+    assert not bool(step.usable)
+    assert step.weights.tolist() == [0.25, 1.75]
+
+
+def test_published_references_are_the_first_losses_that_can_be():
+    rule = GradNormRule(1.0)
+    references, first, second = tensors([0, 0, 0, 0], [2, 0, np.nan, np.inf], [3, 4, 5, -1])
+    references = rule.references(references, first)
+    assert references.tolist() == [2, 0, 0, 0]
+    assert rule.references(references, second).tolist() == [2, 4, 5, 0]
+
+
+def test_references_of_the_pinn_rule_are_averages():
+    rule = PinnRule(memory=0.75)
+    references, first, second = tensors([0, 0, 0], [2, 0, np.nan], [6, 4, 5])
+    references = rule.references(references, first)
+    assert references.tolist() == [2, 0, 0]
+    references = rule.references(references, second)
+    assert references.tolist() == [3, 4, 5]
+    assert rule.references(references, first).tolist() == [2.75, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "options", [{"strength": 0}, {"bound": 1}, {"memory": 1.0}, {"alpha": -1}, {"strength": np.inf}]
+)
+def test_options_of_the_pinn_rule_out_of_range(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name} must .* got {value}"):
+        PinnRule(**options)
+
+
+def test_rules_by_name_and_by_alpha():
+    assert find_rule(None, None) == find_rule("pinn", None) == PinnRule()
+    assert find_rule(None, 0.5) == find_rule("published", 0.5) == GradNormRule(0.5)
+    assert find_rule("pinn", 0.5) == PinnRule(alpha=0.5)
+    assert find_rule(PinnRule(strength=0.3), None) == PinnRule(strength=0.3)
+
+
+def test_rules_that_are_none_are_named():
+    with pytest.raises(ValueError, match="rule must be one of 'published', 'pinn', got 'gradnorm'"):
+        find_rule("gradnorm", 1.0)
+    with pytest.raises(TypeError, match="alpha is missing: the published rule"):
+        find_rule("published", None)
+    with pytest.raises(TypeError, match=r"rule must be .* got 3"):
+        find_rule(3, None)
+    with pytest.raises(ValueError, match=r"alpha is 1.0, but PinnRule.* has its own"):
+        find_rule(PinnRule(), 1.0)
