@@ -215,6 +215,8 @@ class PinnRule:
 
     def references(self, references: paddle.Tensor, losses: paddle.Tensor) -> paddle.Tensor:
         """The moving average of each loss, over the steps on which it is finite and above zero."""
+        if not paddle.is_grad_enabled() and operators.apply_to(references, losses):
+            return operators.pinn_references(references, losses, self.memory)
         average = references + (losses - references) * (1.0 - self.memory)
         average = paddle.where(references > 0, average, losses)
         return paddle.where(_can_be_reference(losses), average, references)
@@ -234,6 +236,10 @@ class PinnRule:
         A loss that is zero or has no gradient, and so nothing to be balanced, is given the
         geometric mean of the others' targets.
         """
+        tensors = (weights, losses, references, gradient_norms)
+        if not paddle.is_grad_enabled() and operators.apply_to(*tensors):
+            options = (self.alpha, self.strength, self.bound, rate, floor)
+            return RuleStep(*operators.pinn_step(*tensors, options, residuals))
         powers = inverse_rate_powers(losses, references, self.alpha)
         usable = paddle.isfinite(powers).all() & paddle.isfinite(gradient_norms).all()
         targets = powers / gradient_norms

@@ -133,6 +133,26 @@ def rule(
     return _run_custom_op("gradnorm_rule", *tensors, _bits(alpha))
 
 
+def pinn_references(
+    references: paddle.Tensor, losses: paddle.Tensor, memory: float
+) -> paddle.Tensor:
+    """The same as ``PinnRule.references``."""
+    return _run_custom_op("gradnorm_pinn_references", references, losses, _bits(memory))[0]
+
+
+def pinn_step(
+    weights: paddle.Tensor,
+    losses: paddle.Tensor,
+    references: paddle.Tensor,
+    gradient_norms: paddle.Tensor,
+    options: Sequence[float],
+    residuals: Sequence[int],
+) -> list[paddle.Tensor]:
+    """The fields of ``PinnRule.step``; options are alpha, strength, bound, rate, floor."""
+    tensors = (weights, losses, references, gradient_norms)
+    return _run_custom_op("gradnorm_pinn_step", *tensors, *map(_bits, options), list(residuals))
+
+
 def renormalized(weights: paddle.Tensor, floor: float) -> paddle.Tensor:
     """The same as that of ``balancing.algorithm``, like the next two."""
     return _run_custom_op("gradnorm_renormalized", weights, _bits(floor))[0]

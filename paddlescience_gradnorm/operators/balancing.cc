@@ -103,6 +103,79 @@ std::vector<Tensor> Rule(const Tensor& weights, const Tensor& losses,
   return {loss, gradient, usable};
 }
 
+std::vector<Tensor> PinnReferences(const Tensor& references, const Tensor& losses,
+                                   int64_t memory_bits) {
+  auto result = paddle::empty(references.shape(), references.dtype(), references.place());
+  PD_DISPATCH_FLOATING_TYPES(references.dtype(), "gradnorm_pinn_references", ([&] {
+    const data_t *then = references.data<data_t>(), *now = losses.data<data_t>();
+    for (int64_t i = 0; i < references.numel(); ++i) {
+      const bool valid = std::isfinite(now[i]) && now[i] > 0;
+      const double average = then[i] + (double(now[i]) - then[i]) * (1 - real(memory_bits));
+      result.data<data_t>()[i] = !valid ? then[i] : then[i] > 0 ? data_t(average) : now[i];
+    }
+  }));
+  return {result};
+}
+
+std::vector<Tensor> PinnStep(const Tensor& weights, const Tensor& losses, const Tensor& references,
+                             const Tensor& gradient_norms, int64_t alpha_bits,
+                             int64_t strength_bits, int64_t bound_bits, int64_t rate_bits,
+                             int64_t floor_bits, const std::vector<int64_t>& residuals) {
+  const int64_t n = weights.numel();
+  const double alpha = real(alpha_bits), limit = std::log(real(bound_bits));
+  auto loss = paddle::empty({}, weights.dtype(), weights.place());
+  auto result = paddle::empty(weights.shape(), weights.dtype(), weights.place());
+  auto usable = paddle::empty({}, DataType::BOOL, weights.place());
+  PD_DISPATCH_FLOATING_TYPES(weights.dtype(), "gradnorm_pinn_step", ([&] {
+    const data_t *w = weights.data<data_t>(), *value = losses.data<data_t>(),
+                 *reference = references.data<data_t>(), *norm = gradient_norms.data<data_t>();
+    std::vector<double> target(n), now(n);
+    const auto centre = [n](std::vector<double>& logs) {
+      double mean = 0;
+      for (double x : logs) mean += x / n;
+      for (double& x : logs) x -= mean;
+    };
+    double mean_ratio = 0, mean = 0;
+    for (int64_t i = 0; i < n; ++i) mean_ratio += double(value[i]) / reference[i] / n;
+    bool finite = true;
+    int64_t n_known = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      // By way of the root, which is NaN for a negative rate, whatever alpha.
+      const double root = std::sqrt(double(value[i]) / reference[i] / mean_ratio);
+      const double power = std::pow(root, 2 * alpha) + (alpha == 0 ? 0 * root : 0);
+      finite = finite && std::isfinite(power) && std::isfinite(norm[i]);
+      const double ratio = power / norm[i];
+      const bool known = ratio > 0 && std::isfinite(ratio);
+      target[i] = known ? std::log(ratio) * real(strength_bits) : NAN;
+      if (known) mean += target[i], ++n_known;
+      now[i] = std::log(double(w[i]));
+    }
+    for (double& x : target) x = std::isnan(x) ? 0 : x - mean / n_known;
+    if (!residuals.empty() && int64_t(residuals.size()) < n) {
+      double highest = 0;
+      for (double x : target) highest += x;
+      for (int64_t i : residuals) highest -= target[i];
+      highest /= n - residuals.size();
+      for (int64_t i : residuals) target[i] = std::min(target[i], highest);
+    }
+    centre(target);
+    for (double& x : target) x = std::clamp(x, -limit, limit);
+    centre(target);
+    centre(now);
+    double total = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const double missing = target[i] - now[i];
+      total += std::abs(missing);
+      result.data<data_t>()[i] = finite
+          ? data_t(w[i] * std::exp(std::clamp(missing, -1., 1.) * real(rate_bits))) : w[i];
+    }
+    if (finite) renormalize(result.data<data_t>(), n, real(floor_bits));
+    *loss.data<data_t>() = total;
+    *usable.data<bool>() = finite;
+  }));
+  return {loss, result, usable};
+}
+
 std::vector<Tensor> Renormalized(const Tensor& weights, int64_t floor_bits) {
   const int64_t n = weights.numel();
   auto result = paddle::empty(weights.shape(), weights.dtype(), weights.place());
@@ -158,15 +231,19 @@ std::vector<DataType> MeasuredDtype(const DataType& weights, const DataType& fac
   return {weights, weights, weights};
 }
 
-std::vector<Shape> RuleShape(const Shape& weights, const Shape& losses, const Shape& initial_losses,
+std::vector<Shape> StepShape(const Shape& weights, const Shape& losses, const Shape& initial_losses,
                              const Shape& gradient_norms) {
   return {{}, weights, {}};
 }
 
-std::vector<DataType> RuleDtype(const DataType& weights, const DataType& losses,
+std::vector<DataType> StepDtype(const DataType& weights, const DataType& losses,
                                 const DataType& initial_losses, const DataType& gradient_norms) {
   return {weights, weights, DataType::BOOL};
 }
+
+std::vector<Shape> LikeFirst(const Shape& first, const Shape& second) { return {first}; }
+
+std::vector<DataType> OfFirst(const DataType& first, const DataType& second) { return {first}; }
 
 std::vector<Shape> LikeWeights(const Shape& weights, const Shape& second, const Shape& usable) {
   return {weights};
@@ -191,8 +268,25 @@ PD_BUILD_OP(gradnorm_rule)
     .Outputs({"Loss", "WeightGradient", "Usable"})
     .Attrs({"alpha_bits: int64_t"})
     .SetKernelFn(PD_KERNEL(Rule))
-    .SetInferShapeFn(PD_INFER_SHAPE(RuleShape))
-    .SetInferDtypeFn(PD_INFER_DTYPE(RuleDtype));
+    .SetInferShapeFn(PD_INFER_SHAPE(StepShape))
+    .SetInferDtypeFn(PD_INFER_DTYPE(StepDtype));
+
+PD_BUILD_OP(gradnorm_pinn_references)
+    .Inputs({"References", "Losses"})
+    .Outputs({"Result"})
+    .Attrs({"memory_bits: int64_t"})
+    .SetKernelFn(PD_KERNEL(PinnReferences))
+    .SetInferShapeFn(PD_INFER_SHAPE(LikeFirst))
+    .SetInferDtypeFn(PD_INFER_DTYPE(OfFirst));
+
+PD_BUILD_OP(gradnorm_pinn_step)
+    .Inputs({"Weights", "Losses", "References", "GradientNorms"})
+    .Outputs({"Loss", "Result", "Usable"})
+    .Attrs({"alpha_bits: int64_t", "strength_bits: int64_t", "bound_bits: int64_t",
+            "rate_bits: int64_t", "floor_bits: int64_t", "residuals: std::vector<int64_t>"})
+    .SetKernelFn(PD_KERNEL(PinnStep))
+    .SetInferShapeFn(PD_INFER_SHAPE(StepShape))
+    .SetInferDtypeFn(PD_INFER_DTYPE(StepDtype));
 
 PD_BUILD_OP(gradnorm_renormalized)
     .Inputs({"Weights"})
