@@ -46,11 +46,12 @@ class GradNormAggregator(LossAggregator):
             the arguments below are its business.
         num_losses: Number of losses T, at least 2. The Solver has one loss for each name of an
             output, and adds up those of the same name in different constraints.
-        alpha: Strength of the pull towards equal training rates, at least 0.
+        alpha: As of :class:`LossBalancer`: with it the paper's rule, without it the PINN's.
         shared: The shared parameters, as for :class:`GradNorm`. By default the last layer's.
         options: Those of :class:`LossBalancer`: ``lr``, ``warmup_steps``, ``weight_attr``,
-            ``update_every``, ``floor``. With ``lr=None`` the Solver's optimizer steps the
-            weights: build it as ``ppsci.optimizer.Adam(1e-3)((model, aggregator.balancer))``.
+            ``update_every``, ``floor``, ``rule``, ``residuals``. With ``lr=None``, by the paper's
+            rule, the Solver's optimizer steps the weights: build it as
+            ``ppsci.optimizer.Adam(1e-3)((model, aggregator.balancer))``.
 
     Raises:
         TypeError: An argument is of the wrong type, or missing.
@@ -84,9 +85,8 @@ class GradNormAggregator(LossAggregator):
             _check_that_they_agree(model, num_losses, alpha, {"shared": shared, **options})
             self.balancer = model.balancer
         else:
-            if num_losses is None or alpha is None:
-                missing = "num_losses" if num_losses is None else "alpha"
-                raise TypeError(f"{missing} is missing, which only a GradNorm model knows itself")
+            if num_losses is None:
+                raise TypeError("num_losses is missing, which only a GradNorm model knows itself")
             arguments.integer("num_losses", num_losses, at_least=2)
             self.balancer = LossBalancer(find_shared(model, shared), num_losses, alpha, **options)
         self.names: list[str] = []

@@ -373,7 +373,7 @@ def test_a_loop_of_ones_own_needs_no_step(fc_net, make_losses):
         ({"num_losses": 2, "alpha": -1.0}, ValueError, "alpha must be .* at least 0, got -1"),
         ({"num_losses": 2, "alpha": 1.0, "lr": 0}, ValueError, "lr must be .* above 0"),
         ({"alpha": 1.0}, TypeError, "num_losses is missing"),
-        ({"num_losses": 2}, TypeError, "alpha is missing"),
+        ({"num_losses": 2, "rule": "published"}, TypeError, "alpha is missing"),
     ],
 )
 def test_bad_arguments_are_named(fc_net, arguments, error, message):

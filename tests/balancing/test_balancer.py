@@ -5,6 +5,7 @@ import paddle
 import pytest
 
 from paddlescience_gradnorm import FCNet, LossBalancer
+from paddlescience_gradnorm.balancing import GradNormRule, PinnRule
 
 NAMES = ["pde", "boundary", "data"]
 
@@ -687,3 +688,71 @@ def test_gradient_norms_are_those_of_the_unweighted_losses(fc_net, make_losses):
         np.linalg.norm(paddle.grad(loss, weight)[0].numpy()) for loss in make_losses(fc_net)
     ]
     np.testing.assert_allclose(balancer.gradient_norms.numpy(), expected, rtol=1e-5)
+
+
+def test_without_alpha_the_rule_is_made_for_pinns_and_with_it_the_papers(fc_net):
+    weight = fc_net.get_last_shared_layer()
+    assert LossBalancer(weight, 3).rule == PinnRule()
+    assert LossBalancer(weight, 3, alpha=0.5).rule == GradNormRule(0.5)
+    assert LossBalancer(weight, 3, alpha=0.5, rule="pinn").alpha == 0.5
+
+
+@pytest.mark.parametrize("method", ["backward", "step"])
+def test_the_pinn_rule_steps_by_what_was_measured(fc_net, make_losses, method):
+    weight, names = fc_net.get_last_shared_layer(), ["data", "pde", "boundary"]
+    rule = PinnRule(memory=0.5)
+    balancer = LossBalancer(weight, 3, lr=0.02, rule=rule, residuals=["pde"])
+    references = np.zeros(3)
+    for step in range(5):
+        before = paddle.to_tensor(balancer.get_weights())
+        losses = dict(zip(names, make_losses(fc_net, seed=step)))
+        values = np.array([loss.item() for loss in losses.values()])
+        if method == "step":
+            (balancer.loss_weights * paddle.stack(list(losses.values()))).sum().backward(
+                retain_graph=True
+            )
+        getattr(balancer, method)(losses)
+        references = values if step == 0 else (references + values) / 2
+        np.testing.assert_allclose(balancer.initial_losses.numpy(), references, rtol=1e-5)
+        with paddle.no_grad():
+            expected = rule.step(
+                before,
+                paddle.to_tensor(values, "float32"),
+                balancer.initial_losses,
+                balancer.gradient_norms,
+                0.02,
+                1e-3,
+                (1,),
+            )
+        np.testing.assert_allclose(balancer.get_weights(), expected.weights.numpy(), rtol=1e-6)
+    assert not np.allclose(balancer.get_weights(), 1, atol=1e-2)
+
+
+def test_a_loaded_state_continues_the_pinn_rule_as_if_never_saved(fc_net, make_losses):
+    weight = fc_net.get_last_shared_layer()
+    balancer = LossBalancer(weight, 3)
+    train(fc_net, balancer, make_losses, 5)
+    state = copy.deepcopy(balancer.state_dict())
+    fresh = LossBalancer(weight, 3)
+    fresh.set_state_dict(state)
+    for each in (balancer, fresh):
+        each.backward(make_losses(fc_net, seed=9))
+    assert (balancer.get_weights() == fresh.get_weights()).all()
+    assert (balancer.initial_losses == fresh.initial_losses).all()
+
+
+def test_residuals_that_cannot_be_are_named(fc_net, make_losses):
+    weight = fc_net.get_last_shared_layer()
+    with pytest.raises(ValueError, match="residuals has 3, but n_loss is 3"):
+        LossBalancer(weight, 3, residuals=[3])
+    with pytest.raises(TypeError, match=r"residuals must be a list .* got 'pde'"):
+        LossBalancer(weight, 3, residuals="pde")
+    balancer = LossBalancer(weight, 3, residuals=["pdf"])
+    losses = dict(zip(NAMES, make_losses(fc_net)))
+    with pytest.raises(ValueError, match=r"there is no loss 'pdf', only \['pde', 'boundary'"):
+        balancer.backward(losses)
+
+
+def test_no_optimizer_can_step_the_pinn_rule(fc_net):
+    with pytest.raises(ValueError, match=r"lr is None, but PinnRule.* pass a rate"):
+        LossBalancer(fc_net.get_last_shared_layer(), 3, lr=None)

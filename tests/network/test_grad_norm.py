@@ -399,3 +399,19 @@ def test_a_loss_that_misses_the_shared_layer_is_named(net, make_losses):
     losses["bc"] = net.linears[0].weight.mean()
     with pytest.raises(ValueError, match="loss 'bc' does not depend on the shared parameters"):
         net.backward(losses)
+
+
+def test_without_alpha_it_steps_its_weights_itself_by_the_pinn_rule(fc_net, make_losses):
+    net = GradNorm(fc_net, n_loss=3)
+    assert not any(p is net.loss_weights for p in net.parameters())
+    optimizer = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+    for step in range(20):
+        net.backward(make_losses(net, seed=step))
+        optimizer.step()
+        optimizer.clear_grad()
+    weights = net.get_weights()
+    assert (weights != 1).all()
+    # Rates differ little here: what decides is the norms.
+    norms = net.balancer.gradient_norms.numpy()
+    assert list(np.argsort(weights[1:])) == list(np.argsort(-norms[1:]))
+    assert weights[0] <= np.sqrt(weights[1] * weights[2]) * 1.0001  # the equation's
