@@ -21,7 +21,8 @@ class Checkpoints:
     Args:
         folder: The folder, which is made if it is not there. Each run, and each process of a
             distributed run, needs its own.
-        every: Steps from one checkpoint to the next, at least 1.
+        every: Steps from one checkpoint to the next, at least 1. ``None``: there is one only
+            when a run is stopped before its end.
         keep: How many stay, at least 1. An older one goes when the new one is on the disk.
 
     Raises:
@@ -43,9 +44,9 @@ class Checkpoints:
         {'step': 30}
     """
 
-    def __init__(self, folder: PathLike, every: int = 1000, keep: int = 2) -> None:
+    def __init__(self, folder: PathLike, every: int | None = 1000, keep: int = 2) -> None:
         self.folder = Path(folder)
-        self.every = arguments.integer("every", every, at_least=1)
+        self.every = None if every is None else arguments.integer("every", every, at_least=1)
         self.keep = arguments.integer("keep", keep, at_least=1)
         self._bad: set[Path] = set()
 
@@ -64,7 +65,7 @@ class Checkpoints:
 
         Raises:
             OSError: The folder cannot be made or written to.
-            ValueError: There are checkpoints of later steps, which this run has not loaded.
+            CheckpointError: There are checkpoints of later steps, which this run has not loaded.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ class Checkpoints:
             ) from error
         later = [p for p in self.paths() if _step(p) > at_step and p not in self._bad]
         if later:
-            raise ValueError(
+            raise CheckpointError(
                 f"the run is at step {at_step}, but {self.folder} holds checkpoints of later "
                 f"steps, up to {later[-1].name}; pass resume='latest' to go on from there, or "
                 "choose another folder"
@@ -89,7 +90,7 @@ class Checkpoints:
 
     def step(self, state: Any, step: int, **position: Any) -> None:
         """Write a checkpoint if it is time: see :meth:`save`. Call it at the end of a step."""
-        if step % self.every == 0:
+        if self.every is not None and step % self.every == 0:
             self.save(state, step, **position)
 
     def save(self, state: Any, step: int, **position: Any) -> None:

@@ -149,8 +149,7 @@ class _Layer:
 
     def prepare(self, state: Any) -> Apply:
         own = self.state()
-        state = _with_gradients(state, own)
-        check_like(own, state, "")
+        _check_with_gradients(own, state, own["parameters"])
         parameters = dict(_tensors(self._layer, "_parameters"))
 
         def apply() -> None:
@@ -188,8 +187,7 @@ class _Tensor:
 
     def prepare(self, state: Any) -> Apply:
         own = self.state()
-        state = _with_gradients(state, {"parameters": {"": own["value"]}, **own})
-        check_like(own, state, "")
+        _check_with_gradients(own, state, {"": own["value"]})
 
         def apply() -> None:
             copy_into(self._tensor, state["value"])
@@ -359,18 +357,17 @@ def _gradients(parameters: dict[str, paddle.Tensor]) -> dict[str, Any]:
     return found
 
 
-def _with_gradients(state: Any, own: dict[str, Any]) -> Any:
-    """The state, if its gradients belong to the parameters; own has the same names then."""
+def _check_with_gradients(own: Any, state: Any, parameters: dict[str, Values]) -> None:
+    """As ``check_like``, with a gradient for any of the parameters, or none."""
     gradients = state.get("gradients") if isinstance(state, dict) else None
     if not isinstance(gradients, dict):
-        raise CheckpointError("has no parameters with their gradients")
+        raise CheckpointError("has no gradients")
+    check_like({**own, "gradients": gradients}, state, "")
     for name, gradient in gradients.items():
-        if name not in own["parameters"]:
+        if name not in parameters:
             raise CheckpointError(f"has a gradient of {name!r}, which is no parameter here")
         if gradient != "zeros":
-            check_like(own["parameters"][name], gradient, f"the gradient of {name}")
-    own["gradients"] = gradients
-    return state
+            check_like(parameters[name], gradient, f"the gradient of {name}")
 
 
 def _set_gradients(parameters: dict[str, paddle.Tensor], gradients: dict[str, Any]) -> None:

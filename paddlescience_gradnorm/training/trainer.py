@@ -162,7 +162,7 @@ class Trainer:
                 ``ReduceLROnPlateau`` watch (by ``monitor``). It runs in evaluation mode.
             validate_every: Epochs from one call of it to the next.
             checkpoints: Where checkpoints are written: every so many steps, at the end, and
-                when something sets ``stop_training`` within an epoch.
+                when something sets ``stop_training`` in a step, such as ``StopOnSignals``.
             resume: A checkpoint to go on from: a file, or ``"latest"`` for the last one in
                 ``checkpoints`` that is not damaged. The call is then finished that was
                 interrupted: ``epochs`` counts from where that one began. Without a checkpoint
@@ -175,9 +175,9 @@ class Trainer:
             TypeError: ``epochs`` or ``validate_every`` is no integer; or as the balancer's
                 ``backward`` raises.
             ValueError: One of them is below 1; an early stop without ``validate``; ``data``
-                has no batch; the folder holds checkpoints of another run; or as the
-                balancer's ``backward`` raises.
-            CheckpointError: A checkpoint is damaged, or of another run.
+                has no batch; or as the balancer's ``backward`` raises.
+            CheckpointError: A checkpoint is damaged, or of another run; or the folder holds
+                checkpoints of later steps, which have not been loaded.
             OSError: A checkpoint cannot be read or written.
         """
         self._resumed = None
@@ -324,9 +324,8 @@ class Trainer:
                 if validate is not None and (self.epoch - first) % validate_every == 0:
                     self._validate(validate)
                 self._stopped = ended and self.stop_training
-                if checkpoints is not None and (
-                    self._stopped or (ended and self.epoch >= first + epochs)
-                ):
+                over = self._stopped or (ended and self.epoch >= first + epochs)
+                if over and checkpoints is not None and checkpoints.every is not None:
                     checkpoints.save(self._state, self.step)
         except BaseException:
             self._batch = 0  # the next call begins an epoch
