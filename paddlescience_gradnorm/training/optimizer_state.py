@@ -103,7 +103,9 @@ def prepare(optimizer: paddle.optimizer.Optimizer, loaded: Any) -> Callable[[], 
         if own["schedule"] is None:
             optimizer.set_lr(loaded["rate"])
         else:
-            optimizer._learning_rate.set_state_dict(loaded["schedule"])
+            with warnings.catch_warnings():  # Paddle takes a schedule in a warm-up for a mistake
+                warnings.simplefilter("ignore")
+                optimizer._learning_rate.set_state_dict(loaded["schedule"])
 
     return apply
 
