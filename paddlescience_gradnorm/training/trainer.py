@@ -26,6 +26,7 @@ _COUNTED: dict[type[Callback], tuple[str, ...]] = {
     EarlyStopping: ("wait_epoch", "best_value", "stopped_epoch"),
     ReduceLROnPlateau: ("cooldown_counter", "wait", "best", "epoch"),
 }
+_INTEGERS = ("wait_epoch", "stopped_epoch", "cooldown_counter", "wait", "epoch")
 
 
 class Balancer(Protocol):
@@ -125,7 +126,7 @@ class Trainer:
         self._epoch_random: dict[str, Any] | None = None
         self._first_epoch = 0  # of the running call
         self._stopped = False  # ahead of the number of epochs
-        self._resumed: list[dict[str, Any]] | None = None  # of the callbacks
+        self._resumed: dict[str, Any] | None = None  # of the callbacks
         self.extras = dict(extras or {})
         drawn_from = {k: x for k, x in self.extras.items() if not isinstance(x, _NOT_DRAWN_FROM)}
         self._sources = RunState(**drawn_from)
@@ -313,8 +314,8 @@ class Trainer:
         self._call("on_train_begin")
         if resumed is not None:  # and the callbacks have begun anew
             self._sources.prepare(loaded)()
-            for callback, counted in zip(self.callbacks, resumed):
-                _count_on(callback, counted)
+            for name, callback in _counting(self.callbacks):
+                _count_on(callback, resumed[name])
         self.net.train()
         try:
             while not self.stop_training and self.epoch < first + epochs:
@@ -480,7 +481,9 @@ class _TrainerPart:
             "names": [] if order is None else order.names,
             "named": order is not None and order.named,
             "epoch_random": trainer._epoch_random if trainer._batch else None,
-            "callbacks": [_counted(callback) for callback in trainer.callbacks],
+            "callbacks": {
+                name: _counted(callback) for name, callback in _counting(trainer.callbacks)
+            },
         }
 
     def prepare(self, state: Any) -> Callable[[], None]:
@@ -520,21 +523,31 @@ class _TrainerPart:
         return apply
 
 
-def _counted(callback: Callback) -> dict[str, Any]:
-    """What a callback has counted so far, as numbers."""
-    if hasattr(callback, "state_dict") and hasattr(callback, "set_state_dict"):
+def _counting(callbacks: Sequence[Callback]) -> Iterator[tuple[str, Callback]]:
+    """The callbacks that count something, with a name for each; others may come and go."""
+    kinds: list[str] = []
+    for callback in callbacks:
+        if _has_state(callback) or isinstance(callback, tuple(_COUNTED)):
+            kinds.append(type(callback).__name__)
+            yield f"{kinds[-1]}[{kinds.count(kinds[-1]) - 1}]", callback
+
+
+def _has_state(callback: Callback) -> bool:
+    return hasattr(callback, "state_dict") and hasattr(callback, "set_state_dict")
+
+
+def _counted(callback: Callback) -> Any:
+    """What a callback has counted so far."""
+    if _has_state(callback):
         return as_plain(callback.state_dict(), "state_dict() of a callback")
-    found = {}
-    for kind, names in _COUNTED.items():
-        if isinstance(callback, kind):
-            values = {name: getattr(callback, name) for name in names if hasattr(callback, name)}
-            # The best value may be numpy's or an integer; nothing depends on it.
-            found = {n: v if type(v) is int else float(np.asarray(v)) for n, v in values.items()}
-    return found
+    names = next(names for kind, names in _COUNTED.items() if isinstance(callback, kind))
+    # There is none of some before the run; the best value may be numpy's, or an integer.
+    values = {name: getattr(callback, name, float("nan")) for name in names}
+    return {n: v if n in _INTEGERS else float(np.asarray(v)) for n, v in values.items()}
 
 
 def _count_on(callback: Callback, counted: dict[str, Any]) -> None:
-    if hasattr(callback, "set_state_dict"):
+    if _has_state(callback):
         callback.set_state_dict(counted)
     else:
         vars(callback).update(counted)

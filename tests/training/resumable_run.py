@@ -1,13 +1,18 @@
 """A training run in a process of its own, which tests kill and resume.
 
-    python resumable_run.py FOLDER EPOCHS EVERY
+    python resumable_run.py FOLDER EPOCHS EVERY [FUNCTION NUMBER]
+
+Prints a line when it begins and one after every step. With the last two arguments it kills
+itself at that call of a function of the module os, which may be within a save.
 
 It draws from every kind of random generator, its batches come shuffled, the weights have an
 optimizer and a schedule of their own, and a coefficient of the problem is in no layer. Ends
 with all numbers in FOLDER/result.npz.
 """
 
+import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +22,24 @@ from paddlescience_gradnorm import FCNet, LossBalancer
 from paddlescience_gradnorm.training import Checkpoints, StopOnSignals, Trainer
 
 import paddle  # isort: skip, after the package that sees to its loading
+
+
+class PrintSteps(paddle.callbacks.Callback):
+    def on_train_batch_end(self, step, logs=None):
+        print(self.model.step, flush=True)
+
+
+def die_at(name, number):
+    """Have the process killed before the call of ``os.name`` of this number."""
+    function, left = getattr(os, name), [number]
+
+    def deadly(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    setattr(os, name, deadly)
 
 
 def main(folder, epochs, every):
@@ -60,7 +83,7 @@ def main(folder, epochs, every):
     )
     stop = StopOnSignals()
     trainer = Trainer(
-        net, losses, optimizers, balancer, callbacks=[stop], extras={"points": points}
+        net, losses, optimizers, balancer, callbacks=[PrintSteps(), stop], extras={"points": points}
     )
     with stop:
         print("ready", flush=True)
@@ -82,4 +105,6 @@ def main(folder, epochs, every):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 4:
+        die_at(sys.argv[4], int(sys.argv[5]))
     sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
