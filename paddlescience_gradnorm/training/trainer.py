@@ -456,6 +456,10 @@ class Trainer:
         results = {name: float(value) for name, value in validate(self.net).items()}
         self.net.train()
         self._call("on_eval_end", results)
+        for optimizer in self.optimizers:
+            # ReduceLROnPlateau sets the attribute alone, which a second step does not look at.
+            if isinstance(optimizer._learning_rate, float):
+                optimizer.set_lr(optimizer._learning_rate)
 
     def _call(self, name: str, *values: Any) -> None:
         for callback in self.callbacks:

@@ -311,6 +311,22 @@ def test_paddles_plateau_callback_finds_the_optimizer(fc_net, named_losses):
     assert trainer.optimizers[0].get_lr() == pytest.approx(0.25e-3)
 
 
+def test_the_steps_are_shorter_after_a_plateau(fc_net, named_losses):
+    sizes = []
+
+    class Measure(paddle.callbacks.Callback):
+        def on_train_batch_begin(self, step, logs=None):
+            self.before = fc_net.linears[0].weight.numpy()
+
+        def on_train_batch_end(self, step, logs=None):
+            sizes.append(np.abs(fc_net.linears[0].weight.numpy() - self.before).max())
+
+    plateau = paddle.callbacks.ReduceLROnPlateau("error", factor=0.01, patience=2, verbose=0)
+    trainer = Trainer(fc_net, named_losses, adam(fc_net), callbacks=[plateau, Measure()])
+    trainer.fit(epochs=5, validate=lambda net: {"error": 1.0})
+    assert sizes[3] < 0.02 * sizes[2]
+
+
 # Checkpoints.
 
 
