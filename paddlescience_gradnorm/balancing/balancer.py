@@ -335,7 +335,6 @@ class LossBalancer(ShieldedLayer):
                 "a checkpoint cannot be made between the micro-batches of a step; make it after "
                 "the optimizer's step"
             )
-        self._report()
         return {
             "next_step": self._next_step,
             "knows_reference": self._knows_reference,

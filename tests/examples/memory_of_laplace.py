@@ -39,7 +39,7 @@ def main(steps, points, layers, hidden_size):
     problem = pinn_laplace.Problem(points, seed=0)
     net = GradNorm(FCNet(2, 1, layers, hidden_size), n_loss=3, alpha=0.12)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints = pinn_laplace.Checkpoints(folder, every=5000)
+        checkpoints = pinn_laplace.Checkpoints(folder, every=None)
         pinn_laplace.train(net, problem, steps, 1e-2, checkpoints, None)
 
 
