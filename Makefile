@@ -6,7 +6,7 @@ VENV := .venv$(if $(PADDLE),-$(PADDLE))
 RUN := $(VENV)/bin/python
 REQUIREMENTS := $(if $(PADDLE),paddlepaddle==$(PADDLE) $(if $(filter 2.%,$(PADDLE)),'numpy<2' setuptools))
 
-.PHONY: demo rotograd-toy kovasznay test test-ppsci lint bench clean
+.PHONY: demo rotograd-toy kovasznay test test-all test-ppsci lint bench clean
 
 demo: $(VENV)/installed-plot
 	$(RUN) examples/pinn_laplace/pinn_laplace.py
@@ -18,6 +18,10 @@ kovasznay: $(VENV)/installed-plot
 	$(RUN) examples/pinn_kovasznay/pinn_kovasznay.py
 
 test: $(VENV)/installed-test
+	$(RUN) -m pytest -m 'not slow'
+
+# The slow ones too: processes that are killed, thousands of damaged files, long runs.
+test-all: $(VENV)/installed-test
 	$(RUN) -m pytest
 
 # With PaddleScience, in an environment of its own.

@@ -20,6 +20,13 @@ class PicklableLayer(paddle.nn.Layer):
     of the process.
     """
 
+    def noted(self) -> dict[str, Any]:
+        """What is remembered beside parameters and buffers, in plain types, for checkpoints."""
+        return {}
+
+    def note(self, noted: dict[str, Any]) -> None:
+        """Go on from what :meth:`noted` of an equal layer has given; types and lengths agree."""
+
     def __deepcopy__(self, memo: dict[int, Any]) -> PicklableLayer:
         # Without this, deepcopy would take the way of pickle below, which keeps the
         # parameters' names; two copies in one optimizer need different ones.

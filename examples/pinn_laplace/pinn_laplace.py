@@ -25,7 +25,14 @@ import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet, GradNorm
 from paddlescience_gradnorm.pde import Residual, sample_boundary, sample_interior
 from paddlescience_gradnorm.runtime import tune_cpu
-from paddlescience_gradnorm.training import History, ProgressBar, Trainer
+from paddlescience_gradnorm.training import (
+    CheckpointError,
+    Checkpoints,
+    History,
+    ProgressBar,
+    StopOnSignals,
+    Trainer,
+)
 
 import paddle  # isort: skip, after the package that sees to its loading
 
@@ -68,8 +75,18 @@ class Problem:
         }
 
 
-def train(net: paddle.nn.Layer, problem: Problem, epochs: int, learning_rate: float) -> History:
-    """Train in place, by one step an epoch; what every step has measured."""
+def train(
+    net: paddle.nn.Layer,
+    problem: Problem,
+    epochs: int,
+    learning_rate: float,
+    checkpoints: Checkpoints,
+    resume: str | None,
+) -> History:
+    """Train in place, by one step an epoch; what every step has measured.
+
+    SIGINT and SIGTERM end the program after the step, with a checkpoint.
+    """
     schedule = paddle.optimizer.lr.CosineAnnealingDecay(learning_rate, T_max=epochs)
     groups = net.parameters()
     if isinstance(net, GradNorm):
@@ -78,8 +95,14 @@ def train(net: paddle.nn.Layer, problem: Problem, epochs: int, learning_rate: fl
             {"params": [net.loss_weights], "learning_rate": WEIGHTS_RATE},
         ]
     optimizer = paddle.optimizer.Adam(schedule, parameters=groups)
-    trainer = Trainer(net, problem.losses, optimizer, callbacks=[ProgressBar(unit="epoch")])
-    return trainer.fit(epochs=epochs)
+    with StopOnSignals() as stop:
+        callbacks = [ProgressBar(unit="epoch"), stop]
+        trainer = Trainer(net, problem.losses, optimizer, callbacks=callbacks)
+        history = trainer.fit(epochs=epochs, checkpoints=checkpoints, resume=resume)
+    if stop.received:
+        print(f"stopped at step {trainer.step}; go on with --resume latest", flush=True)
+        raise SystemExit(stop.exit_code)
+    return history
 
 
 def errors(net: paddle.nn.Layer, n: int = 101) -> tuple[np.ndarray, np.ndarray]:
@@ -126,8 +149,14 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     if options.balance == "gradnorm":
         net = GradNorm(net, n_loss=len(LOSSES), alpha=options.alpha)
 
+    checkpoints = Checkpoints(options.output / "checkpoints", options.checkpoint_every)
     start = time.perf_counter()
-    history = train(net, problem, options.epochs, options.learning_rate)
+    try:
+        history = train(
+            net, problem, options.epochs, options.learning_rate, checkpoints, options.resume
+        )
+    except (CheckpointError, OSError) as error:
+        raise SystemExit(f"pinn_laplace: {error}") from error
     seconds = time.perf_counter() - start
 
     last = history.last()
@@ -171,6 +200,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument("--device", default="cpu", help="cpu, gpu, gpu:1, ...")
     parser.add_argument("--output", type=Path, default=Path("outputs/pinn_laplace"))
+    parser.add_argument(
+        "--checkpoint-every",
+        type=_positive,
+        metavar="N",
+        help="steps from one checkpoint to the next; without it there is one only if a signal "
+        "stops the run",
+    )
+    parser.add_argument(
+        "--resume", metavar="PATH", help="'latest', or a checkpoint's file, to go on from"
+    )
     return parser.parse_args(arguments)
 
 

@@ -350,6 +350,39 @@ class LossBalancer(ShieldedLayer):
     set_dict = set_state_dict
     load_dict = set_state_dict
 
+    def noted(self) -> dict[str, Any]:
+        """What is remembered beside parameters and buffers, in plain types, for checkpoints.
+
+        Raises:
+            RuntimeError: A step's micro-batches are not all through.
+        """
+        if self._pool is not None:
+            raise RuntimeError(
+                "a checkpoint cannot be made between the micro-batches of a step; make it after "
+                "the optimizer's step"
+            )
+        return {
+            "next_step": self._next_step,
+            "knows_reference": self._knows_reference,
+            "awaits_optimizer": self._awaits_optimizer,
+            "normalized": self._normalized,
+            "frozen": self._frozen,
+            "passes": {None: 0, False: 1, True: 2}[self._in_two_passes],
+            "names": self._order.names,
+            "named": self._order.named,
+        }
+
+    def note(self, noted: dict[str, Any]) -> None:
+        """Go on from what :meth:`noted` of an equal balancer has given."""
+        self._unread = self._pool = self._undo = None
+        self._next_step = noted["next_step"]
+        self._knows_reference = noted["knows_reference"]
+        self._awaits_optimizer = noted["awaits_optimizer"]
+        self._normalized = noted["normalized"]
+        self._frozen = noted["frozen"]
+        self._in_two_passes = {1: False, 2: True}.get(noted["passes"])
+        self._order.resume(noted["names"] if noted["named"] else None)
+
     def _backward_by_task(
         self, losses: Sequence[paddle.Tensor], factors: paddle.Tensor
     ) -> tuple[paddle.Tensor, TaskGradients]:

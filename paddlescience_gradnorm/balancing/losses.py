@@ -24,6 +24,16 @@ class LossOrder:
         self.names: list[str] = [f"losses[{i}]" for i in range(n_loss)]
         self._keys: list[str] | None = None
 
+    @property
+    def named(self) -> bool:
+        """Whether a dict has decided the names, which every later one must have."""
+        return self._keys is not None
+
+    def resume(self, names: Sequence[str] | None) -> None:
+        """Go on with what a dict decided in an earlier process, ``None`` if there was none."""
+        self._keys = None if names is None else list(names)
+        self.names = self._keys or [f"losses[{i}]" for i in range(self.n_loss)]
+
     def scalars(self, losses: Losses) -> list[paddle.Tensor]:
         """The losses as 0-D tensors, in the order of the first step.
 
@@ -48,14 +58,14 @@ class LossOrder:
             scalars = paddle.unbind(losses)
         elif isinstance(losses, Mapping):
             self._check_number(len(losses))
-            keys = self._keys or list(losses)
-            if set(losses) != set(keys):
+            by_name = {str(key): loss for key, loss in losses.items()}
+            names = self._keys or list(by_name)
+            if set(by_name) != set(names) or len(by_name) != len(losses):
                 raise ValueError(
                     f"losses has the names {list(losses)}, but on the first step they "
-                    f"were {keys}; every step must name the same losses"
+                    f"were {names}; every step must name the same losses"
                 )
-            names = [str(key) for key in keys]
-            scalars = [losses[key] for key in keys]
+            scalars = [by_name[name] for name in names]
         elif isinstance(losses, (list, tuple)):
             self._check_number(len(losses))
             scalars = list(losses)
@@ -67,7 +77,7 @@ class LossOrder:
         scalars = [_scalar(loss, name) for loss, name in zip(scalars, names)]
         # Only now, for losses with a mistake in them must not decide the names.
         if isinstance(losses, Mapping):
-            self.names, self._keys = names, keys
+            self.names = self._keys = names
         return scalars
 
     def indices(self, losses: Sequence[Union[int, str]]) -> tuple[int, ...]:

@@ -46,7 +46,8 @@ class GradNorm(NetworkBase):
             rule is the paper's; without it ``rule="pinn"``, which is made for PINNs.
         weight_attr: Weights of the first step, ``n_loss`` positive numbers; all 1 by
             default. From the second step on the weights sum to ``n_loss``. In a run
-            that is resumed, losses given as a dict must come in the same order.
+            that is resumed from a state dict, which has no names in it, losses given as a
+            dict must come in the same order.
         shared: The shared parameters: a parameter, a layer, a list of either, a
             callable that picks one of these from the network, or ``"all"``. By
             default what the network's ``get_last_shared_layer()`` returns, or else

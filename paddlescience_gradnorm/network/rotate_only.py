@@ -302,6 +302,14 @@ class RotateOnly(PicklableLayer):
         """
         self.rotations.set(matrices)
 
+    def noted(self) -> dict[str, Any]:
+        """The losses' names, for checkpoints."""
+        return {"names": self._order.names, "named": self._order.named}
+
+    def note(self, noted: dict[str, Any]) -> None:
+        """Go on from what :meth:`noted` has given."""
+        self._order.resume(noted["names"] if noted["named"] else None)
+
     def coop(self, value: bool = True) -> RotateOnly:
         """Whether each rotation also descends its own task's loss; off at first.
 

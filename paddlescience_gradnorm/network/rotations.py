@@ -101,6 +101,14 @@ class Rotations(ShieldedLayer):
         if _cache is not None:
             _cache.pop(self, None)
 
+    def noted(self) -> dict[str, Any]:
+        """How far rounding errors may have added up, for checkpoints."""
+        return {"drift": self._drift}
+
+    def note(self, noted: dict[str, Any]) -> None:
+        """Go on from what :meth:`noted` has given."""
+        self._drift = noted["drift"]
+
     def add_gradient(self, gradients: paddle.Tensor) -> None:
         """Add to ``tangent.grad``, given R_k^T dL/dR_k, shape [T, D, D]."""
         self._buffers["last_gradient"] = gradients

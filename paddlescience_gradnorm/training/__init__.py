@@ -1,8 +1,21 @@
-"""A training loop for balanced losses, and the record that it keeps."""
+"""A training loop for balanced losses, the record that it keeps, and its checkpoints."""
 
+from paddlescience_gradnorm.training.checkpoint_file import CheckpointError
+from paddlescience_gradnorm.training.checkpoints import Checkpoints
 from paddlescience_gradnorm.training.gradnorm_run import train_gradnorm
 from paddlescience_gradnorm.training.history import History
 from paddlescience_gradnorm.training.progress import ProgressBar
+from paddlescience_gradnorm.training.run_state import RunState
+from paddlescience_gradnorm.training.signals import StopOnSignals
 from paddlescience_gradnorm.training.trainer import Trainer
 
-__all__ = ["History", "ProgressBar", "Trainer", "train_gradnorm"]
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "History",
+    "ProgressBar",
+    "RunState",
+    "StopOnSignals",
+    "Trainer",
+    "train_gradnorm",
+]

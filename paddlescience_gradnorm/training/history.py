@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -98,6 +98,13 @@ class History:
         empty = np.empty((0, len(self.names)))
         numbers = {q: np.concatenate([empty, *blocks]) for q, blocks in self._blocks.items()}
         return {"names": np.array(self.names, dtype=str), **numbers}
+
+    def replace(self, names: Sequence[str], rows: Mapping[str, np.ndarray]) -> None:
+        """Hold these steps instead, in the form that :meth:`to_numpy` gives."""
+        self.names = list(names)
+        for quantity in QUANTITIES:
+            self._pending[quantity].clear()
+            self._blocks[quantity] = [rows[quantity]] if len(rows[quantity]) else []
 
     def last(self) -> dict[str, dict[str, float]]:
         """Quantity -> name -> number, of the last step.

@@ -26,7 +26,8 @@ class ProgressBar(paddle.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Open the bar."""
         epochs, steps = self.params["epochs"], self.params["steps"]
-        self._bar = tqdm(total=None if steps is None else epochs * steps, **self._options)
+        total = None if steps is None else epochs * steps
+        self._bar = tqdm(total=total, initial=self.params.get("initial", 0), **self._options)
         self._shown = -np.inf
 
     def on_train_batch_end(self, step: int, logs: Any = None) -> None:

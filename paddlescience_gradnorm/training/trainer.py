@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Protocol, Union
 
+import numpy as np
 import paddle
 from paddle.callbacks import Callback, EarlyStopping, LRScheduler, ReduceLROnPlateau
 
 from paddlescience_gradnorm import arguments
 from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
 from paddlescience_gradnorm.network.grad_norm import GradNorm
+from paddlescience_gradnorm.training.checkpoint_file import CheckpointError, PathLike
+from paddlescience_gradnorm.training.checkpoints import Checkpoints
 from paddlescience_gradnorm.training.history import History
+from paddlescience_gradnorm.training.like import as_plain, check_like
+from paddlescience_gradnorm.training.run_state import RunState
+
+# Of the extras: what gives no order to the batches.
+_NOT_DRAWN_FROM = (paddle.nn.Layer, paddle.Tensor, paddle.optimizer.Optimizer)
+# What Paddle's callbacks count; others say it by state_dict and set_state_dict.
+_COUNTED: dict[type[Callback], tuple[str, ...]] = {
+    EarlyStopping: ("wait_epoch", "best_value", "stopped_epoch"),
+    ReduceLROnPlateau: ("cooldown_counter", "wait", "best", "epoch"),
+}
+_INTEGERS = ("wait_epoch", "stopped_epoch", "cooldown_counter", "wait", "epoch")
 
 
 class Balancer(Protocol):
@@ -40,6 +55,8 @@ class Trainer:
             They find this object in ``self.model``.
         schedule_by: ``"step"`` or ``"epoch"``: how often the optimizers' learning-rate
             schedules advance.
+        extras: What else belongs into a checkpoint, by name, as for :class:`RunState`: layers
+            that the losses use, random generators of the sampling.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -70,6 +87,7 @@ class Trainer:
         balancer: Balancer | None = None,
         callbacks: Sequence[Callback] = (),
         schedule_by: str = "step",
+        extras: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(net, paddle.nn.Layer):
             raise TypeError(f"net must be a paddle.nn.Layer, got {type(net).__name__} {net!r}")
@@ -103,6 +121,22 @@ class Trainer:
         self.epoch = 0
         self.stop_training = False
         self._order: LossOrder | None = None
+        # The batches that the running epoch has had, and what its order was drawn from.
+        self._batch = 0
+        self._epoch_random: dict[str, Any] | None = None
+        self._first_epoch = 0  # of the running call
+        self._stopped = False  # ahead of the number of epochs
+        self._resumed: dict[str, Any] | None = None  # of the callbacks
+        self.extras = dict(extras or {})
+        drawn_from = {k: x for k, x in self.extras.items() if not isinstance(x, _NOT_DRAWN_FROM)}
+        self._sources = RunState(**drawn_from)
+        parts = {"net": self.net, "optimizers": self.optimizers, "history": self.history}
+        own = {id(layer) for layer in net.sublayers(include_self=True)}
+        if id(self.balancer) not in own and hasattr(self.balancer, "set_state_dict"):
+            parts["balancer"] = self.balancer
+        parts["trainer"] = _TrainerPart(self)
+        parts.update({f"extras {name}": part for name, part in self.extras.items()})
+        self._state = RunState(**parts)
 
     @property
     def _optimizer(self) -> paddle.optimizer.Optimizer:
@@ -115,6 +149,8 @@ class Trainer:
         epochs: int = 1,
         validate: Callable[[paddle.nn.Layer], Mapping[str, float]] | None = None,
         validate_every: int = 1,
+        checkpoints: Checkpoints | None = None,
+        resume: PathLike | None = None,
     ) -> History:
         """Train for some epochs more.
 
@@ -126,6 +162,12 @@ class Trainer:
             validate: ``validate(net)`` gives numbers by name, which ``EarlyStopping`` and
                 ``ReduceLROnPlateau`` watch (by ``monitor``). It runs in evaluation mode.
             validate_every: Epochs from one call of it to the next.
+            checkpoints: Where checkpoints are written: every so many steps, at the end, and
+                when something sets ``stop_training`` in a step, such as ``StopOnSignals``.
+            resume: A checkpoint to go on from: a file, or ``"latest"`` for the last one in
+                ``checkpoints`` that is not damaged. The call is then finished that was
+                interrupted: ``epochs`` counts from where that one began. Without a checkpoint
+                in the folder the run starts, with a warning.
 
         Returns:
             The history of the whole run.
@@ -135,10 +177,39 @@ class Trainer:
                 ``backward`` raises.
             ValueError: One of them is below 1; an early stop without ``validate``; ``data``
                 has no batch; or as the balancer's ``backward`` raises.
+            CheckpointError: A checkpoint is damaged, or of another run; or the folder holds
+                checkpoints of later steps, which have not been loaded.
+            OSError: A checkpoint cannot be read or written.
         """
+        self._resumed = None
+        if resume is not None:
+            self._resume(resume, checkpoints)
+        if checkpoints is not None:
+            checkpoints.begin(self.step)
         return self._run(
-            data, epochs, validate, validate_every, self._step, self._advance_schedules
+            data,
+            epochs,
+            validate,
+            validate_every,
+            self._step,
+            self._advance_schedules,
+            checkpoints,
         )
+
+    def save(self, path: PathLike) -> None:
+        """Write all that decides how the run goes on: see :meth:`RunState.save`.
+
+        Callbacks may call it: at the end of a batch, or of an epoch.
+        """
+        self._state.save(path, step=self.step)
+
+    def load(self, path: PathLike) -> None:
+        """Go on, with the next :meth:`fit`, where :meth:`save` has been: see ``RunState.load``.
+
+        Within an epoch the rest of it comes first, as one of the epochs of :meth:`fit`, which
+        must be given the same data.
+        """
+        self._state.load(path)
 
     def fit_lbfgs(
         self,
@@ -217,12 +288,19 @@ class Trainer:
         validate_every: int,
         step: Callable[[Sequence[Any]], paddle.Tensor],
         advance: Callable[[], None] | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> History:
         """The epochs with all callbacks; ``advance`` steps the schedules."""
         arguments.integer("epochs", epochs, at_least=1)
         arguments.integer("validate_every", validate_every, at_least=1)
-        self.stop_training = False
+        resumed, self._resumed = self._resumed, None
+        self.stop_training = resumed is not None and self._stopped
+        self._stopped = False
+        if resumed is None:
+            self._first_epoch = self.epoch
+        first = self._first_epoch
         steps = 1 if data is None else _length(data)
+        done = self.epoch - first if steps is None else (self.epoch - first) * steps + self._batch
         for callback in self.callbacks:
             if validate is None and isinstance(callback, (EarlyStopping, ReduceLROnPlateau)):
                 raise ValueError(
@@ -230,38 +308,99 @@ class Trainer:
                     "None; pass validate=, a function of the network"
                 )
             callback.set_model(self)
-            callback.set_params({"epochs": epochs, "steps": steps, "metrics": ["loss"]})
+            params = {"epochs": epochs, "steps": steps, "metrics": ["loss"], "initial": done}
+            callback.set_params(params)
+        loaded = self._sources.state()
         self._call("on_train_begin")
+        if resumed is not None:  # and the callbacks have begun anew
+            self._sources.prepare(loaded)()
+            for name, callback in _counting(self.callbacks):
+                _count_on(callback, resumed[name])
         self.net.train()
         try:
-            for epoch in range(1, epochs + 1):
-                self._epoch(data, step)
+            while not self.stop_training and self.epoch < first + epochs:
+                ended = self._epoch(data, step, checkpoints)
                 if advance is not None and self.schedule_by == "epoch":
                     advance()
-                if validate is not None and epoch % validate_every == 0:
+                if validate is not None and (self.epoch - first) % validate_every == 0:
                     self._validate(validate)
-                if self.stop_training:
-                    break
+                self._stopped = ended and self.stop_training
+                over = self._stopped or (ended and self.epoch >= first + epochs)
+                if over and checkpoints is not None and checkpoints.every is not None:
+                    checkpoints.save(self._state, self.step)
+        except BaseException:
+            self._batch = 0  # the next call begins an epoch
+            raise
         finally:
             self._call("on_train_end")
         return self.history
 
     def _epoch(
-        self, data: Iterable[Any] | None, step: Callable[[Sequence[Any]], paddle.Tensor]
-    ) -> None:
+        self,
+        data: Iterable[Any] | None,
+        step: Callable[[Sequence[Any]], paddle.Tensor],
+        checkpoints: Checkpoints | None,
+    ) -> bool:
+        """An epoch, or the rest of one; whether all its batches have been through."""
         self._call("on_epoch_begin", self.epoch)
-        number = -1
-        for number, batch in enumerate([()] if data is None else data):
+        for batch in self._rest_of_epoch(data):
+            number = self._batch
             self._call("on_train_batch_begin", number)
             total = step(as_arguments(batch))
             self.step += 1
+            self._batch += 1
             self._call("on_train_batch_end", number, {"loss": total.detach()})
+            if checkpoints is not None:
+                if self.stop_training:
+                    checkpoints.save(self._state, self.step)
+                else:
+                    checkpoints.step(self._state, self.step)
             if self.stop_training:
                 break
-        if number < 0:
+        if not self._batch:
             raise ValueError(f"data has no batch: {data!r}; an epoch needs at least one")
+        self._batch = 0
         self.epoch += 1
+        stopped = self.stop_training
         self._call("on_epoch_end", self.epoch - 1)
+        return not stopped
+
+    def _rest_of_epoch(self, data: Iterable[Any] | None) -> Iterator[Any]:
+        """The epoch's batches but those that were had before the checkpoint."""
+        if not self._batch:
+            # What is drawn for the order of the batches must be drawn again on resuming.
+            drawn = not (data is None or isinstance(data, (list, tuple)))
+            self._epoch_random = self._sources.state() if drawn else None
+            return iter([()] if data is None else data)
+        now = self._sources.state()
+        if self._epoch_random is not None:
+            self._sources.prepare(self._epoch_random)()
+        batches = iter([()] if data is None else data)
+        for number in range(self._batch):
+            try:
+                next(batches)
+            except StopIteration:
+                raise ValueError(
+                    f"data has {number} batches in an epoch, but the run was stopped after "
+                    f"{self._batch}; pass the data that it was trained on"
+                ) from None
+        self._sources.prepare(now)()
+        return batches
+
+    def _resume(self, resume: PathLike, checkpoints: Checkpoints | None) -> None:
+        if resume != "latest":
+            self.load(resume)
+            return
+        if checkpoints is None:
+            raise ValueError(
+                "resume is 'latest', but checkpoints is None; pass Checkpoints(folder)"
+            )
+        if checkpoints.load_latest(self._state) is None:
+            warnings.warn(
+                f"there is no checkpoint in {checkpoints.folder}; the run starts anew",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _step(self, batch: Sequence[Any]) -> paddle.Tensor:
         losses = self._losses(batch)
@@ -317,10 +456,105 @@ class Trainer:
         results = {name: float(value) for name, value in validate(self.net).items()}
         self.net.train()
         self._call("on_eval_end", results)
+        for optimizer in self.optimizers:
+            # ReduceLROnPlateau sets the attribute alone, which a second step does not look at.
+            if isinstance(optimizer._learning_rate, float):
+                optimizer.set_lr(optimizer._learning_rate)
 
     def _call(self, name: str, *values: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, name)(*values)
+
+
+class _TrainerPart:
+    """Of the trainer's state what is in none of its parts."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def state(self) -> dict[str, Any]:
+        trainer = self._trainer
+        order = trainer._order
+        return {
+            "step": trainer.step,
+            "epoch": trainer.epoch,
+            "batch": trainer._batch,
+            "first_epoch": trainer._first_epoch,
+            "stopped": trainer._stopped,
+            "schedule_by": trainer.schedule_by,
+            "names": [] if order is None else order.names,
+            "named": order is not None and order.named,
+            "epoch_random": trainer._epoch_random if trainer._batch else None,
+            "callbacks": {
+                name: _counted(callback) for name, callback in _counting(trainer.callbacks)
+            },
+        }
+
+    def prepare(self, state: Any) -> Callable[[], None]:
+        trainer, own = self._trainer, self.state()
+        free = ("names", "epoch_random")
+        if not isinstance(state, dict) or set(state) != set(own):
+            raise CheckpointError("is no state of a Trainer")
+        check_like(
+            {key: own[key] for key in own if key not in free},
+            {key: state[key] for key in state if key not in free},
+            "",
+        )
+        names, numbers = state["names"], [state[x] for x in ("step", "epoch", "batch")]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise CheckpointError("has names of losses that are no list of strings")
+        if len(set(names)) != len(names) or (state["named"] and not names):
+            raise CheckpointError("has names of losses that are none")
+        if min(numbers) < 0 or not 0 <= state["first_epoch"] <= state["epoch"]:
+            raise CheckpointError(f"has an impossible step, epoch and batch: {numbers}")
+        if state["schedule_by"] != own["schedule_by"]:
+            raise CheckpointError(f"has schedule_by {state['schedule_by']!r}")
+        if state["epoch_random"] is not None:
+            sources = state["epoch_random"]
+            if not isinstance(sources, dict) or set(sources) != {"parts", "random"}:
+                raise CheckpointError("has no random state of an epoch's beginning")
+            trainer._sources.prepare(sources)
+
+        def apply() -> None:
+            trainer.step, trainer.epoch, trainer._batch = numbers
+            trainer._first_epoch, trainer._stopped = state["first_epoch"], state["stopped"]
+            trainer._epoch_random = state["epoch_random"]
+            trainer._order = LossOrder(len(names)) if names else None
+            if trainer._order is not None and state["named"]:
+                trainer._order.resume(names)
+            trainer._resumed = state["callbacks"]
+
+        return apply
+
+
+def _counting(callbacks: Sequence[Callback]) -> Iterator[tuple[str, Callback]]:
+    """The callbacks that count something, with a name for each; others may come and go."""
+    kinds: list[str] = []
+    for callback in callbacks:
+        if _has_state(callback) or isinstance(callback, tuple(_COUNTED)):
+            kinds.append(type(callback).__name__)
+            yield f"{kinds[-1]}[{kinds.count(kinds[-1]) - 1}]", callback
+
+
+def _has_state(callback: Callback) -> bool:
+    return hasattr(callback, "state_dict") and hasattr(callback, "set_state_dict")
+
+
+def _counted(callback: Callback) -> Any:
+    """What a callback has counted so far."""
+    if _has_state(callback):
+        return as_plain(callback.state_dict(), "state_dict() of a callback")
+    names = next(names for kind, names in _COUNTED.items() if isinstance(callback, kind))
+    # There is none of some before the run; the best value may be numpy's, or an integer.
+    values = {name: getattr(callback, name, float("nan")) for name in names}
+    return {n: v if n in _INTEGERS else float(np.asarray(v)) for n, v in values.items()}
+
+
+def _count_on(callback: Callback, counted: dict[str, Any]) -> None:
+    if _has_state(callback):
+        callback.set_state_dict(counted)
+    else:
+        vars(callback).update(counted)
 
 
 def as_arguments(batch: Any) -> Sequence[Any]:

@@ -1,5 +1,9 @@
 import importlib.util
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +85,7 @@ def test_the_seed_decides_the_run(tmp_path):
         (["--learning-rate", "nan"], "nan is not a finite number of at least 0"),
         (["--learning-rate", "0"], "0 would leave the network untrained"),
         (["--seed", "-1"], "-1 is below 0"),
+        (["--checkpoint-every", "0"], "0 is not at least 1"),
         (["--balance", "magic"], "invalid choice: 'magic'"),
     ],
 )
@@ -88,3 +93,68 @@ def test_bad_options_are_named(capsys, arguments, message):
     with pytest.raises(SystemExit):
         pinn_laplace.parse(arguments)
     assert message in capsys.readouterr().err
+
+
+def options(output, *more):
+    return ["--epochs", "40", "--points", "16", "--output", str(output), *more]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_it_with_a_checkpoint_that_it_goes_on_from(
+    tmp_path, monkeypatch, capsys, number, code
+):
+    expected = pinn_laplace.main(options(tmp_path / "whole"))
+
+    class Kill(pinn_laplace.ProgressBar):
+        def on_train_batch_begin(self, step, logs=None):
+            if self.model.step == 25:
+                os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(pinn_laplace, "ProgressBar", Kill)
+        pinn_laplace.main(options(tmp_path / "stopped"))
+    assert stopped.value.code == code
+    assert "stopped at step 26; go on with --resume latest" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"pinn_laplace: the run is at step 0, but .*00000026"):
+        pinn_laplace.main(options(tmp_path / "stopped"))
+
+    resumed = pinn_laplace.main(options(tmp_path / "stopped", "--resume", "latest"))
+    for name in ("relative_l2_error", "final_losses", "final_weights"):
+        assert resumed[name] == expected[name]
+    whole, other = (
+        paddle.load(str(tmp_path / run / "net.pdparams")) for run in ("whole", "stopped")
+    )
+    for name, tensor in whole.items():
+        np.testing.assert_array_equal(other[name].numpy(), tensor.numpy())
+
+
+def test_checkpoints_every_so_many_steps(tmp_path):
+    arguments = options(tmp_path, "--checkpoint-every", "15")
+    expected = pinn_laplace.main(arguments)
+    paths = sorted((tmp_path / "checkpoints").iterdir())
+    assert [path.name for path in paths] == ["step_00000030.ckpt", "step_00000040.ckpt"]
+    earlier = ["--resume", str(paths[0])]
+    with pytest.raises(SystemExit, match=r"at step 30, but .* later steps"):
+        pinn_laplace.main([*arguments, *earlier])
+    again = pinn_laplace.main([*options(tmp_path / "other"), *earlier])
+    assert again["final_losses"] == expected["final_losses"]
+    paths[1].write_bytes(b"")
+    with pytest.warns(RuntimeWarning, match=r"00000040\.ckpt is no checkpoint"):
+        again = pinn_laplace.main([*arguments, "--resume", "latest"])
+    assert again["final_losses"] == expected["final_losses"]
+    with pytest.raises(SystemExit, match=r"pinn_laplace: there is no checkpoint .*none"):
+        pinn_laplace.main([*arguments, "--resume", str(tmp_path / "none")])
+
+
+@pytest.mark.slow
+def test_twenty_thousand_steps_need_no_more_memory():
+    script = str(Path(__file__).parent / "memory_of_laplace.py")
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", script, "20000", "16", "3", "8"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    megabytes = [float(line) for line in result.stdout.split()]
+    assert len(megabytes) == 20
+    assert megabytes[-1] - megabytes[0] < 5, megabytes

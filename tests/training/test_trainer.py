@@ -1,11 +1,13 @@
 import copy
+import os
+import signal
 
 import numpy as np
 import paddle
 import pytest
 
 from paddlescience_gradnorm import GradNorm, LossBalancer
-from paddlescience_gradnorm.training import Trainer
+from paddlescience_gradnorm.training import CheckpointError, Checkpoints, StopOnSignals, Trainer
 from paddlescience_gradnorm.training.history import QUANTITIES
 
 NAMES = ["pde", "boundary", "data"]
@@ -307,6 +309,291 @@ def test_paddles_plateau_callback_finds_the_optimizer(fc_net, named_losses):
     trainer = Trainer(fc_net, named_losses, adam(fc_net), callbacks=[plateau])
     trainer.fit(epochs=3, validate=lambda net: {"error": 1.0})
     assert trainer.optimizers[0].get_lr() == pytest.approx(0.25e-3)
+
+
+def test_the_steps_are_shorter_after_a_plateau(fc_net, named_losses):
+    sizes = []
+
+    class Measure(paddle.callbacks.Callback):
+        def on_train_batch_begin(self, step, logs=None):
+            self.before = fc_net.linears[0].weight.numpy()
+
+        def on_train_batch_end(self, step, logs=None):
+            sizes.append(np.abs(fc_net.linears[0].weight.numpy() - self.before).max())
+
+    plateau = paddle.callbacks.ReduceLROnPlateau("error", factor=0.01, patience=2, verbose=0)
+    trainer = Trainer(fc_net, named_losses, adam(fc_net), callbacks=[plateau, Measure()])
+    trainer.fit(epochs=5, validate=lambda net: {"error": 1.0})
+    assert sizes[3] < 0.02 * sizes[2]
+
+
+# Checkpoints.
+
+
+class StopAt(paddle.callbacks.Callback):
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, step, logs=None):
+        if self.model.step == self.step:
+            self.model.stop_training = True
+
+
+class Points:
+    """Batches that are drawn as they are asked for, and an order drawn at first."""
+
+    def __init__(self, n=4):
+        self.n = n
+
+    def __iter__(self):
+        for seed in np.random.permutation(self.n):
+            yield paddle.rand([]) + int(seed)
+
+
+@pytest.fixture
+def make_trainer(fc_net, named_losses):
+    def make(stop_at=None, callbacks=(), **options):
+        net = GradNorm(copy.deepcopy(fc_net), n_loss=3, alpha=1.0)
+        schedule = paddle.optimizer.lr.ExponentialDecay(1e-2, 0.9)
+        callbacks = [*callbacks, *([] if stop_at is None else [StopAt(stop_at)])]
+
+        def losses(net, seed=0):
+            named = named_losses(net, seed)
+            return {name: loss * (1 + paddle.rand([])) for name, loss in named.items()}
+
+        np.random.seed(2)
+        paddle.seed(2)
+        optimizer = adam(net, rate=schedule)
+        return Trainer(net, losses, optimizer, callbacks=callbacks, **options)
+
+    return make
+
+
+def assert_same_run(one, other):
+    for quantity in QUANTITIES:
+        np.testing.assert_array_equal(
+            one.history.to_numpy()[quantity], other.history.to_numpy()[quantity]
+        )
+    for mine, theirs in zip(one.net.parameters(), other.net.parameters()):
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+    assert (one.step, one.epoch) == (other.step, other.epoch)
+    assert one.optimizers[0].get_lr() == other.optimizers[0].get_lr()
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 6, 12])
+@pytest.mark.parametrize("schedule_by", ["step", "epoch"])
+@pytest.mark.parametrize("data", [None, [3, 1, 2, 0], Points()], ids=["none", "list", "drawn"])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+    tmp_path, make_trainer, data, schedule_by, stop_at
+):
+    epochs = 12 if data is None else 3
+    checkpoints = Checkpoints(tmp_path, every=5)
+
+    def validated(trainer, **options):
+        # It draws too, and every second epoch.
+        numbers = []
+        trainer.fit(
+            data, epochs, lambda net: {"x": numbers.append(paddle.rand([1])) or 0}, 2, **options
+        )
+        return [number.item() for number in numbers]
+
+    whole = make_trainer(schedule_by=schedule_by)
+    expected = validated(whole)
+    last = whole._sources.state()["random"]["paddle"][0]["words"].array
+
+    stopped = make_trainer(stop_at, schedule_by=schedule_by)
+    validated(stopped, checkpoints=checkpoints)
+    resumed = make_trainer(schedule_by=schedule_by)
+    later = validated(resumed, checkpoints=checkpoints, resume="latest")
+    assert_same_run(resumed, whole)
+    assert later == expected[len(expected) - len(later) :]
+    np.testing.assert_array_equal(
+        resumed._sources.state()["random"]["paddle"][0]["words"].array, last
+    )
+    # And a run that has ended stays so.
+    assert validated(resumed, checkpoints=checkpoints, resume="latest") == []
+    assert_same_run(resumed, whole)
+
+
+def test_a_file_can_be_written_and_loaded_by_hand(tmp_path, make_trainer):
+    whole = make_trainer()
+    whole.fit(Points(), 4)
+
+    class Saving(paddle.callbacks.Callback):
+        def on_train_batch_end(self, step, logs=None):
+            if self.model.step == 6:
+                self.model.save(tmp_path / "a.ckpt")
+
+    make_trainer(callbacks=[Saving()]).fit(Points(), 3)
+    resumed = make_trainer()
+    resumed.load(tmp_path / "a.ckpt")
+    assert (resumed.step, resumed.epoch, len(resumed.history)) == (6, 1, 6)
+    resumed.fit(Points(), 3)  # the rest of the second, the third and the fourth
+    assert_same_run(resumed, whole)
+    again = make_trainer()
+    again.fit(Points(), 4, resume=tmp_path / "a.ckpt")
+    assert_same_run(again, whole)
+
+
+def test_losses_keep_the_order_of_the_first_process(tmp_path, fc_net, named_losses):
+    def make(order):
+        net = GradNorm(copy.deepcopy(fc_net), n_loss=3, alpha=1.0)
+        return Trainer(
+            net, lambda net: {name: named_losses(net)[name] for name in order}, adam(net)
+        )
+
+    whole = make(NAMES)
+    whole.fit(epochs=6)
+    first = make(NAMES)
+    first.fit(epochs=3)
+    first.save(tmp_path / "a.ckpt")
+    resumed = make(NAMES[::-1])
+    resumed.load(tmp_path / "a.ckpt")
+    resumed.fit(epochs=3)
+    assert_same_run(resumed, whole)
+    assert resumed.history.names == NAMES
+    other = make(["pde", "boundary", "other"])
+    other.losses = lambda net: dict(zip(["pde", "boundary", "x"], named_losses(net).values()))
+    other.load(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="on the first step they were"):
+        other.fit()
+
+
+def test_what_paddles_callbacks_have_counted_goes_on(tmp_path, make_trainer):
+    errors = [3.0, 2.0, 2.5, 2.4, 2.3, 2.2, 2.1]
+
+    def make(stop_at=None):
+        callbacks = [
+            paddle.callbacks.EarlyStopping("error", patience=4, verbose=0, save_best_model=False),
+            paddle.callbacks.ReduceLROnPlateau("error", factor=0.5, patience=2, verbose=0),
+        ]
+        trainer = make_trainer(stop_at, callbacks)
+        trainer.optimizers = [adam(trainer.net)]
+        return Trainer(trainer.net, trainer.losses, trainer.optimizers, callbacks=trainer.callbacks)
+
+    def fit(trainer, **options):
+        def validate(net):
+            return {"error": errors[trainer.epoch - 1]}
+
+        return trainer.fit(None, 30, validate, **options)
+
+    whole = make()
+    fit(whole)
+    assert whole.epoch == 6 and whole.optimizers[0].get_lr() == 2.5e-4
+    checkpoints = Checkpoints(tmp_path, every=1)
+    fit(make(stop_at=4), checkpoints=checkpoints)
+    resumed = make()
+    fit(resumed, checkpoints=checkpoints, resume="latest")
+    assert_same_run(resumed, whole)
+    fit(resumed, checkpoints=checkpoints, resume="latest")  # stopped early, so it has ended
+    assert resumed.epoch == 6
+
+
+class Counting(paddle.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+
+    def on_train_batch_end(self, step, logs=None):
+        self.steps += 1
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def set_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+def test_other_callbacks_say_what_they_have_counted(tmp_path, make_trainer):
+    checkpoints = Checkpoints(tmp_path)
+    make_trainer(5, [Counting()]).fit(epochs=9, checkpoints=checkpoints)
+    resumed = make_trainer(99, [Counting()])
+    resumed.fit(epochs=9, checkpoints=checkpoints, resume="latest")
+    assert resumed.callbacks[0].steps == 9
+
+
+def test_a_signal_stops_the_run_with_a_checkpoint(tmp_path, make_trainer):
+    class Kill(paddle.callbacks.Callback):
+        def on_train_batch_begin(self, step, logs=None):
+            if self.model.step == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    checkpoints = Checkpoints(tmp_path, every=None)
+    with StopOnSignals() as stop:
+        trainer = make_trainer(callbacks=[Kill(), stop])
+        trainer.fit([1, 2, 3], 9, checkpoints=checkpoints)
+    assert stop.exit_code == 143 and trainer.step == 6
+    assert [path.name for path in checkpoints.paths()] == ["step_00000006.ckpt"]
+    whole = make_trainer()
+    whole.fit([1, 2, 3], 9)
+    resumed = make_trainer(99, [Counting()])
+    with pytest.raises(CheckpointError, match=r"'Counting\[0\]' missing"):
+        resumed.fit([1, 2, 3], 9, checkpoints=checkpoints, resume="latest")
+    resumed = make_trainer(99, [StopOnSignals()])
+    resumed.fit([1, 2, 3], 9, checkpoints=checkpoints, resume="latest")
+    assert_same_run(resumed, whole)
+
+
+def test_resuming_where_there_is_nothing_starts_with_a_warning(tmp_path, make_trainer):
+    trainer = make_trainer()
+    with pytest.warns(RuntimeWarning, match="there is no checkpoint in .*; the run starts anew"):
+        trainer.fit(epochs=2, checkpoints=Checkpoints(tmp_path / "a"), resume="latest")
+    assert trainer.step == 2
+    with pytest.raises(ValueError, match="resume is 'latest', but checkpoints is None"):
+        trainer.fit(resume="latest")
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*none"):
+        trainer.fit(resume=tmp_path / "none")
+    with pytest.raises(CheckpointError, match=r"the run is at step 0, but .* later steps"):
+        make_trainer().fit(checkpoints=Checkpoints(tmp_path / "a"))
+
+
+def test_other_data_and_another_run_are_named(tmp_path, make_trainer):
+    checkpoints = Checkpoints(tmp_path)
+    make_trainer(3).fit([1, 2, 3, 4], checkpoints=checkpoints)
+    with pytest.raises(ValueError, match=r"data has 2 batches in an epoch, .* stopped after 3"):
+        make_trainer(3).fit([1, 2], resume=checkpoints.paths()[0])
+    other = make_trainer(3, schedule_by="epoch")
+    with pytest.raises(CheckpointError, match="has schedule_by 'step'"):
+        other.load(checkpoints.paths()[0])
+    assert other.step == 0
+    with pytest.raises(CheckpointError, match="'extras points'"):
+        make_trainer(3, extras={"points": np.random.default_rng()}).load(checkpoints.paths()[0])
+
+
+def test_a_failed_step_leaves_no_half_epoch_behind(make_trainer, named_losses):
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match="invalid literal"):
+        trainer.fit([1, 2, "x"])
+    trainer.fit([1, 2], 1)
+    assert trainer.step == 4
+
+
+def test_a_full_disk_ends_the_run(tmp_path, make_trainer, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, every=2)
+    full = []
+
+    def write(descriptor, data, write=os.write):
+        if full:
+            raise OSError(28, os.strerror(28))
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write)
+
+    class FillUp(paddle.callbacks.Callback):
+        def on_train_batch_end(self, step, logs=None):
+            if self.model.step == 5:
+                full.append(True)
+
+    trainer = make_trainer(callbacks=[FillUp()])
+    with pytest.raises(OSError, match=r"could not be written \(No space left .*earlier ones"):
+        trainer.fit(epochs=9, checkpoints=checkpoints)
+    assert trainer.step == 6
+    assert [p.name for p in sorted(tmp_path.iterdir())] == [
+        "step_00000002.ckpt",
+        "step_00000004.ckpt",
+    ]
+    make_trainer(callbacks=[StopOnSignals()]).load(checkpoints.paths()[-1])
 
 
 # L-BFGS.

@@ -1,0 +1,108 @@
+"""States in plain types, and whether one has the form of another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import paddle
+
+from paddlescience_gradnorm.training.checkpoint_file import CheckpointError, Values
+
+_LARGEST = 2**63  # integers beyond are nobody's count
+
+
+def values_of(tensor: paddle.Tensor, name: str) -> Values:
+    """A tensor's values on the host.
+
+    Raises:
+        TypeError: It is not dense.
+    """
+    if not tensor.is_dense():
+        raise TypeError(f"{name} must be a dense tensor for a checkpoint, got {tensor!r}")
+    return Values(str(tensor.dtype).rpartition(".")[2], tensor.numpy())
+
+
+def tensor_of(values: Values, place: Any) -> paddle.Tensor:
+    """A new tensor with these values."""
+    return paddle.to_tensor(values.array, dtype=values.dtype, place=place)
+
+
+def copy_into(tensor: paddle.Tensor, values: Values) -> None:
+    """Give the tensor these values, in place; shape and type agree."""
+    if values.array.size:
+        with paddle.no_grad():
+            tensor.copy_(tensor_of(values, tensor.place), False)
+
+
+def as_plain(state: Any, where: str) -> Any:
+    """A state of tensors, arrays, numbers, strings, dicts and lists, in a checkpoint's types.
+
+    Raises:
+        TypeError: Something else is in it.
+
+    Example:
+        >>> as_plain({"rate": np.float64(0.5), "range": (1, 2)}, "state")
+        {'rate': 0.5, 'range': [1, 2]}
+    """
+    if isinstance(state, dict):
+        return {key: as_plain(value, f"{where}[{key!r}]") for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [as_plain(value, f"{where}[{i}]") for i, value in enumerate(state)]
+    if isinstance(state, paddle.Tensor):
+        return values_of(state, where)
+    if isinstance(state, np.generic):
+        return state.item()
+    if isinstance(state, np.ndarray):
+        return Values(str(state.dtype), state)
+    if state is None or isinstance(state, (bool, int, float, str)):
+        return state
+    raise TypeError(f"{where} must be of a plain type for a checkpoint, got {state!r}")
+
+
+def check_like(own: Any, other: Any, where: str) -> None:
+    """Check that a state has the same names, types, lengths and shapes as one's own.
+
+    Where one's own has a float, the other may have an integer; where it has ``None``, any
+    number.
+
+    Raises:
+        CheckpointError: It has not; the first difference is named.
+    """
+    at = f" {where}" if where else ""
+    if isinstance(own, dict):
+        if not isinstance(other, dict):
+            raise CheckpointError(f"has no names at{at}")
+        missing, unknown = sorted(set(own) - set(other)), sorted(set(other) - set(own))
+        if missing or unknown:
+            raise CheckpointError(
+                f"has other names{at and ' at' + at}: {_some(missing)} missing, "
+                f"{_some(unknown)} not known here"
+            )
+        for key, value in own.items():
+            check_like(value, other[key], f"{where}.{key}" if where else str(key))
+    elif isinstance(own, list):
+        if not isinstance(other, list) or len(other) != len(own):
+            raise CheckpointError(f"has another number of{at}, where {len(own)} belong")
+        for i, value in enumerate(own):
+            check_like(value, other[i], f"{where}[{i}]")
+    elif isinstance(own, Values):
+        if not isinstance(other, Values):
+            raise CheckpointError(f"has no values of{at}")
+        if other.dtype != own.dtype or other.array.shape != own.array.shape:
+            raise CheckpointError(
+                f"has{at} of shape {list(other.array.shape)} and type {other.dtype}, where "
+                f"{list(own.array.shape)} and {own.dtype} belong"
+            )
+    else:
+        kinds = {float: (int, float), type(None): (int, float, type(None))}
+        if type(other) not in kinds.get(type(own), (type(own),)):
+            raise CheckpointError(
+                f"has{at} of type {type(other).__name__}, where {type(own).__name__} belongs"
+            )
+        if type(other) is int and not -_LARGEST <= other < _LARGEST:
+            raise CheckpointError(f"has{at} of {str(other)[:20]}..., which is no count")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "") or "none"

@@ -1,0 +1,447 @@
+import copy
+import hashlib
+import json
+import pickle
+import random
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlescience_gradnorm import (
+    FCNet,
+    GradNorm,
+    LossBalancer,
+    RotateOnly,
+    RotoGrad,
+    RotoGradNorm,
+)
+from paddlescience_gradnorm.training import (
+    CheckpointError,
+    History,
+    RunState,
+    Trainer,
+    checkpoint_file,
+)
+from paddlescience_gradnorm.training.checkpoint_file import Values
+
+
+def adam(*layers, rate=1e-2, **options):
+    return paddle.optimizer.Adam(
+        rate, parameters=[p for layer in layers for p in layer.parameters()], **options
+    )
+
+
+class Wrapped:
+    """A network whose weights an optimizer steps, or it does itself; losses come as a dict."""
+
+    def __init__(self, **options):
+        self.net = GradNorm(FCNet(2, 1, 3, 8), n_loss=3, alpha=1.0, **options)
+        self.parts = {"net": self.net, "optimizer": adam(self.net)}
+
+    def step(self, make_losses, number):
+        losses = dict(zip("abc", make_losses(self.net, seed=number)))
+        if number == 0:
+            losses["c"] = 0 * losses["c"]  # which cannot be L(0)
+        if number > 4:
+            losses = dict(reversed(losses.items()))
+        self.net.backward(losses)
+        self.parts["optimizer"].step()
+        self.parts["optimizer"].clear_grad()
+
+
+class Beside(Wrapped):
+    """A balancer of its own, momentum, and a weight that gets a gradient now and then only."""
+
+    def __init__(self):
+        self.net = FCNet(2, 1, 3, 8)
+        self.balancer = LossBalancer(self.net.get_last_shared_layer(), 3, 1.0, lr=None)
+        optimizers = [
+            adam(self.net),
+            paddle.optimizer.Momentum(1e-3, parameters=self.balancer.parameters()),
+        ]
+        self.coefficient = paddle.create_parameter([1], "float32")
+        optimizers.append(paddle.optimizer.Adam(0.1, parameters=[self.coefficient]))
+        self.parts = {"net": self.net, "balancer": self.balancer, "optimizers": optimizers}
+
+    def step(self, make_losses, number):
+        losses = make_losses(self.net, seed=number)
+        if number in (0, 2):
+            losses[0] = losses[0] * (1 + self.coefficient).square().sum()
+        self.balancer.backward(losses)
+        for optimizer in self.parts["optimizers"]:
+            optimizer.step()
+            # Not to zeros the first two times, for which no step is made.
+            optimizer.clear_grad(set_to_zero=number > 1)
+
+
+class Rotated(Wrapped):
+    def __init__(self, kind):
+        heads = [paddle.nn.Linear(4, 1) for _ in range(3)]
+        options = {"alpha": 1.0} if kind is RotoGradNorm else {}
+        self.net = kind(FCNet(2, 4, 2, 8), heads, 4, **options)
+        self.parts = {"net": self.net, "optimizer": adam(self.net)}
+
+    def step(self, make_losses, number):
+        x = paddle.to_tensor(np.random.default_rng(number).random((5, 2)), dtype="float32")
+        predictions = self.net(x)
+        losses = {str(i): (p * 10**i - 1).square().mean() for i, p in enumerate(predictions)}
+        if number > 4:
+            losses = dict(reversed(losses.items()))
+        self.net.backward(losses)
+        self.parts["optimizer"].step()
+        self.parts["optimizer"].clear_grad()
+
+
+class Normalized(Wrapped):
+    """Running means, dropout, half precision, and no balancer."""
+
+    def __init__(self):
+        nn = paddle.nn
+        self.net = nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1D(6), nn.Dropout(0.5))
+        self.net.add_sublayer("last", nn.Linear(6, 1))
+        self.extra = nn.Linear(2, 2).to(dtype="bfloat16")
+        self.parts = {"net": self.net, "extra": self.extra, "optimizer": adam(self.net)}
+
+    def step(self, make_losses, number):
+        sum(make_losses(self.net, seed=number)).backward()
+        self.parts["optimizer"].step()
+        self.parts["optimizer"].clear_grad()
+
+
+RUNS = {
+    "caller's optimizer": Wrapped,
+    "own steps": lambda: Wrapped(weight_lr=1e-4, warmup_steps=7),
+    "every other step": lambda: Wrapped(update_every=2),
+    "beside": Beside,
+    "rotate only": lambda: Rotated(RotateOnly),
+    "rotograd": lambda: Rotated(RotoGrad),
+    "rotogradnorm": lambda: Rotated(RotoGradNorm),
+    "normalized": Normalized,
+}
+
+
+def bits(state):
+    """Everything, as text and bytes; the address in memory of Paddle's own is not in it."""
+    arrays = []
+    tree = checkpoint_file._encoded(state, arrays, "")
+    return json.dumps(tree), [array.tobytes() for _, array in arrays]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("steps", [0, 1, 2, 4])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_goes_on_to_the_last_bit(tmp_path, make_losses, name, steps):
+    run = RUNS[name]()
+    for number in range(steps):
+        run.step(make_losses, number)
+    state = RunState(**run.parts)
+    state.save(tmp_path / "a.ckpt", step=steps, note=["x", None])
+
+    other = RUNS[name]()
+    for number in range(3):
+        other.step(make_losses, number + 50)
+    other_state = RunState(**other.parts)
+    position = other_state.load(tmp_path / "a.ckpt")
+    assert position == {"step": steps, "note": ["x", None]}
+    assert bits(other_state.state()) == bits(state.state())
+    random_numbers = RunState()
+    for number in range(steps, steps + 6):
+        before = random_numbers.state()
+        run.step(make_losses, number)
+        random_numbers.prepare(before)()  # for both draw from the same generators
+        other.step(make_losses, number)
+        assert bits(other_state.state()) == bits(state.state()), number
+
+
+def test_saving_changes_nothing(tmp_path, make_losses):
+    runs = [Wrapped(), Wrapped()]
+    runs[1].net.set_state_dict(runs[0].net.state_dict())
+    for number in range(5):
+        for run in runs:
+            run.step(make_losses, number + 1)
+        RunState(**runs[0].parts).save(tmp_path / "a.ckpt")
+    state = [bits(RunState(**run.parts).state()) for run in runs]
+    assert state[0] == state[1]
+
+
+def test_gradients_that_are_there_come_back(tmp_path, fc_net, make_losses):
+    sum(make_losses(fc_net)).backward()
+    expected = [parameter.grad.numpy() for parameter in fc_net.parameters()]
+    RunState(net=fc_net).save(tmp_path / "a.ckpt")
+    sum(make_losses(fc_net)).backward()
+    RunState(net=fc_net).load(tmp_path / "a.ckpt")
+    for parameter, gradient in zip(fc_net.parameters(), expected):
+        np.testing.assert_array_equal(parameter.grad.numpy(), gradient)
+
+
+def test_between_micro_batches_there_is_no_checkpoint(tmp_path, fc_net, make_losses):
+    net = GradNorm(fc_net, n_loss=3, alpha=1.0)
+    net.backward(make_losses(net), update=False)
+    with pytest.raises(RuntimeError, match="between the micro-batches"):
+        RunState(net=net).save(tmp_path / "a.ckpt")
+
+
+class Sampler:
+    def __init__(self):
+        self.position, self.order = 0, np.arange(3)
+
+    def state_dict(self):
+        return {"position": self.position, "order": self.order, "mean": paddle.ones([2])}
+
+    def set_state_dict(self, state):
+        assert isinstance(state["mean"], paddle.Tensor)
+        self.position, self.order = state["position"], state["order"]
+
+
+def test_other_parts(tmp_path):
+    history = History()
+    history.record(["a"], losses=paddle.to_tensor([0.1]))
+    parts = {
+        "history": history,
+        "coefficient": paddle.to_tensor([2.0]),
+        "generators": [np.random.default_rng(3), random.Random(3), np.random.RandomState(3)],
+        "sampler": Sampler(),
+    }
+    parts["sampler"].position, parts["sampler"].order = 7, np.array([2, 0, 1])
+    state = RunState(**parts)
+    state.save(tmp_path / "a.ckpt")
+    expected = [generator.random() for generator in parts["generators"]]
+    other = {
+        "history": History(),
+        "coefficient": paddle.to_tensor([3.0]),
+        "generators": [np.random.default_rng(4), random.Random(4), np.random.RandomState(4)],
+        "sampler": Sampler(),
+    }
+    RunState(**other).load(tmp_path / "a.ckpt")
+    assert [generator.random() for generator in other["generators"]] == expected
+    assert other["history"].losses["a"].tolist() == history.losses["a"].tolist()
+    assert len(other["history"]) == 1 and other["coefficient"].item() == 2
+    assert other["sampler"].position == 7 and other["sampler"].order.tolist() == [2, 0, 1]
+
+
+def test_what_is_no_part_is_named():
+    with pytest.raises(TypeError, match=r"losses\[1\] must be a layer, .* got str 'x'"):
+        RunState(losses=[paddle.nn.Linear(1, 1), "x"])
+
+
+# Files that do not fit.
+
+
+@pytest.fixture
+def written(tmp_path, make_losses):
+    run = Wrapped()
+    for number in range(2):
+        run.step(make_losses, number + 1)
+    RunState(history=History(), **run.parts).save(tmp_path / "a.ckpt", step=2)
+    return run, tmp_path / "a.ckpt"
+
+
+@pytest.mark.parametrize(
+    "other, match",
+    [
+        (lambda: {"net": FCNet(2, 1, 3, 8)}, r"holds \['history', 'net', .*but the run has"),
+        (lambda: {"net": GradNorm(FCNet(2, 1, 3, 9), 3, 1.0)}, r"does not fit net: .*shape"),
+        (lambda: {"net": GradNorm(FCNet(2, 1, 4, 8), 3, 1.0)}, "'net.linears.3.weight' missing"),
+        (lambda: {"net": GradNorm(FCNet(2, 1, 3, 8), 2, 1.0)}, r"shape \[3\] .* \[2\]"),
+        (lambda: {"net": FCNet(2, 1, 3, 8)}, "not known here"),
+        (lambda: {"net": GradNorm(FCNet(2, 1, 3, 8).to(dtype="float64"), 3, 1.0)}, "float64"),
+    ],
+)
+def test_another_networks_checkpoint_is_an_error(written, other, match):
+    parts = other()
+    if "holds" not in match:
+        parts.update(optimizer=adam(parts["net"]), history=History())
+    before = bits(RunState(**parts).state())
+    with pytest.raises(CheckpointError, match=match) as info:
+        RunState(**parts).load(written[1])
+    assert str(written[1]) in str(info.value) and "nothing has been loaded" in str(info.value)
+    assert bits(RunState(**parts).state()) == before
+
+
+@pytest.mark.parametrize(
+    "path, value, match",
+    [
+        (["position"], 3, "a position that is no dict"),
+        (["random"], None, "no random state"),
+        (["parts"], [], "holds"),
+        (["parts", "net"], None, "net: it has no gradients"),
+        (["parts", "net", "gradients", "loss_weights"], "zeros", "which is no parameter here"),
+        (["parts", "net", "gradients", "balancer.loss_weights"], 3, "no values of the gradient"),
+        (["parts", "net", "noted", "balancer.", "frozen"], 1, "frozen of type int"),
+        (["parts", "net", "noted", "balancer.", "names"], ["a"], "names, where 3 belong"),
+        (["parts", "net", "buffers", "balancer._acted"], [1, 1, 1], "no values of buffers"),
+        (["parts", "history", "names"], "abc", "no list of strings"),
+        (["parts", "history", "names"], ["a"], r"rows of shape \(0, 0\) for 1 names"),
+        (["parts", "history", "losses"], Values("float32", np.zeros((0, 0), "f")), "no float64"),
+        (["parts", "history", "weights"], Values("float64", np.zeros(0)), "rows of shape"),
+        (["more"], 1, "no parts, random state and position"),
+    ],
+)
+def test_a_file_with_something_else_in_it_is_an_error(written, path, value, match):
+    run, file = written
+    state = checkpoint_file.read(file)
+    inner = state
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    checkpoint_file.write(file, state)
+    own = RunState(history=History(), **run.parts)
+    before = bits(own.state())
+    with pytest.raises(CheckpointError, match=match):
+        own.load(file)
+    assert bits(own.state()) == before
+
+
+# Fuzzing.
+
+
+def mutated(whole, header, values, rng):
+    """A file with a few mistakes; half of them have the checksum that belongs to them."""
+    kind = rng.randrange(8)
+    if kind < 4:  # the file as bytes
+        changed = bytearray(whole)
+        for _ in range(rng.choice([1, 1, 2, 9])):
+            at = rng.randrange(len(changed))
+            if kind == 0:
+                changed[at] = rng.randrange(256)
+            elif kind == 1:
+                del changed[at : at + rng.choice([1, 8, 10**6])]
+            elif kind == 2:
+                changed[at:at] = rng.randbytes(rng.choice([1, 8, 64]))
+            else:
+                other = rng.randrange(len(changed))
+                changed[at], changed[other] = changed[other], changed[at]
+            if not changed:
+                break
+        if rng.random() < 0.5:
+            return with_checksum(bytes(changed[checkpoint_file._START :]))
+        return bytes(changed)
+    if kind < 6:  # a file without a fault, but another state
+        state = checkpoint_file.parse(whole)
+        for _ in range(rng.choice([1, 1, 1, 3])):
+            alter(state, rng)
+        arrays = []
+        tree = checkpoint_file._encoded(state, arrays, "")
+        described = [[dtype, list(array.shape)] for dtype, array in arrays]
+        encoded = json.dumps({"arrays": described, "state": tree}).encode()
+        values = b"".join(array.tobytes() for _, array in arrays)
+        return with_checksum(len(encoded).to_bytes(8, "little") + encoded + values)
+    # The header as what it says.
+    tree = copy.deepcopy(header)
+    for _ in range(rng.choice([1, 1, 1, 3])):
+        alter(tree, rng)
+    encoded = json.dumps(tree).encode()
+    if rng.random() < 0.2:
+        values = values[: rng.randrange(len(values))] + rng.randbytes(rng.choice([0, 4]))
+    if rng.random() < 0.1:
+        values = rng.randbytes(len(values))
+    return with_checksum(len(encoded).to_bytes(8, "little") + encoded + values)
+
+
+def with_checksum(body):
+    return checkpoint_file._MAGIC + hashlib.sha256(body).digest() + body
+
+
+ODD = [None, True, -1, 0, 1, 2**31, 2**63, 10**18, 10**40, 0.5, float("nan"), "", "x", [], {}]
+ODD += [[0], [[]], {"a": {"b": 1}}, "bfloat16", "object", "zeros", ["a", "b"], [10**18, 10**18]]
+
+
+def alter(tree, rng):
+    """Change something somewhere in it."""
+    places = []
+
+    def walk(node):
+        for key in node if isinstance(node, dict) else range(len(node)):
+            places.append((node, key))
+            if isinstance(node[key], (dict, list)):
+                walk(node[key])
+
+    walk(tree)
+    if not places:
+        return
+    node, key = rng.choice(places)
+    kind = rng.randrange(5)
+    if kind == 0:
+        node[key] = rng.choice(ODD)
+    elif kind == 1:
+        del node[key]
+    elif kind == 2 and isinstance(node, dict):
+        node[str(key)[:-1] + rng.choice(["", "_", "x", "2"])] = node.pop(key)
+    elif kind == 3:
+        other, place = rng.choice(places)
+        if isinstance(other, dict) == isinstance(node, dict) and place in (
+            other if isinstance(other, dict) else range(len(other))
+        ):
+            node[key], other[place] = copy.deepcopy(other[place]), copy.deepcopy(node[key])
+    elif type(node[key]) is int:
+        node[key] += rng.choice([-1, 1, 2**20])
+    else:
+        node[key] = [node[key]]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("number", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mutated_files_are_errors_or_states(tmp_path, number):
+    rng = random.Random(number)
+    data = paddle.io.DataLoader(
+        paddle.io.TensorDataset([paddle.rand([8, 1])]), batch_size=2, shuffle=True
+    )
+
+    def make():
+        net = GradNorm(paddle.nn.Linear(1, 1), 2, 1.0, shared=lambda net: net.weight)
+        schedule = paddle.optimizer.lr.CosineAnnealingDecay(1e-2, 9)
+        return Trainer(
+            net,
+            lambda net, x: {"a": net(x).square().mean(), "b": (net(x) - 1).square().mean()},
+            paddle.optimizer.Adam(schedule, parameters=net.parameters()),
+            extras={"points": np.random.default_rng(1)},
+        )
+
+    class StopAt(paddle.callbacks.Callback):
+        def on_train_batch_end(self, step, logs=None):
+            if self.model.step == 2:
+                self.model.save(tmp_path / "a.ckpt")
+
+    trainer = make()
+    trainer.callbacks.append(StopAt())
+    trainer.fit(data)
+    whole = (tmp_path / "a.ckpt").read_bytes()
+    start = checkpoint_file._START + 8
+    length = int.from_bytes(whole[start - 8 : start], "little")
+    header = json.loads(whole[start : start + length])
+    values = whole[start + length :]
+    path = tmp_path / "b.ckpt"
+    trainer = make()
+    trainer.callbacks.append(paddle.callbacks.Callback())
+    assert header["state"]["parts"]["trainer"]["epoch_random"] is not None
+    own = trainer._state
+    before = bits(own.state())
+    outcomes = {"damaged": 0, "does not fit": 0, "loaded": 0}
+    for _ in range(number):
+        try:
+            state = checkpoint_file.parse(mutated(whole, header, values, rng))
+        except CheckpointError:
+            outcomes["damaged"] += 1
+            continue
+        try:
+            own.take(path, state)
+        except CheckpointError as error:
+            outcomes["does not fit"] += 1
+            assert str(path) in str(error)
+            if outcomes["does not fit"] % 10 == 0:
+                assert bits(own.state()) == before
+        else:
+            outcomes["loaded"] += 1
+            before = bits(own.state())
+    print(outcomes)
+    assert sum(outcomes.values()) == number and min(outcomes.values()) > number / 50
+
+
+def test_pickles_are_no_checkpoints(tmp_path, fc_net):
+    (tmp_path / "a.ckpt").write_bytes(pickle.dumps(fc_net))
+    with pytest.raises(CheckpointError, match="is no checkpoint of paddlescience_gradnorm"):
+        RunState(net=fc_net).load(tmp_path / "a.ckpt")
+    paddle.save(fc_net.state_dict(), str(tmp_path / "net.pdparams"))
+    with pytest.raises(CheckpointError, match="is no checkpoint of paddlescience_gradnorm"):
+        RunState(net=fc_net).load(tmp_path / "net.pdparams")
