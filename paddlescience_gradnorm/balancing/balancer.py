@@ -20,6 +20,7 @@ from paddlescience_gradnorm.balancing.algorithm import (
     renormalized,
     settled,
 )
+from paddlescience_gradnorm.balancing.diagnosis import diagnose
 from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
 from paddlescience_gradnorm.balancing.shared_graph import two_passes_are_cheaper
 from paddlescience_gradnorm.balancing.task_gradients import (
@@ -90,6 +91,7 @@ class LossBalancer(ShieldedLayer):
     _in_two_passes: bool | None  # None until a step has shown the losses' graphs
     _pool: _Pool | None
     _undo: _Undo | None
+    _task_gradients: TaskGradients | None  # of the last update, for a diagnosis
 
     def __init__(
         self,
@@ -289,6 +291,7 @@ class LossBalancer(ShieldedLayer):
         update = self._is_update(step)
         if update:
             gradients = task_gradients(scalars, self.shared, self._order.names)
+            self._task_gradients = gradients
         with paddle.no_grad():
             # What the caller's backward of the weighted sum has left there.
             weights.clear_gradient(False)
@@ -311,6 +314,35 @@ class LossBalancer(ShieldedLayer):
         late, self._unread = self._unread, None
         self._report(late)
         return self.loss_weights.numpy().copy()
+
+    def diagnose(self) -> list[str]:
+        """What the last update says of the balancing, in words; an empty list if all is well.
+
+        A weight at its floor or bound; a loss that no longer falls (with ``rule="pinn"``), that
+        has no gradient, or whose reference L(0) means nothing; gradients on the shared
+        parameters that point against each other (of this process's points).
+
+        Raises:
+            RuntimeError: There has been no update since the balancer was made or loaded.
+        """
+        if self._task_gradients is None:
+            raise RuntimeError("there is nothing to diagnose yet: call backward(losses) first")
+        with paddle.no_grad():
+            by_task = rows(paddle.ones_like(self._weights), self._task_gradients, self.shared)
+            lengths = by_task.norm(axis=1, keepdim=True).clip(min=1e-30)
+            directions = by_task / lengths
+            cosines = paddle.matmul(directions, directions, transpose_y=True)
+        return diagnose(
+            self._order.names,
+            self.get_weights(),
+            self._buffers["_losses"].numpy(),
+            self.initial_losses.numpy(),
+            self.gradient_norms.numpy(),
+            cosines.numpy(),
+            self.rule,
+            self.floor,
+            self._current_step() // self.update_every,
+        )
 
     def freeze(self) -> None:
         """Stop updating the weights, for a last stage with L-BFGS, say."""
@@ -394,11 +426,14 @@ class LossBalancer(ShieldedLayer):
         names = self._order.names
         if self._in_two_passes is None:
             self._in_two_passes = two_passes_are_cheaper(losses, self.shared)
-        if not self._in_two_passes:
-            return factors, backward_by_task(losses, factors, self.shared, names)
-        gradients = task_gradients(losses, self.shared, names)
-        backward_of_sum(losses, factors, self.shared, names)
-        return paddle.ones_like(factors), gradients
+        if self._in_two_passes:
+            gradients = task_gradients(losses, self.shared, names)
+            backward_of_sum(losses, factors, self.shared, names)
+            factors = paddle.ones_like(factors)
+        else:
+            gradients = backward_by_task(losses, factors, self.shared, names)
+        self._task_gradients = gradients
+        return factors, gradients
 
     @property
     def _weights(self) -> paddle.Tensor:
@@ -410,7 +445,7 @@ class LossBalancer(ShieldedLayer):
         self._unread = None
         self._knows_reference = False
         self._in_two_passes = None
-        self._pool = self._undo = None
+        self._pool = self._undo = self._task_gradients = None
         # Whether loss_weights.grad has been written for the caller's optimizer, and
         # whether the weights have summed to n_loss since.
         self._awaits_optimizer = False

@@ -233,6 +233,10 @@ class GradNorm(NetworkBase):
         """The weights that the next step will use, a copy, shape [n_loss]."""
         return self.balancer.get_weights()
 
+    def diagnose(self) -> list[str]:
+        """What the last update says, in words: see :meth:`LossBalancer.diagnose`."""
+        return self.balancer.diagnose()
+
     def reset_initial_losses(self) -> None:
         """Forget L(0); the next update takes its losses as the new references."""
         self.balancer.reset_initial_losses()

@@ -136,6 +136,32 @@ class History:
                 history._blocks[quantity] = [arrays[quantity]]
         return history
 
+    def diagnose(self) -> list[str]:
+        """Losses that no longer fall, in words; an empty list if all do.
+
+        A loss is one of these if its median over the last tenth of the steps is at most 2 %
+        below that of the tenth before.
+
+        Example:
+            >>> import paddle
+            >>> history = History()
+            >>> for step in range(100):
+            ...     history.record(["pde", "data"], paddle.to_tensor([0.9**step, 0.25]))
+            >>> history.diagnose()
+            ["The loss of 'data' no longer falls: 0.25 over the last 10 steps, 0.25 before."]
+        """
+        window = len(self) // 10
+        found = []
+        for name, losses in self.losses.items() if window else ():
+            before = float(np.median(losses[-2 * window : -window]))
+            now = float(np.median(losses[-window:]))
+            if not now < 0.98 * before:
+                found.append(
+                    f"The loss of {name!r} no longer falls: {now:.3g} over the last {window} "
+                    f"steps, {before:.3g} before."
+                )
+        return found
+
     def plot_losses(self, axes: Axes | None = None) -> Axes:
         """Draw the unweighted losses over the steps, on a logarithmic scale.
 

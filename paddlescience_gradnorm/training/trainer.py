@@ -11,6 +11,7 @@ import paddle
 from paddle.callbacks import Callback, EarlyStopping, LRScheduler, ReduceLROnPlateau
 
 from paddlescience_gradnorm import arguments
+from paddlescience_gradnorm.balancing import LossBalancer
 from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
 from paddlescience_gradnorm.network.grad_norm import GradNorm
 from paddlescience_gradnorm.training.checkpoint_file import CheckpointError, PathLike
@@ -279,6 +280,17 @@ class Trainer:
             return total
 
         return self._run(data, epochs, validate, validate_every, step)
+
+    def diagnose(self) -> list[str]:
+        """What a user should know of the run so far, in words; an empty list if all is well.
+
+        The history's findings (:meth:`History.diagnose`) and the balancer's
+        (:meth:`LossBalancer.diagnose`).
+        """
+        found = self.history.diagnose()
+        if isinstance(self.balancer, LossBalancer) and len(self.history):
+            found += [f for f in self.balancer.diagnose() if "no longer falls" not in f]
+        return found
 
     def _run(
         self,

@@ -756,3 +756,28 @@ def test_residuals_that_cannot_be_are_named(fc_net, make_losses):
 def test_no_optimizer_can_step_the_pinn_rule(fc_net):
     with pytest.raises(ValueError, match=r"lr is None, but PinnRule.* pass a rate"):
         LossBalancer(fc_net.get_last_shared_layer(), 3, lr=None)
+
+
+@pytest.mark.parametrize("method", ["backward", "step"])
+@pytest.mark.parametrize("share", [False, True], ids=["disjoint", "shared graph"])
+def test_a_diagnosis_finds_gradients_in_conflict(fc_net, make_losses, method, share):
+    weight = fc_net.get_last_shared_layer()
+    balancer = LossBalancer(weight, 3)
+    with pytest.raises(RuntimeError, match="nothing to diagnose yet"):
+        balancer.diagnose()
+    pde, boundary, _ = make_losses(fc_net, share)
+    # Differs from the first in sign, so that the cosine is -1.
+    losses = {"pde": pde, "boundary": boundary, "against": 3.0 - pde}
+    if method == "step":
+        sum(losses.values()).backward(retain_graph=True)
+    getattr(balancer, method)(losses)
+    findings = balancer.diagnose()
+    assert any("'pde' and 'against' point against" in f and "-1.00" in f for f in findings)
+    again = copy.deepcopy(balancer)
+    assert again.get_weights().tolist() == balancer.get_weights().tolist()
+
+
+def test_a_diagnosis_finds_a_weight_at_its_floor(fc_net, make_losses):
+    balancer = LossBalancer(fc_net.get_last_shared_layer(), 3, alpha=0.0, lr=100.0)
+    balancer.backward(dict(zip(NAMES, make_losses(fc_net))))
+    assert any("at its floor of 0.001" in finding for finding in balancer.diagnose())

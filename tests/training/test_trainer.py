@@ -708,3 +708,19 @@ def test_bad_numbers_are_named(fc_net, named_losses, stage, arguments, error, ma
     with pytest.raises(error, match=match):
         getattr(trainer, stage)(**arguments)
     assert trainer.step == 0
+
+
+def test_diagnosis_of_a_run_is_the_historys_and_the_balancers(fc_net):
+    net = GradNorm(fc_net, n_loss=2, rule="pinn")
+    x = paddle.rand([8, 2])
+
+    def losses(net):
+        pde = net(x).square().mean()
+        return {"pde": pde, "against": 3.0 - pde}
+
+    trainer = Trainer(net, losses, paddle.optimizer.SGD(1e-3, parameters=net.parameters()))
+    assert trainer.diagnose() == []
+    trainer.fit(epochs=20)
+    words = " ".join(trainer.diagnose())
+    assert "'against' no longer falls" in words
+    assert "'pde' and 'against' point against each other (cosine -1.00)" in words
