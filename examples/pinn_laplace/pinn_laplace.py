@@ -39,8 +39,8 @@ import paddle  # isort: skip, after the package that sees to its loading
 LOSSES = ("pde", "boundary", "data")
 LOW, HIGH = (0.0, 0.0), (1.0, 1.0)
 MEASUREMENTS = 20
-# Adam moves the weights by about the rate a step, whatever the size of their gradient.
-# At the network's own rate they would be at their bounds before the network has settled.
+# By the published rule Adam moves the weights by about the rate a step, whatever the size of
+# their gradient. At the network's own rate they would be at their bounds before it has settled.
 WEIGHTS_RATE = 0.1  # of the network's
 NOISE = 0.01  # standard deviation of a measurement; u lies between 0.54 and 1.54
 
@@ -89,7 +89,7 @@ def train(
     """
     schedule = paddle.optimizer.lr.CosineAnnealingDecay(learning_rate, T_max=epochs)
     groups = net.parameters()
-    if isinstance(net, GradNorm):
+    if isinstance(net, GradNorm) and net.balancer.lr is None:  # the optimizer steps the weights
         groups = [
             {"params": net.net.parameters()},
             {"params": [net.loss_weights], "learning_rate": WEIGHTS_RATE},
@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     problem = Problem(options.points, options.seed)
     net: paddle.nn.Layer = FCNet(num_ins=2, num_outs=1, num_layers=5, hidden_size=50)
     if options.balance == "gradnorm":
-        net = GradNorm(net, n_loss=len(LOSSES), alpha=options.alpha)
+        net = GradNorm(net, len(LOSSES), options.alpha, rule=options.rule, residuals=["pde"])
 
     checkpoints = Checkpoints(options.output / "checkpoints", options.checkpoint_every)
     start = time.perf_counter()
@@ -193,7 +193,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--balance", choices=("gradnorm", "equal"), default="gradnorm")
-    parser.add_argument("--alpha", type=_not_negative, default=0.12, help="GradNorm's alpha")
+    parser.add_argument(
+        "--rule", choices=("pinn", "published"), default="pinn", help="GradNorm's (default: pinn)"
+    )
+    parser.add_argument(
+        "--alpha", type=_not_negative, help="GradNorm's (default: the rule's; 0.12 if published)"
+    )
     parser.add_argument("--epochs", type=_positive, default=4000)
     parser.add_argument("--learning-rate", type=_rate, default=1e-2)
     parser.add_argument("--points", type=_positive, default=500, help="collocation points inside")
@@ -210,7 +215,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--resume", metavar="PATH", help="'latest', or a checkpoint's file, to go on from"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.alpha is None and options.rule == "published":
+        options.alpha = 0.12
+    return options
 
 
 def _positive(text: str) -> int:

@@ -19,10 +19,23 @@ pinn_laplace = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(pinn_laplace)
 
 
-@pytest.mark.parametrize("balance", ["gradnorm", "equal"])
-def test_a_short_run_learns_and_writes_everything(tmp_path, capsys, balance):
+@pytest.mark.parametrize(
+    "balance, rule", [("gradnorm", "pinn"), ("gradnorm", "published"), ("equal", "pinn")]
+)
+def test_a_short_run_learns_and_writes_everything(tmp_path, capsys, balance, rule):
     output = tmp_path / "run"
-    arguments = ["--balance", balance, "--epochs", "300", "--points", "64", "--seed", "3"]
+    arguments = [
+        "--balance",
+        balance,
+        "--rule",
+        rule,
+        "--epochs",
+        "300",
+        "--points",
+        "64",
+        "--seed",
+        "3",
+    ]
     metrics = pinn_laplace.main([*arguments, "--alpha", "0.5", "--output", str(output)])
 
     assert metrics["relative_l2_error"] < 0.1  # untrained: about 1
@@ -43,7 +56,7 @@ def test_a_short_run_learns_and_writes_everything(tmp_path, capsys, balance):
     # The trained parameters give the same error again.
     net = FCNet(num_ins=2, num_outs=1, num_layers=5, hidden_size=50)
     if balance == "gradnorm":
-        net = GradNorm(net, n_loss=3, alpha=0.5)
+        net = GradNorm(net, n_loss=3, alpha=0.5, rule=rule, residuals=["pde"])
     net.set_state_dict(paddle.load(str(output / "net.pdparams")))
     prediction, truth = pinn_laplace.errors(net)
     error = np.linalg.norm(prediction - truth) / np.linalg.norm(truth)
