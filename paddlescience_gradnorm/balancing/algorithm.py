@@ -166,7 +166,7 @@ class PinnRule:
 
     - steps are in proportion to what is missing, where the published rule takes the sign: no
       weight is driven to the floor by a fault of a few steps;
-    - the target is (r_i ** alpha / ||g_i||) ** strength: with 1/2 a compromise between equal
+    - the target is (r_i ** alpha / ||g_i||) ** strength: with 1/3 a compromise between equal
       norms and equal weights, so that a loss with next to no gradient is not raised without end;
     - L(0) is a moving average of the loss: an untrained network's loss means little, and what
       counts is which losses fall behind now;
@@ -199,7 +199,7 @@ class PinnRule:
     """
 
     alpha: float = 1.0
-    strength: float = 0.5
+    strength: float = 1 / 3
     bound: float = 100.0
     memory: float = 0.999
     averages: ClassVar[bool] = True
@@ -278,8 +278,8 @@ def find_rule(rule: Union[str, Rule, None], alpha: float | None) -> Rule:
             of range.
 
     Example:
-        >>> find_rule(None, None), find_rule(None, 1.5)
-        (PinnRule(alpha=1.0, strength=0.5, bound=100.0, memory=0.999), GradNormRule(alpha=1.5))
+        >>> find_rule(None, None) == PinnRule(), find_rule(None, 1.5)
+        (True, GradNormRule(alpha=1.5))
     """
     if rule is None:
         rule = "pinn" if alpha is None else "published"

@@ -193,7 +193,7 @@ def test_equal_norms_and_rates_leave_equal_weights():
 def test_equations_stay_below_the_mean_of_the_conditions():
     norms = [1e-6, 1e-6, 1.0, 2.0, 0.5]  # asks for a large weight of the first two
     ones = np.ones(5)
-    weights = many_steps(PinnRule(), 3000, ones, ones, norms, residuals=(0, 1))
+    weights = many_steps(PinnRule(strength=0.5), 3000, ones, ones, norms, residuals=(0, 1))
     highest = np.exp(np.log(weights[2:]).mean())
     np.testing.assert_allclose(weights[:2], highest, rtol=1e-6)
     of_conditions = np.array(norms[2:]) ** -0.5
@@ -203,7 +203,7 @@ def test_equations_stay_below_the_mean_of_the_conditions():
 
 
 def test_where_all_losses_are_equations_none_is_held_down():
-    weights = many_steps(PinnRule(), 3000, [1, 1], [1, 1], [1, 16], residuals=(0, 1))
+    weights = many_steps(PinnRule(strength=0.5), 3000, [1, 1], [1, 1], [1, 16], residuals=(0, 1))
     np.testing.assert_allclose(weights, [1.6, 0.4], rtol=1e-6)
 
 
@@ -215,7 +215,7 @@ def test_bound_of_the_pinn_rule():
 @pytest.mark.parametrize("losses, norms", [([1, 0], [1, 1]), ([1, 1], [9, 0]), ([1, 0], [9, 0])])
 def test_a_loss_that_is_zero_gets_the_mean_of_the_others(losses, norms):
     start = paddle.to_tensor([0.5, 1.5], dtype="float64")
-    weights = many_steps(PinnRule(), 3000, losses, [1, 1], norms, weights=start)
+    weights = many_steps(PinnRule(strength=0.5), 3000, losses, [1, 1], norms, weights=start)
     np.testing.assert_allclose(weights, [1, 1], rtol=1e-6)
 
 
