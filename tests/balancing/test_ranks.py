@@ -28,7 +28,7 @@ paddle.set_default_dtype("float64")
 
 OPTIONS = {
     "published": {"alpha": 1.0, "weight_lr": 1e-3},
-    "pinn": {},
+    "pinn": {"residuals": ()},
     "caller": {"alpha": 1.0, "weight_lr": None},
     "all": {"alpha": 1.0, "weight_lr": 1e-3, "shared": "all"},
     "update_every": {"alpha": 1.0, "weight_lr": 1e-3, "update_every": 2},
@@ -37,9 +37,12 @@ OPTIONS = {
 
 def train(options, way, nan_at=None):
     paddle.seed(0)
-    net = gradnorm.GradNorm(gradnorm.FCNet(2, 1, 3, 8), n_loss=2, **options)
+    bare = gradnorm.FCNet(2, 1, 3, 8)
     parallel = ranks > 1 and "DataParallel" in way
-    forward = paddle.DataParallel(net) if parallel else net
+    around = "around" in way
+    inner = paddle.DataParallel(bare) if parallel and not around else bare
+    net = gradnorm.GradNorm(inner, n_loss=2, **options)
+    forward = paddle.DataParallel(net) if parallel and around else net
     synchronizes = parallel and "no_sync" not in way
     optimizer = paddle.optimizer.SGD(1e-2, parameters=net.parameters())
     rng = np.random.default_rng(0)
@@ -60,18 +63,21 @@ def train(options, way, nan_at=None):
             else:
                 net.backward(losses, update=part == parts - 1, scale=1 / parts)
         if ranks > 1 and not synchronizes:
-            fused_allreduce_gradients(net.net.parameters(), None)
-        if all(paddle.isfinite(p.grad).all() for p in net.net.parameters()):
+            fused_allreduce_gradients(bare.parameters(), None)
+        if all(paddle.isfinite(p.grad).all() for p in bare.parameters()):
             optimizer.step()
         optimizer.clear_grad()
         weights.append(net.get_weights())
-        values.append(paddle.concat([p.flatten() for p in net.net.parameters()]).numpy())
+        values.append(paddle.concat([p.flatten() for p in bare.parameters()]).numpy())
     return {"weights": weights, "parameters": values, "references": net.initial_losses.numpy()}
 
 
+WAYS = ["backward", "step", "DataParallel", "DataParallel step", "DataParallel no_sync"]
+if not paddle.__version__.startswith("2."):  # which has no parameters without synchronisation
+    WAYS.append("DataParallel around")
 results = {}
 for rule, options in OPTIONS.items():
-    for way in ("backward", "step", "DataParallel", "DataParallel step", "DataParallel no_sync"):
+    for way in WAYS:
         results[f"{rule}, {way}"] = train(options, way)
 for rule in ("published", "pinn"):
     results[f"{rule}, micro-batches"] = train(OPTIONS[rule], "micro-batches")
@@ -139,7 +145,6 @@ def test_what_is_compared_moves(run, ranks):
     for rank in run(ranks):
         for name, array in rank.items():
             if name.endswith((": weights", ": parameters")):
-                assert np.abs(np.diff(array[:2], axis=0)).max() > 1e-5 or "update_every" in name
                 assert np.abs(array[-1] - array[0]).max() > 1e-4, name
 
 
