@@ -427,10 +427,10 @@ class LossBalancer(ShieldedLayer):
         """
         names = self._order.names
         if self._in_two_passes is None:
-            # With several processes the backward pass must be one: paddle.DataParallel averages
-            # gradients in the first pass that reaches them, and in no other.
-            self._in_two_passes = ranks.number() > 1 or two_passes_are_cheaper(losses, self.shared)
-        if not self._in_two_passes:
+            self._in_two_passes = two_passes_are_cheaper(losses, self.shared)
+        # With several processes the backward pass must be one: paddle.DataParallel averages
+        # gradients in the first pass that reaches them, and in no other.
+        if not self._in_two_passes and ranks.number() == 1:
             return factors, backward_by_task(losses, factors, self.shared, names)
         gradients = task_gradients(losses, self.shared, names)
         backward_of_sum(losses, factors, self.shared, names)
@@ -648,7 +648,8 @@ class _Observation(NamedTuple):
             elif loss < 0:
                 found.append((f"loss {name!r}", "is negative and has no training rate"))
             elif loss < smallest and initial == 0:
-                found.append((f"loss {name!r}", f"is {loss:g}, which cannot be the reference L(0)"))
+                size = "0" if loss == 0 else f"below {smallest:.0e}"
+                found.append((f"loss {name!r}", f"is {size}, which cannot be the reference L(0)"))
             elif self.scaled:
                 continue
             elif not math.isfinite(norm):
