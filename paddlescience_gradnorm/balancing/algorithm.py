@@ -132,12 +132,13 @@ class GradNormRule:
         # They have no gradient of their own.
         if not paddle.is_grad_enabled() and operators.apply_to(*tensors):
             return RuleOutput(*operators.rule(*tensors, self.alpha))
-        weighted_norms = weights * gradient_norms
-        powers = inverse_rate_powers(losses, initial_losses, self.alpha)
+        w, now, initial, norms = _in_double(*tensors)
+        weighted_norms = w * norms
+        powers = inverse_rate_powers(now, initial, self.alpha)
         excess = weighted_norms - weighted_norms.mean() * powers
-        loss = excess.abs().sum()
+        loss = excess.abs().sum().astype(weights.dtype)
         usable = paddle.isfinite(loss)  # every NaN and infinity ends up in Lgrad
-        gradient = excess.sign() * gradient_norms
+        gradient = excess.sign().astype(weights.dtype) * gradient_norms
         return RuleOutput(loss, paddle.where(usable, gradient, paddle.zeros_like(gradient)), usable)
 
     def step(
@@ -217,8 +218,10 @@ class PinnRule:
         """The moving average of each loss, over the steps on which it is finite and above zero."""
         if not paddle.is_grad_enabled() and operators.apply_to(references, losses):
             return operators.pinn_references(references, losses, self.memory)
-        average = references + (losses - references) * (1.0 - self.memory)
-        average = paddle.where(references > 0, average, losses)
+        then, now = _in_double(references, losses)
+        average = (then + (now - then) * (1.0 - self.memory)).astype(losses.dtype)
+        # The second where a loss has fallen so far that the difference is all that is left.
+        average = paddle.where((references > 0) & (average > 0), average, losses)
         return paddle.where(_can_be_reference(losses), average, references)
 
     def step(
@@ -240,9 +243,10 @@ class PinnRule:
         if not paddle.is_grad_enabled() and operators.apply_to(*tensors):
             options = (self.alpha, self.strength, self.bound, rate, floor)
             return RuleStep(*operators.pinn_step(*tensors, options, residuals))
-        powers = inverse_rate_powers(losses, references, self.alpha)
-        usable = paddle.isfinite(powers).all() & paddle.isfinite(gradient_norms).all()
-        targets = powers / gradient_norms
+        w, values, references, norms = _in_double(*tensors)
+        powers = inverse_rate_powers(values, references, self.alpha)
+        usable = paddle.isfinite(powers).all() & paddle.isfinite(norms).all()
+        targets = powers / norms
         known = (targets > 0) & paddle.isfinite(targets)
         logs = paddle.where(known, targets, paddle.ones_like(targets)).log() * self.strength
         mean = logs.sum() / known.astype(logs.dtype).sum().clip(min=1)
@@ -255,10 +259,13 @@ class PinnRule:
             logs = of_conditions + paddle.minimum(logs, highest) * is_residual
         limit = math.log(self.bound)
         logs = (logs - logs.mean()).clip(-limit, limit)
-        now = weights.log()
+        now = w.log()
         missing = logs - logs.mean() - (now - now.mean())
+        loss = missing.abs().sum()
+        usable = usable & paddle.isfinite(loss)  # not so where a weight is at or below zero
         new = renormalized((now + missing.clip(-1.0, 1.0) * rate).exp(), floor)
-        return RuleStep(missing.abs().sum(), paddle.where(usable, new, weights), usable)
+        new = paddle.where(usable, new.astype(weights.dtype), weights)
+        return RuleStep(loss.astype(weights.dtype), new, usable)
 
 
 RULES = {"published": GradNormRule, "pinn": PinnRule}
@@ -309,8 +316,19 @@ def _check_alpha(alpha: float) -> None:
         )
 
 
+def _in_double(*tensors: paddle.Tensor) -> list[paddle.Tensor]:
+    # In float32 ratios of losses, and products of weights and norms, would overflow.
+    return [tensor.astype("float64") for tensor in tensors]
+
+
+def smallest_reference(dtype: paddle.dtype) -> float:
+    """The smallest L(0): one that is not a denormal number, for those have few digits left."""
+    smallest: float = paddle.finfo(dtype).tiny
+    return smallest
+
+
 def _can_be_reference(losses: paddle.Tensor) -> paddle.Tensor:
-    return paddle.isfinite(losses) & (losses > 0)
+    return paddle.isfinite(losses) & (losses >= smallest_reference(losses.dtype))
 
 
 def inverse_training_rates(losses: paddle.Tensor, initial_losses: paddle.Tensor) -> paddle.Tensor:
@@ -372,7 +390,8 @@ def renormalized(weights: paddle.Tensor, floor: float) -> paddle.Tensor:
         return operators.renormalized(weights, floor)
     n_loss = weights.shape[0]
     # Not zero: if every weight is at or below zero, the result is equal weights, not 0 / 0.
-    positive = weights.clip(min=1e-20)
+    # Nor so large that a sum or a product below is infinite.
+    positive = weights.clip(1e-20, 1e30)
     # What the scaled weights have above the floor, times the sum; where that is nowhere
     # cut off at zero, it sums to T (1 - floor) and the result is w * T / sum(w).
     above = paddle.nn.functional.relu(positive * n_loss - positive.sum() * floor)

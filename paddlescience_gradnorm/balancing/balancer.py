@@ -19,6 +19,7 @@ from paddlescience_gradnorm.balancing.algorithm import (
     inverse_training_rates,
     renormalized,
     settled,
+    smallest_reference,
 )
 from paddlescience_gradnorm.balancing.diagnosis import diagnose
 from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
@@ -91,6 +92,7 @@ class LossBalancer(ShieldedLayer):
     _in_two_passes: bool | None  # None until a step has shown the losses' graphs
     _pool: _Pool | None
     _undo: _Undo | None
+    _scaled: _Scaled | None
     _task_gradients: TaskGradients | None  # of the last update, for a diagnosis
 
     def __init__(
@@ -134,7 +136,10 @@ class LossBalancer(ShieldedLayer):
         if dtype not in (paddle.float32, paddle.float64):
             dtype = paddle.float32  # half precision cannot resolve a step of the weights
         initial_weights = _initial_weights(weight_attr, self.n_loss, self.floor)
-        self.loss_weights = shielded_parameter(initial_weights, dtype)
+        loss_weights = shielded_parameter(initial_weights, dtype)
+        # paddle.DataParallel would wait for a gradient that no backward pass gives them.
+        loss_weights.no_sync = True
+        self.loss_weights = loss_weights
         # Zero until it is known.
         self.register_buffer("initial_losses", paddle.zeros([self.n_loss], dtype))
         self.register_buffer("step_count", paddle.zeros([], "int64"))
@@ -142,6 +147,8 @@ class LossBalancer(ShieldedLayer):
         # stepped since, and to put them back if it must not have.
         self.register_buffer("_acted", paddle.zeros([self.n_loss], dtype), persistable=False)
         self.register_buffer("_usable", paddle.ones([], dtype="bool"), persistable=False)
+        # Whether the caller's optimizer has left them finite.
+        self.register_buffer("_finite", paddle.ones([], dtype="bool"), persistable=False)
         self.register_buffer("_grad_norm_loss", paddle.zeros([], dtype), persistable=False)
         for name in ("_gradient_norms", "_losses"):  # of the last update
             self.register_buffer(name, paddle.zeros([self.n_loss], dtype), persistable=False)
@@ -177,7 +184,13 @@ class LossBalancer(ShieldedLayer):
         with paddle.no_grad():
             return inverse_training_rates(self._buffers["_losses"], self.initial_losses)
 
-    def backward(self, losses: Losses, update: bool = True, scale: float = 1.0) -> paddle.Tensor:
+    def backward(
+        self,
+        losses: Losses,
+        update: bool = True,
+        scale: float = 1.0,
+        scaler: paddle.amp.GradScaler | None = None,
+    ) -> paddle.Tensor:
         """The whole backward pass of the weighted sum, and the update of the weights.
 
         Adds to every parameter's ``.grad`` the gradient of sum_i w_i L_i. Then steps
@@ -195,12 +208,16 @@ class LossBalancer(ShieldedLayer):
                 then give the weights that k n points give at once.
             scale: Factor of all gradients, such as 1 / k for k micro-batches. The
                 balancing is that of the unscaled losses.
+            scaler: Multiplies all gradients by its loss scaling; ``scaler.step(optimizer)`` and
+                ``scaler.update()`` follow as usual. If it finds that they overflow, this step
+                is taken back as the weights are next read or the next step begins.
 
         Returns:
-            The weighted sum, detached, without ``scale``, shape [].
+            The weighted sum, detached, without ``scale`` and loss scaling, shape [].
 
         Raises:
-            TypeError: The losses are no tensors of floating-point type.
+            TypeError: The losses are no tensors of floating-point type, or ``scaler`` is no
+                ``paddle.amp.GradScaler``.
             ValueError: They are of another number, not scalar, under other names, or
                 one of them does not depend on the shared parameters.
 
@@ -208,6 +225,20 @@ class LossBalancer(ShieldedLayer):
             RuntimeWarning: Once for each loss and fault, if a loss is NaN, infinite or
                 negative, or zero when the references are taken. The weights then
                 stay as they are; the network's gradients are those of the losses.
+
+        Example:
+            >>> import paddle
+            >>> net = paddle.nn.Linear(2, 1)
+            >>> adam = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+            >>> balancer = LossBalancer(net.weight, n_loss=2)
+            >>> scaler = paddle.amp.GradScaler(enable=paddle.is_compiled_with_cuda())
+            >>> with paddle.amp.auto_cast(enable=scaler.is_enable()):
+            ...     y = net(paddle.ones([4, 2]))
+            ...     losses = [(y - 1).square().mean(), (9 * y).square().mean()]
+            >>> total = balancer.backward(losses, scaler=scaler)
+            >>> scaler.step(adam)
+            >>> scaler.update()
+            >>> adam.clear_grad()
         """
         scalars = self._order.scalars(losses)
         self._settle(a_step_begins=True)
@@ -215,7 +246,10 @@ class LossBalancer(ShieldedLayer):
         step = self._current_step()
         with paddle.no_grad():
             factors = weights if scale == 1 else weights * scale
-            undo = None if scale == 1 else self._undo_of(step)
+            loss_scaling = _loss_scaling(scaler, weights.dtype)
+            if loss_scaling is not None:
+                factors = factors * loss_scaling
+            undo = None if scale == 1 and loss_scaling is None else self._undo_of(step)
             if not self._is_update(step):
                 values = values_of(scalars, weights.dtype)
                 total = paddle.dot(weights, values)
@@ -234,12 +268,18 @@ class LossBalancer(ShieldedLayer):
                 self._pool = _pooled(self._pool, values, by_task)
                 if update:
                     undo = undo and undo._replace(pool=self._pool)
-                    self._update(step, *_means(self._pool), in_place=True)
+                    means = _means(self._pool)
+                    self._update(step, *means, in_place=True, loss_scaling=loss_scaling)
                     self._pool = None
             if update:
                 self._count(step)
                 if self._undo is not undo:
                     self._undo = undo
+                scaled = None
+                if scaler is not None and undo is not None and loss_scaling is not None:
+                    scaled = _Scaled(scaler, scaler._found_inf, undo._replace(pool=None))
+                if self._scaled is not scaled:
+                    self._scaled = scaled
         return total
 
     def take_back(self) -> None:
@@ -256,14 +296,7 @@ class LossBalancer(ShieldedLayer):
                 "there is no step to take back: the last backward(losses) was without a "
                 "scale, or has been taken back already"
             )
-        undo, self._undo = self._undo, None
-        with paddle.no_grad():
-            self._hold(undo.weights)
-            self.initial_losses.copy_(undo.initial_losses, False)
-            self._knows_reference = undo.knows_reference
-            self._pool = undo.pool
-            self.step_count.fill_(undo.step)
-            self._next_step = undo.step
+        self._put_back(self._undo)
 
     def step(self, losses: Losses) -> paddle.Tensor:
         """The update of the weights alone, for a loop that calls backward itself.
@@ -388,6 +421,7 @@ class LossBalancer(ShieldedLayer):
         Raises:
             RuntimeError: A step's micro-batches are not all through.
         """
+        self._settle()
         if self._pool is not None:
             raise RuntimeError(
                 "a checkpoint cannot be made between the micro-batches of a step; make it after "
@@ -406,7 +440,7 @@ class LossBalancer(ShieldedLayer):
 
     def note(self, noted: dict[str, Any]) -> None:
         """Go on from what :meth:`noted` of an equal balancer has given."""
-        self._unread = self._pool = self._undo = None
+        self._unread = self._pool = self._undo = self._scaled = None
         self._next_step = noted["next_step"]
         self._knows_reference = noted["knows_reference"]
         self._awaits_optimizer = noted["awaits_optimizer"]
@@ -426,7 +460,9 @@ class LossBalancer(ShieldedLayer):
         names = self._order.names
         if self._in_two_passes is None:
             self._in_two_passes = two_passes_are_cheaper(losses, self.shared)
-        if self._in_two_passes:
+        # With several processes the backward pass must be one: paddle.DataParallel averages
+        # gradients in the first pass that reaches them, and in no other.
+        if self._in_two_passes or ranks.number() > 1:
             gradients = task_gradients(losses, self.shared, names)
             backward_of_sum(losses, factors, self.shared, names)
             factors = paddle.ones_like(factors)
@@ -445,7 +481,7 @@ class LossBalancer(ShieldedLayer):
         self._unread = None
         self._knows_reference = False
         self._in_two_passes = None
-        self._pool = self._undo = self._task_gradients = None
+        self._pool = self._undo = self._scaled = self._task_gradients = None
         # Whether loss_weights.grad has been written for the caller's optimizer, and
         # whether the weights have summed to n_loss since.
         self._awaits_optimizer = False
@@ -470,7 +506,12 @@ class LossBalancer(ShieldedLayer):
         return step % self.update_every == 0 and not self._frozen
 
     def _update(
-        self, step: int, losses: paddle.Tensor, gradient_norms: paddle.Tensor, in_place: bool
+        self,
+        step: int,
+        losses: paddle.Tensor,
+        gradient_norms: paddle.Tensor,
+        in_place: bool,
+        loss_scaling: paddle.Tensor | None = None,
     ) -> None:
         weights, rule, initial = self._weights, self.rule, self.initial_losses
         if rule.averages or not self._knows_reference:
@@ -478,9 +519,16 @@ class LossBalancer(ShieldedLayer):
         # Straight into the dict: assigning an attribute of a layer costs more than an operation.
         self._buffers["_gradient_norms"] = gradient_norms
         self._buffers["_losses"] = losses
+        largest_norm = math.inf
         if self.lr is None:
             assert isinstance(rule, GradNormRule)  # or __init__ would have refused
             loss, gradient, usable = rule.evaluate(weights, losses, initial, gradient_norms)
+            # Its square would stay in the optimizer's moments for ever.
+            largest_norm = math.sqrt(paddle.finfo(weights.dtype).max) / 2
+            usable = usable & (gradient_norms <= largest_norm).all() & self._buffers["_finite"]
+            gradient = paddle.where(usable, gradient, paddle.zeros_like(gradient))
+            if loss_scaling is not None:
+                gradient = gradient * loss_scaling  # which the scaler divides by
             self._buffers["_acted"].copy_(weights, False)
             self._buffers["_usable"] = usable
             self._awaits_optimizer = True
@@ -503,11 +551,27 @@ class LossBalancer(ShieldedLayer):
             weights.copy_(new.weights, False)
             loss, usable = new.loss, new.usable
         self._buffers["_grad_norm_loss"] = loss
-        self._observe(_Observation(step, losses, gradient_norms, usable))
+        scaled, finite = loss_scaling is not None, self._buffers["_finite"]
+        self._observe(
+            _Observation(step, losses, gradient_norms, usable, largest_norm, finite, scaled)
+        )
 
     def _undo_of(self, step: int) -> _Undo:
         initial = self.initial_losses.clone()
-        return _Undo(step, self._weights.clone(), initial, self._knows_reference, None)
+        measured = (self._buffers["_gradient_norms"], self._buffers["_losses"])
+        flags = (self._knows_reference, self._awaits_optimizer)
+        return _Undo(step, self._weights.clone(), initial, measured, flags, None)
+
+    def _put_back(self, undo: _Undo) -> None:
+        self._undo = None
+        with paddle.no_grad():
+            self._hold(undo.weights)
+            self.initial_losses.copy_(undo.initial_losses, False)
+            self._knows_reference, self._awaits_optimizer = undo.flags
+            self._buffers["_gradient_norms"], self._buffers["_losses"] = undo.measured
+            self._pool = undo.pool
+            self.step_count.fill_(undo.step)
+            self._next_step = undo.step
 
     def _rest(self, step: int, losses: paddle.Tensor) -> None:
         """A step without an update: the weights must not move, but faults are seen."""
@@ -522,6 +586,12 @@ class LossBalancer(ShieldedLayer):
 
     def _settle(self, a_step_begins: bool = False) -> None:
         """Renormalise after a step of the caller's optimizer; nothing if there was none."""
+        scaled = self._scaled
+        # The scaler has a new tensor for what it finds in a step's gradients.
+        if scaled is not None and scaled.scaler._found_inf is not scaled.found_before:
+            self._scaled = None
+            if scaled.scaler._found_inf.item() and self._next_step == scaled.undo.step + 1:
+                self._put_back(scaled.undo)
         if not self._awaits_optimizer or not paddle.in_dynamic_mode():
             return  # the second: an export asks for the state while it builds a program
         if self.step_count.item() != self._next_step:
@@ -535,7 +605,8 @@ class LossBalancer(ShieldedLayer):
                 off = (weights.sum() - self.n_loss).abs() > 1e-3
                 acted = paddle.where(off & usable, renormalized(acted, self.floor), acted)
                 self._normalized = True
-            self._hold(settled(weights, acted, usable, self.floor))
+            self._buffers["_finite"] = finite = paddle.isfinite(weights).all()
+            self._hold(settled(weights, acted, usable & finite, self.floor))
 
     def _hold(self, values: paddle.Tensor) -> None:
         """Make these the weights, and not look like an optimizer's step."""
@@ -594,9 +665,15 @@ class _Observation(NamedTuple):
     losses: paddle.Tensor
     gradient_norms: paddle.Tensor | None
     usable: paddle.Tensor
+    largest_norm: float = math.inf
+    finite: paddle.Tensor | None = None  # whether the caller's optimizer left the weights so
+    scaled: bool = False  # by a scaler, which says itself what overflows
 
     def faults(self, names: Sequence[str], initial_losses: paddle.Tensor) -> list[tuple[str, str]]:
         found = []
+        smallest = smallest_reference(self.losses.dtype)
+        if self.finite is not None and not self.finite.item():
+            found.append(("the optimizer", "has made the loss weights NaN or infinite"))
         norms = [0.0] * len(names) if self.gradient_norms is None else self.gradient_norms.tolist()
         for name, loss, initial, norm in zip(
             names, self.losses.tolist(), initial_losses.tolist(), norms
@@ -605,11 +682,21 @@ class _Observation(NamedTuple):
                 found.append((f"loss {name!r}", f"is {loss}"))
             elif loss < 0:
                 found.append((f"loss {name!r}", "is negative and has no training rate"))
-            elif loss == 0 and initial == 0:
-                found.append((f"loss {name!r}", "is 0, which cannot be the reference L(0)"))
+            elif loss < smallest and initial == 0:
+                size = "0" if loss == 0 else f"below {smallest:.0e}"
+                found.append((f"loss {name!r}", f"is {size}, which cannot be the reference L(0)"))
+            elif self.scaled:
+                continue
             elif not math.isfinite(norm):
                 found.append((f"loss {name!r}", f"has a gradient of norm {norm}"))
-        return found or [("GradNorm", "finds no finite training rates")]
+            elif norm > self.largest_norm:
+                limit = f"{self.largest_norm:.0e}, too large for an optimizer to square"
+                found.append((f"loss {name!r}", f"has a gradient of norm above {limit}"))
+        if found or self.scaled:
+            return found
+        if not any(self.losses.tolist()):
+            return [("GradNorm", "has no training rates where all losses are 0")]
+        return [("GradNorm", "finds no finite training rates")]
 
 
 class _Pool(NamedTuple):
@@ -628,8 +715,29 @@ class _Undo(NamedTuple):
     step: int
     weights: paddle.Tensor
     initial_losses: paddle.Tensor
-    knows_reference: bool
+    measured: tuple[paddle.Tensor, paddle.Tensor]
+    flags: tuple[bool, bool]
     pool: _Pool | None
+
+
+class _Scaled(NamedTuple):
+    """A step that is to be taken back if the scaler finds an overflow."""
+
+    scaler: paddle.amp.GradScaler
+    found_before: paddle.Tensor
+    undo: _Undo
+
+
+def _loss_scaling(
+    scaler: paddle.amp.GradScaler | None, dtype: paddle.dtype
+) -> paddle.Tensor | None:
+    """What the scaler multiplies losses by, shape [1]; None if it does not act."""
+    if scaler is None:
+        return None
+    if not isinstance(scaler, paddle.amp.GradScaler):
+        raise TypeError(f"scaler must be a paddle.amp.GradScaler or None, got {scaler!r}")
+    scaling = scaler.scale(paddle.ones([1], "float32"))  # which may find that it must not act
+    return scaling.astype(dtype) if scaler.is_enable() else None
 
 
 def _pooled(pool: _Pool | None, losses: paddle.Tensor, rows: paddle.Tensor) -> _Pool:
@@ -640,7 +748,8 @@ def _pooled(pool: _Pool | None, losses: paddle.Tensor, rows: paddle.Tensor) -> _
 def _means(pool: _Pool) -> tuple[paddle.Tensor, paddle.Tensor]:
     """The mean losses, and the norms of the mean gradients, over micro-batches and processes."""
     rows = ranks.mean(pool.rows / pool.parts)
-    return rows[:, 0], rows[:, 1:].square().sum(1).sqrt()
+    norms = rows[:, 1:].astype("float64").square().sum(1).sqrt()
+    return rows[:, 0], norms.astype(rows.dtype)
 
 
 def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:

@@ -141,9 +141,11 @@ def measured(
         some = next((g for g in column if g is not None), None)
         if some is not None:
             stacked = paddle.stack([paddle.zeros_like(some) if g is None else g for g in column])
-            stacked = stacked.astype(weights.dtype)
+            # In float32 the squares of gradients of 1e20 would overflow, and of 1e-23 be zero.
+            stacked = stacked.astype("float64")
             squares.append(stacked.square().sum(list(range(1, stacked.ndim))))
-    norms = (squares[0] if len(squares) == 1 else paddle.add_n(squares)).sqrt() / factors
+    norms = (squares[0] if len(squares) == 1 else paddle.add_n(squares)).sqrt()
+    norms = (norms / factors.astype("float64")).astype(weights.dtype)
     return paddle.dot(weights, values), values, norms
 
 

@@ -213,13 +213,19 @@ class GradNorm(NetworkBase):
         """The references L(0), shape [n_loss]; zeros until the first step."""
         return self.balancer.initial_losses
 
-    def backward(self, losses: Losses, update: bool = True, scale: float = 1.0) -> paddle.Tensor:
+    def backward(
+        self,
+        losses: Losses,
+        update: bool = True,
+        scale: float = 1.0,
+        scaler: paddle.amp.GradScaler | None = None,
+    ) -> paddle.Tensor:
         """The whole backward pass in one: see :meth:`LossBalancer.backward`.
 
         Fills ``.grad`` of the network and, with ``weight_lr=None``, of
         ``loss_weights``; returns the weighted total, detached, shape [].
         """
-        return self.balancer.backward(losses, update, scale)
+        return self.balancer.backward(losses, update, scale, scaler)
 
     def get_grad_norm_loss(self, losses: Losses) -> paddle.Tensor:
         """Lgrad, after the caller's own ``backward(retain_graph=True)``, shape [].

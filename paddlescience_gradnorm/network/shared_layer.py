@@ -75,6 +75,8 @@ def find_shared(net: paddle.nn.Layer, shared: Any = None) -> tuple[paddle.Tensor
         >>> [list(parameter.shape) for parameter in find_shared(FCNet(2, 1, 3, 16))]
         [[16, 1]]
     """
+    if isinstance(net, paddle.DataParallel):
+        net = net._layers
     if shared is None:
         for hook in _HOOKS:
             if hasattr(net, hook):

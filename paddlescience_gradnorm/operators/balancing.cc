@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "paddle/extension.h"
@@ -32,7 +33,7 @@ double real(int64_t bits) {
 template <typename T>
 void renormalize(T* weights, int64_t n, double floor) {
   double sum = 0, total = 0;
-  const auto positive = [&](int64_t i) { return weights[i] < 1e-20 ? 1e-20 : double(weights[i]); };
+  const auto positive = [&](int64_t i) { return std::clamp(double(weights[i]), 1e-20, 1e30); };
   const auto above = [&](int64_t i) {
     const double value = positive(i) * n - sum * floor;
     return value < 0 ? 0 : value;
@@ -109,9 +110,9 @@ std::vector<Tensor> PinnReferences(const Tensor& references, const Tensor& losse
   PD_DISPATCH_FLOATING_TYPES(references.dtype(), "gradnorm_pinn_references", ([&] {
     const data_t *then = references.data<data_t>(), *now = losses.data<data_t>();
     for (int64_t i = 0; i < references.numel(); ++i) {
-      const bool valid = std::isfinite(now[i]) && now[i] > 0;
-      const double average = then[i] + (double(now[i]) - then[i]) * (1 - real(memory_bits));
-      result.data<data_t>()[i] = !valid ? then[i] : then[i] > 0 ? data_t(average) : now[i];
+      const bool valid = std::isfinite(now[i]) && now[i] >= std::numeric_limits<data_t>::min();
+      const data_t average = then[i] + (double(now[i]) - then[i]) * (1 - real(memory_bits));
+      result.data<data_t>()[i] = !valid ? then[i] : then[i] > 0 && average > 0 ? average : now[i];
     }
   }));
   return {result};
@@ -166,10 +167,11 @@ std::vector<Tensor> PinnStep(const Tensor& weights, const Tensor& losses, const 
     for (int64_t i = 0; i < n; ++i) {
       const double missing = target[i] - now[i];
       total += std::abs(missing);
-      result.data<data_t>()[i] = finite
-          ? data_t(w[i] * std::exp(std::clamp(missing, -1., 1.) * real(rate_bits))) : w[i];
+      result.data<data_t>()[i] = w[i] * std::exp(std::clamp(missing, -1., 1.) * real(rate_bits));
     }
+    finite = finite && std::isfinite(total);
     if (finite) renormalize(result.data<data_t>(), n, real(floor_bits));
+    else std::copy_n(w, n, result.data<data_t>());
     *loss.data<data_t>() = total;
     *usable.data<bool>() = finite;
   }));

@@ -1,5 +1,6 @@
-"""Two real processes, each with half of the points, against one with all of them."""
+"""Two and four real processes, each with its share of the points, against one with all of them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,55 +10,149 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RUN = """
+import contextlib
 import sys
+import warnings
+
 import numpy as np
 import paddlescience_gradnorm as gradnorm
 import paddle
+from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 
-output, way = sys.argv[1:]
+(output,) = sys.argv[1:]
 paddle.set_device("cpu")
 rank, ranks = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
 if ranks > 1:
     paddle.distributed.init_parallel_env()
 paddle.set_default_dtype("float64")
-paddle.seed(0)
-net = gradnorm.FCNet(2, 1, 3, 8)
-balancer = gradnorm.LossBalancer(net.linears[-1].weight, n_loss=2, alpha=1.0, lr=1e-3)
-optimizer = paddle.optimizer.SGD(1e-2, parameters=net.parameters())
-rng = np.random.default_rng(0)
-weights = []
-for _ in range(5):
-    inside, edge = paddle.to_tensor(rng.random((2, 12, 2)))[:, rank::ranks]
-    losses = [(net(inside) - 1).square().mean(), 9 * (net(edge) + 1).square().mean()]
-    if way == "backward":
-        balancer.backward(losses)
-    else:
-        w = balancer.loss_weights
-        (w[0] * losses[0] + w[1] * losses[1]).backward(retain_graph=True)
-        balancer.step(losses)
-    for parameter in net.parameters() if ranks > 1 else []:
-        gradient = parameter.grad.clone()
-        paddle.distributed.all_reduce(gradient)
-        parameter.grad = gradient / ranks
-    optimizer.step()
-    optimizer.clear_grad()
-    weights.append(balancer.get_weights())
-np.save(f"{output}/{ranks}_{rank}.npy", weights)
+
+OPTIONS = {
+    "published": {"alpha": 1.0, "weight_lr": 1e-3},
+    "pinn": {"residuals": ()},
+    "caller": {"alpha": 1.0, "weight_lr": None},
+    "all": {"alpha": 1.0, "weight_lr": 1e-3, "shared": "all"},
+    "update_every": {"alpha": 1.0, "weight_lr": 1e-3, "update_every": 2},
+}
+
+
+def train(options, way, nan_at=None):
+    paddle.seed(0)
+    bare = gradnorm.FCNet(2, 1, 3, 8)
+    parallel = ranks > 1 and "DataParallel" in way
+    around = "around" in way
+    inner = paddle.DataParallel(bare) if parallel and not around else bare
+    net = gradnorm.GradNorm(inner, n_loss=2, **options)
+    forward = paddle.DataParallel(net) if parallel and around else net
+    synchronizes = parallel and "no_sync" not in way
+    optimizer = paddle.optimizer.SGD(1e-2, parameters=net.parameters())
+    rng = np.random.default_rng(0)
+    weights, values = [], []
+    for step in range(6):
+        inside, edge = paddle.to_tensor(rng.random((2, 12, 2)))[:, rank::ranks]
+        parts = 3 if "micro-batches" in way else 1
+        for part in range(parts):
+            with forward.no_sync() if "no_sync" in way and parallel else contextlib.nullcontext():
+                on_inside, on_edge = forward(inside[part::parts]), forward(edge[part::parts])
+            losses = [(on_inside - 1).square().mean(), 9 * (on_edge + 1).square().mean()]
+            if step == nan_at and rank == ranks - 1:
+                losses[1] = losses[1] * float("nan")
+            if "step" in way:
+                w = net.loss_weights
+                (w[0] * losses[0] + w[1] * losses[1]).backward(retain_graph=True)
+                net.get_grad_norm_loss(losses)
+            else:
+                net.backward(losses, update=part == parts - 1, scale=1 / parts)
+        if ranks > 1 and not synchronizes:
+            fused_allreduce_gradients(bare.parameters(), None)
+        if all(paddle.isfinite(p.grad).all() for p in bare.parameters()):
+            optimizer.step()
+        optimizer.clear_grad()
+        weights.append(net.get_weights())
+        values.append(paddle.concat([p.flatten() for p in bare.parameters()]).numpy())
+    return {"weights": weights, "parameters": values, "references": net.initial_losses.numpy()}
+
+
+WAYS = ["backward", "step", "DataParallel", "DataParallel step", "DataParallel no_sync"]
+if not paddle.__version__.startswith("2."):  # which has no parameters without synchronisation
+    WAYS.append("DataParallel around")
+results = {}
+for rule, options in OPTIONS.items():
+    for way in WAYS:
+        results[f"{rule}, {way}"] = train(options, way)
+for rule in ("published", "pinn"):
+    results[f"{rule}, micro-batches"] = train(OPTIONS[rule], "micro-batches")
+for rule in ("published", "pinn", "caller"):
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        results[f"{rule}, NaN"] = train(OPTIONS[rule], "backward", nan_at=3)
+    messages = [str(w.message) for w in record if w.category is RuntimeWarning]
+    assert len(messages) == 1 and "step 3: loss 'losses[1]' is nan" in messages[0], messages
+arrays = {f"{case}: {name}": array for case, of in results.items() for name, array in of.items()}
+np.savez(f"{output}/{ranks}_{rank}.npz", **arrays)
 """
 
 
-@pytest.mark.parametrize("way", ["backward", "step"])
-def test_two_processes_hold_the_weights_of_one(tmp_path, way):
-    script = tmp_path / "run.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + RUN)
-    launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
-    log = ["--log_dir", str(tmp_path / "log")]
-    for options in ([], [*launch, *log]):
-        command = [sys.executable, "-W", "ignore", *options, str(script), str(tmp_path), way]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr + result.stdout
-    one, *two = (np.load(tmp_path / f"{name}.npy") for name in ("1_0", "2_0", "2_1"))
-    assert np.abs(np.diff(one, axis=0)).max() > 1e-4
-    for weights in two:
-        np.testing.assert_allclose(weights, one, rtol=0, atol=1e-12)
-    assert (two[0] == two[1]).all()
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Runs the program in this many processes, once; the arrays of each."""
+    folder = tmp_path_factory.mktemp("ranks")
+    script = folder / "run.py"
+    script.write_text(RUN)
+    done = {}
+
+    def results(ranks):
+        if ranks not in done:
+            launch = ["-m", "paddle.distributed.launch", "--backend", "gloo"]
+            launch += ["--nproc_per_node", str(ranks), "--log_dir", str(folder / f"log{ranks}")]
+            command = [sys.executable, *(launch if ranks > 1 else []), str(script), str(folder)]
+            path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+            result = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            )
+            logs = [log.read_text()[-3000:] for log in folder.glob(f"log{ranks}/workerlog.*")]
+            assert result.returncode == 0, "\n".join([result.stderr, *logs])
+            files = [np.load(folder / f"{ranks}_{rank}.npz") for rank in range(ranks)]
+            done[ranks] = [{name: file[name] for name in file.files} for file in files]
+        return done[ranks]
+
+    return results
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_all_processes_hold_what_one_with_all_points_holds(run, ranks):
+    (one,) = run(1)
+    for rank in run(ranks):
+        assert rank.keys() == one.keys()
+        for name, expected in one.items():
+            np.testing.assert_allclose(rank[name], expected, rtol=0, atol=1e-11, err_msg=name)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_weights_of_all_processes_are_the_same_to_the_last_bit(run, ranks):
+    first, *others = run(ranks)
+    for other in others:
+        for name in first:
+            if name.endswith((": weights", ": references")) and "step" not in name:
+                np.testing.assert_array_equal(other[name], first[name], err_msg=name)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_what_is_compared_moves(run, ranks):
+    for rank in run(ranks):
+        for name, array in rank.items():
+            if name.endswith((": weights", ": parameters")):
+                assert np.abs(array[-1] - array[0]).max() > 1e-4, name
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("rule", ["published", "pinn", "caller"])
+def test_a_nan_on_one_process_makes_all_of_them_skip_the_update(run, ranks, rule):
+    for rank in run(ranks):
+        weights = rank[f"{rule}, NaN: weights"]
+        assert (weights[3] == weights[2]).all()
+        assert (weights[4] != weights[3]).all()
+        assert np.isfinite(weights).all()
