@@ -421,7 +421,7 @@ class LossBalancer(ShieldedLayer):
         Raises:
             RuntimeError: A step's micro-batches are not all through.
         """
-        self._settle()
+        self._take_back_overflow()
         if self._pool is not None:
             raise RuntimeError(
                 "a checkpoint cannot be made between the micro-batches of a step; make it after "
@@ -586,12 +586,7 @@ class LossBalancer(ShieldedLayer):
 
     def _settle(self, a_step_begins: bool = False) -> None:
         """Renormalise after a step of the caller's optimizer; nothing if there was none."""
-        scaled = self._scaled
-        # The scaler has a new tensor for what it finds in a step's gradients.
-        if scaled is not None and scaled.scaler._found_inf is not scaled.found_before:
-            self._scaled = None
-            if scaled.scaler._found_inf.item() and self._next_step == scaled.undo.step + 1:
-                self._put_back(scaled.undo)
+        self._take_back_overflow()
         if not self._awaits_optimizer or not paddle.in_dynamic_mode():
             return  # the second: an export asks for the state while it builds a program
         if self.step_count.item() != self._next_step:
@@ -607,6 +602,15 @@ class LossBalancer(ShieldedLayer):
                 self._normalized = True
             self._buffers["_finite"] = finite = paddle.isfinite(weights).all()
             self._hold(settled(weights, acted, usable & finite, self.floor))
+
+    def _take_back_overflow(self) -> None:
+        """Undo the last step if the loss scaler has found an overflow in it."""
+        scaled = self._scaled
+        # The scaler has a new tensor for what it finds in a step's gradients.
+        if scaled is not None and scaled.scaler._found_inf is not scaled.found_before:
+            self._scaled = None
+            if scaled.scaler._found_inf.item() and self._next_step == scaled.undo.step + 1:
+                self._put_back(scaled.undo)
 
     def _hold(self, values: paddle.Tensor) -> None:
         """Make these the weights, and not look like an optimizer's step."""

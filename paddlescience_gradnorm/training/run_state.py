@@ -139,12 +139,14 @@ class _Layer:
         self._layer = layer
 
     def state(self) -> dict[str, Any]:
+        # First: a balancer may find that an overflow has undone its last step.
+        noted = {name: layer.noted() for name, layer in self._noting()}
         parameters = dict(_tensors(self._layer, "_parameters"))
         return {
             "parameters": {name: values_of(p, name) for name, p in parameters.items()},
             "buffers": {n: values_of(b, n) for n, b in _tensors(self._layer, "_buffers")},
             "gradients": _gradients(parameters),
-            "noted": {name: layer.noted() for name, layer in self._noting()},
+            "noted": noted,
         }
 
     def prepare(self, state: Any) -> Apply:
