@@ -215,6 +215,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from paddlescience_gradnorm.balancing.algorithm import RULES
     from paddlescience_gradnorm.runtime import add_options
 
     parser = _Parser(
@@ -243,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     trained.add_argument(
         "--balance",
-        choices=("pinn", "published", "equal"),
+        choices=(*RULES, "equal"),
         default="pinn",
         help="GradNorm by the PINN rule or as published, or equal weights (default: pinn)",
     )
