@@ -9,7 +9,7 @@ version = next(
     if line.startswith("__version__")
 )
 plot = ["matplotlib>=3.5"]
-test = [*plot, "pytest>=7", "hypothesis>=6.80"]
+test = [*plot, "pytest>=7", "hypothesis>=6.80", "build>=1.0"]
 ppsci = ["paddlesci>=1.4,<1.5"]
 dev = [*test, "ruff>=0.6,<1", "mypy>=1.11,<3"]
 
@@ -23,6 +23,7 @@ setup(
     long_description=(root / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     keywords="GradNorm PINN PaddlePaddle PaddleScience loss-balancing multitask",
     classifiers=[
         "Development Status :: 3 - Alpha",

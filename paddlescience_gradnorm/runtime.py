@@ -340,11 +340,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m paddlescience_gradnorm.runtime",
         description="The speed of a PINN step on this machine, before and after tune_cpu().",
     )
+    add_options(parser)
+    report(parser.parse_args(argv), parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of :func:`report`."""
     parser.add_argument("--repetitions", type=int, default=3, help="fresh processes of each kind")
     parser.add_argument("--points", type=int, nargs="+", default=_POINTS)
     parser.add_argument("--seconds", type=float, default=0.7, help="for each size and process")
     parser.add_argument("--build", action="store_true", help="build the operators first")
-    options = parser.parse_args(argv)
+
+
+def report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Print machine, settings and speed; mistakes in the options go to the parser."""
     if min(options.repetitions, *options.points) < 1:
         parser.error("--repetitions and --points must be at least 1")
     print(find_machine(), end="\n\n", flush=True)

@@ -1,0 +1,311 @@
+"""The command line: ``python -m paddlescience_gradnorm --help``.
+
+``problems`` lists what there is to train on, ``run`` trains on one of them and writes what came
+of it, ``doctor`` prints versions, settings and speed of this installation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import paddlescience_gradnorm
+
+# What only one command needs is imported by that command.
+if TYPE_CHECKING:
+    from paddlescience_gradnorm.pde.problems import Problem
+    from paddlescience_gradnorm.training import History, Trainer
+
+HIDDEN_LAYERS, WIDTH = 4, 50
+LEARNING_RATE = 2e-3  # at first; it falls to zero along a cosine
+ALPHA = 1.0  # of the published rule, which has no default of its own
+DISTRIBUTIONS = ("numpy", "scipy", "sympy", "matplotlib", "paddlesci")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, without the usage above them."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code, 0 if all went well."""
+    options = _parser().parse_args(argv)
+    try:
+        code: int = options.command(options)
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:  # a disk that is full, a folder that went away
+        options.parser.exit(1, f"{options.parser.prog}: {error}\n")
+    except MemoryError as error:
+        options.parser.exit(1, f"{options.parser.prog}: {error}; give fewer --points\n")
+    return code
+
+
+def list_problems(options: argparse.Namespace) -> int:
+    """Print a line for each problem."""
+    from paddlescience_gradnorm.pde.problems import PROBLEMS, problem
+
+    width = max(map(len, PROBLEMS))
+    for name in PROBLEMS:
+        losses = ", ".join(condition.name for condition in problem(name).conditions)
+        print(f"{name:<{width}}  {problem(name).equation}; losses: {losses}")
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train on a problem, print what came of it and write it to the output folder."""
+    if options.balance == "equal" and options.alpha is not None:
+        options.parser.error(
+            f"argument --alpha: equal weights have none, got {options.alpha:g}; leave it out, or "
+            "choose another --balance"
+        )
+    if options.balance == "published" and options.alpha is None:
+        options.alpha = ALPHA
+    output = options.output or Path("outputs", f"{options.problem.name}_{options.balance}")
+    try:  # before the training
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+    except OSError as error:
+        options.parser.error(
+            f"argument --output: cannot write to {str(output)!r} ({error.strerror}); choose "
+            "another folder"
+        )
+    trainer, metrics, code = _train(options)
+    metrics["settings"]["output"] = str(output)
+    _print_metrics(options.problem, metrics)
+    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    trainer.history.save(output / "history.npz")
+    written = ["metrics.json", "history.npz"]
+    try:
+        _plot_training(output / "training.png", trainer.history)
+    except ImportError as error:
+        print(f"no figure: {error}")
+    else:
+        written.append("training.png")
+    print(f"{', '.join(written)} in {output}")
+    return code
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Print versions, then what ``python -m paddlescience_gradnorm.runtime`` prints."""
+    from paddlescience_gradnorm import runtime
+
+    for name, number in _versions().items():
+        print(f"{name:<24}{number or 'not installed'}")
+    print(flush=True)
+    runtime.report(options, options.parser)
+    return 0
+
+
+def _train(options: argparse.Namespace) -> tuple[Trainer, dict[str, Any], int]:
+    """The finished run, what is to be known of it, and the exit code that it asks for."""
+    from paddlescience_gradnorm.runtime import tune_cpu
+
+    print(tune_cpu(), end="\n\n")
+    import paddle
+
+    from paddlescience_gradnorm import FCNet, GradNorm
+    from paddlescience_gradnorm.training import ProgressBar, StopOnSignals, Trainer
+
+    problem = options.problem
+    print(f"{problem.name}: {problem.equation}", flush=True)
+    paddle.seed(options.seed)
+    training = problem.sample(options.points, options.seed)
+    net: Any = FCNet(len(problem.coordinates), len(problem.fields), HIDDEN_LAYERS + 1, WIDTH)
+    if options.balance != "equal":
+        net = GradNorm(
+            net,
+            len(problem.conditions),
+            options.alpha,
+            rule=options.balance,
+            residuals=[c.name for c in problem.conditions if c.kind == "pde"],
+        )
+    schedule = paddle.optimizer.lr.CosineAnnealingDecay(LEARNING_RATE, T_max=options.steps)
+    parameters = [*net.parameters(), *training.parameters()]
+    adam = paddle.optimizer.Adam(schedule, parameters=parameters)
+    start = time.perf_counter()
+    with StopOnSignals() as stop:
+        trainer = Trainer(net, training.losses, adam, callbacks=[ProgressBar(), stop])
+        trainer.fit(epochs=options.steps)
+    seconds = time.perf_counter() - start
+    if stop.received:
+        print(f"stopped at step {trainer.step} of {options.steps}; so far:")
+    last = trainer.history.last()
+    settings = {name: getattr(options, name) for name in ("balance", "steps", "points", "seed")}
+    metrics = {
+        "errors": problem.relative_errors(net),
+        "coefficients": training.coefficients(),
+        "coefficient_errors": training.coefficient_errors(),
+        "final_losses": last["losses"],
+        "final_weights": last["weights"],
+        "diagnosis": trainer.diagnose(),
+        "steps": trainer.step,
+        "seconds": seconds,
+        "settings": {
+            "problem": problem.name,
+            **settings,
+            "alpha": getattr(net, "alpha", None),
+            "hidden_layers": HIDDEN_LAYERS,
+            "width": WIDTH,
+            "learning_rate": LEARNING_RATE,
+        },
+        "versions": _versions(),
+    }
+    return trainer, metrics, stop.exit_code
+
+
+def _print_metrics(problem: Problem, metrics: dict[str, Any]) -> None:
+    for name, error in metrics["errors"].items():
+        print(f"relative L2 error of {name}: {error:.2e}")
+    for unknown in problem.unknowns:
+        found, error = (metrics[k][unknown.name] for k in ("coefficients", "coefficient_errors"))
+        print(f"{unknown.name}: {found:.4g}, truly {unknown.true:.4g}, relative error {error:.2e}")
+    print(f"{'loss':<14}{'value':>10}{'weight':>10}")
+    for name, loss in metrics["final_losses"].items():
+        print(f"{name:<14}{loss:>10.2e}{metrics['final_weights'][name]:>10.3g}")
+    for finding in metrics["diagnosis"] or ["Nothing is wrong with losses and weights."]:
+        print(finding)
+    print(f"{metrics['steps']} steps, {metrics['seconds']:.0f} s")
+
+
+def _plot_training(path: Path, history: History) -> None:
+    """Losses above weights; ``ImportError`` without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError(
+            "matplotlib is not installed; pip install 'paddlescience_gradnorm[plot]'"
+        ) from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
+    history.plot_losses(top).set(xlabel="")
+    history.plot_weights(bottom)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _versions() -> dict[str, str | None]:
+    """By name; ``None`` for what is not installed."""
+    import paddle
+
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "paddlescience_gradnorm": paddlescience_gradnorm.__version__,
+        "paddle": paddle.__version__,
+    }
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    from paddlescience_gradnorm.balancing.algorithm import RULES
+    from paddlescience_gradnorm.runtime import add_options
+
+    parser = _Parser(
+        prog="python -m paddlescience_gradnorm",
+        description="GradNorm loss balancing for physics-informed neural networks.",
+        epilog="COMMAND --help lists the options of a command.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, act: Callable[..., int], help: str, more: str = "") -> _Parser:
+        added: _Parser = commands.add_parser(name, help=help, description=f"{help}. {more}")
+        added.set_defaults(command=act, parser=added)
+        return added
+
+    command("problems", list_problems, "list the problems: names, equations, losses")
+    trained = command(
+        "run",
+        run,
+        "train a network on a problem and say how good it is",
+        f"A tanh network with {HIDDEN_LAYERS} hidden layers of {WIDTH} is trained by Adam at a "
+        f"rate that falls from {LEARNING_RATE:g} to zero along a cosine. Ctrl-C ends the run after "
+        "the step; what came of it is written all the same.",
+    )
+    trained.add_argument(
+        "problem", type=_problem, metavar="PROBLEM", help="see the command problems"
+    )
+    trained.add_argument(
+        "--balance",
+        choices=(*RULES, "equal"),
+        default="pinn",
+        help="GradNorm by the PINN rule or as published, or equal weights (default: pinn)",
+    )
+    trained.add_argument(
+        "--alpha",
+        type=_alpha,
+        help=f"GradNorm's, at least 0 (default: the PINN rule's; {ALPHA:g} if published)",
+    )
+    trained.add_argument("--steps", type=_at_least(1), default=5000, help="default: 5000")
+    trained.add_argument(
+        "--points", type=_at_least(1), default=1000, help="in the interior (default: 1000)"
+    )
+    trained.add_argument(
+        "--seed", type=_at_least(0), default=0, help="of points, noise and network (default: 0)"
+    )
+    trained.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where files are written, in place of an earlier run's "
+        "(default: outputs/PROBLEM_BALANCE)",
+    )
+    add_options(command("doctor", doctor, "print versions, and settings and speed on this machine"))
+    return parser
+
+
+def _problem(name: str) -> Problem:
+    from paddlescience_gradnorm.pde.problems import problem
+
+    try:
+        return problem(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _alpha(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a finite number of at least 0, got {text!r}")
+    return number
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    most = 2**31 - 1  # of the numbers that Paddle takes
+
+    def integer(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(
+                f"must be an integer from {least} to {most}, got {text!r}"
+            )
+        return number
+
+    return integer
+
+
+if __name__ == "__main__":
+    sys.exit(main())

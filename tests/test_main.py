@@ -1,0 +1,202 @@
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import paddlescience_gradnorm
+from paddlescience_gradnorm.__main__ import main
+from paddlescience_gradnorm.pde.problems import PROBLEMS, problem
+from paddlescience_gradnorm.training import History
+
+COMMAND = [sys.executable, "-W", "ignore", "-m", "paddlescience_gradnorm"]
+TINY = ["--steps", "20", "--points", "32"]
+
+
+def command_line(*arguments, cwd):
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+def test_help_lists_the_commands(tmp_path):
+    result = command_line("--help", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.findall(r"^ {4}(\w+) ", result.stdout, re.MULTILINE) == ["problems", "run", "doctor"]
+
+
+def test_problems_has_a_line_for_each(tmp_path):
+    result = command_line("problems", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(PROBLEMS)
+    for line, name in zip(lines, PROBLEMS):
+        losses = ", ".join(condition.name for condition in problem(name).conditions)
+        assert problem(name).equation in line and line.endswith(f"losses: {losses}")
+
+
+@pytest.mark.parametrize(
+    "name, balance, alpha",
+    [("helmholtz_inverse", "pinn", None), ("laplace", "published", 0.5), ("wave", "equal", None)],
+)
+def test_run_writes_what_it_prints(tmp_path, name, balance, alpha):
+    arguments = ["run", name, "--balance", balance, *TINY, "--seed", "3"]
+    if alpha is not None:
+        arguments += ["--alpha", str(alpha)]
+    result = command_line(*arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    output = tmp_path / "outputs" / f"{name}_{balance}"
+    assert f"metrics.json, history.npz, training.png in {output.relative_to(tmp_path)}" in (
+        result.stdout
+    )
+
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["steps"] == 20 and "20/20" in result.stderr  # of the progress bar
+    asked = {"problem": name, "balance": balance, "steps": 20, "points": 32, "seed": 3}
+    assert metrics["settings"].items() >= asked.items()
+    assert metrics["settings"]["alpha"] == {"pinn": 1.0, "published": 0.5, "equal": None}[balance]
+    assert metrics["versions"]["numpy"] == np.__version__
+    assert list(metrics["errors"]) == list(problem(name).quantities)
+    assert list(metrics["coefficients"]) == [unknown.name for unknown in problem(name).unknowns]
+    for quantity, error in metrics["errors"].items():
+        assert f"relative L2 error of {quantity}: {error:.2e}\n" in result.stdout
+    for coefficient, error in metrics["coefficient_errors"].items():
+        assert re.search(rf"^{coefficient}: .* relative error {error:.2e}$", result.stdout, re.M)
+    for finding in metrics["diagnosis"]:
+        assert finding in result.stdout
+
+    history = History.load(output / "history.npz")
+    assert history.names == [condition.name for condition in problem(name).conditions]
+    assert len(history) == 20
+    assert history.last()["losses"] == metrics["final_losses"]
+    assert history.last()["weights"] == metrics["final_weights"]
+    weights = list(metrics["final_weights"].values())
+    assert sum(weights) == pytest.approx(len(weights), abs=1e-5)
+    assert (weights == [1] * len(weights)) == (balance == "equal")
+
+    pixels = np.asarray(Image.open(output / "training.png").convert("L"))
+    assert pixels.shape[0] > 300 and pixels.std() > 10  # not an empty sheet
+
+
+def test_a_run_learns_and_the_seed_decides_it(tmp_path, capsys):
+    def error(seed, steps):
+        options = ["--steps", steps, "--points", "64", "--seed", seed, "--output", str(tmp_path)]
+        assert main(["run", "laplace", *options]) == 0
+        return json.loads((tmp_path / "metrics.json").read_text())["errors"]["u"]
+
+    assert error("0", "300") < 0.1  # untrained: about 1
+    assert error("1", "5") == error("1", "5") != error("2", "5")
+
+
+def test_the_published_rule_has_an_alpha_of_its_own(tmp_path, capsys):
+    options = ["--balance", "published", *TINY, "--output", str(tmp_path)]
+    assert main(["run", "laplace", *options]) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["alpha"] == 1
+
+
+def test_ctrl_c_ends_a_run_whose_results_are_written(tmp_path):
+    arguments = ["run", "laplace", "--steps", "1000000", "--points", "16", "--output", "here"]
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        cwd=tmp_path,
+    ) as process:
+        seen = ""
+        while "step/s" not in seen:  # the run has begun
+            seen += process.stderr.read(1) or pytest.fail(seen)
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in said
+    metrics = json.loads((tmp_path / "here/metrics.json").read_text())
+    assert 0 < metrics["steps"] < 1000000
+    assert f"stopped at step {metrics['steps']} of 1000000" in printed
+    assert len(History.load(tmp_path / "here/history.npz")) == metrics["steps"]
+
+
+def test_without_matplotlib_there_is_no_figure_and_a_line_that_says_why(tmp_path):
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from paddlescience_gradnorm.__main__ import main\n"
+        f"sys.exit(main(['run', 'laplace', *{TINY}, '--output', '.']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    missing = "no figure: matplotlib is not installed; pip install 'paddlescience_gradnorm[plot]'"
+    assert missing in result.stdout.splitlines()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.npz", "metrics.json"]
+
+
+def test_doctor_prints_versions_settings_and_speed(tmp_path):
+    tiny = ["--repetitions", "1", "--points", "10", "--seconds", "0"]
+    result = command_line("doctor", *tiny, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    shown = dict(line.split(maxsplit=1) for line in result.stdout.split("\n\n")[0].splitlines())
+    assert shown["paddlescience_gradnorm"] == paddlescience_gradnorm.__version__
+    assert shown["numpy"] == np.__version__
+    assert shown["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"paddle", "paddlesci"} <= set(shown)
+    assert re.search(r"^kernels +\S+.*\nmemory ", result.stdout, re.MULTILINE)
+    assert re.search(r"^ +10 +\d+\.\d", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "required: COMMAND"),
+        (["report"], "invalid choice: 'report'"),
+        (["run"], "required: PROBLEM"),
+        (["run", "nope"], "PROBLEM: name must be one of laplace, .*, got 'nope'"),
+        (["run", "heat", "--balance", "magic"], "--balance: invalid choice: 'magic'"),
+        (["run", "heat", "--steps", "0"], "--steps: must be an integer from 1 .*, got '0'"),
+        (["run", "heat", "--steps", "1e3"], "--steps: must be an integer from 1 .*, got '1e3'"),
+        (["run", "heat", "--points", "-1"], "--points: must be an integer from 1 .*, got '-1'"),
+        (["run", "heat", "--seed", "-1"], "--seed: must be an integer from 0 .*, got '-1'"),
+        (["run", "heat", "--seed", str(2**70)], "--seed: must be an integer from 0 to 2147483647"),
+        (["run", "heat", "--alpha", "nan"], "--alpha: must be a finite number .*, got 'nan'"),
+        (["run", "heat", "--alpha", "-1"], "--alpha: must be a finite number .*, got '-1'"),
+        (
+            ["run", "heat", "--balance", "equal", "--alpha", "1"],
+            "--alpha: equal weights have none, got 1; leave it out",
+        ),
+        (["run", "heat", "--epochs", "3"], "unrecognized arguments: --epochs 3"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said) and said.count("\n") == 1 and said.endswith("--help\n")
+
+
+def test_a_mistake_has_no_traceback(tmp_path):
+    result = command_line("run", "nope", cwd=tmp_path)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.splitlines()[-1].startswith("python -m paddlescience_gradnorm run: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_training(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit):
+        main(["run", "laplace", *TINY, "--output", str(file / "run")])
+    captured = capsys.readouterr()
+    assert f"--output: cannot write to '{file / 'run'}' (Not a directory)" in captured.err
+    assert "choose another folder" in captured.err and captured.out == ""
+
+
+def test_what_cannot_be_written_afterwards_is_one_line_too(tmp_path, capfd):
+    (tmp_path / "metrics.json").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "laplace", *TINY, "--output", str(tmp_path)])
+    assert stopped.value.code == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert "Is a directory" in last and str(tmp_path / "metrics.json") in last
