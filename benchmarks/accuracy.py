@@ -272,8 +272,7 @@ def plot(path: Path, runs: list[dict[str, Any]], titles: dict[str, str]) -> None
     for axis in axes.flat:
         handles.update(dict(zip(*axis.get_legend_handles_labels()[::-1])))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
-    figure.supxlabel("step", fontsize=9)
-    figure.supylabel("relative L2 error, median of the seeds", fontsize=9)
+    figure.supylabel("relative L2 error over the steps, median of the seeds", fontsize=9)
     figure.savefig(path, dpi=110)
 
 
