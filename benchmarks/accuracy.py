@@ -102,7 +102,7 @@ def train(name: str, balance: str, options: dict[str, Any], seed: int, settings:
     if isinstance(balancer, LossBalancer) and balancer.lr is None:
         parameters.append(balancer.loss_weights)
     adam = paddle.optimizer.Adam(schedule, parameters=parameters)
-    trainer = Trainer(net, lambda net: training.losses(net), adam, balancer, callbacks)
+    trainer = Trainer(net, training.losses, adam, balancer, callbacks)
     curve: list[list[float]] = []
 
     def evaluate(net: paddle.nn.Layer) -> dict[str, float]:

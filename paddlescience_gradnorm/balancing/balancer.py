@@ -348,12 +348,15 @@ class LossBalancer(ShieldedLayer):
         self._report(late)
         return self.loss_weights.numpy().copy()
 
-    def diagnose(self) -> list[str]:
+    def diagnose(self, falling: bool = True) -> list[str]:
         """What the last update says of the balancing, in words; an empty list if all is well.
 
         A weight at its floor or bound; a loss that no longer falls (with ``rule="pinn"``), that
         has no gradient, or whose reference L(0) means nothing; gradients on the shared
         parameters that point against each other (of this process's points).
+
+        Args:
+            falling: Whether to name losses that no longer fall, of which a history knows more.
 
         Raises:
             RuntimeError: There has been no update since the balancer was made or loaded.
@@ -375,6 +378,7 @@ class LossBalancer(ShieldedLayer):
             self.rule,
             self.floor,
             self._current_step() // self.update_every,
+            falling,
         )
 
     def freeze(self) -> None:

@@ -25,6 +25,7 @@ def diagnose(
     rule: Rule,
     floor: float,
     updates: int,
+    falling: bool = True,
 ) -> list[str]:
     """Findings, each a sentence or two that name the loss; none if all is well.
 
@@ -39,6 +40,7 @@ def diagnose(
         rule: Of the balancing.
         floor: The smallest weight allowed.
         updates: How many there have been.
+        falling: Whether to name losses that no longer fall.
 
     Example:
         >>> ones = np.ones(2)
@@ -78,7 +80,8 @@ def diagnose(
                 'once the losses have settled, or use rule="pinn".'
             )
         elif (
-            isinstance(rule, PinnRule)
+            falling
+            and isinstance(rule, PinnRule)
             and updates * (1 - rule.memory) > 1
             and loss > _NO_LONGER_FALLING * reference
         ):

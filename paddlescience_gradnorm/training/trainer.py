@@ -289,7 +289,7 @@ class Trainer:
         """
         found = self.history.diagnose()
         if isinstance(self.balancer, LossBalancer) and len(self.history):
-            found += [f for f in self.balancer.diagnose() if "no longer falls" not in f]
+            found += self.balancer.diagnose(falling=False)
         return found
 
     def _run(

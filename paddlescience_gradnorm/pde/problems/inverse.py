@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import sympy
 from sympy import pi
 
-from paddlescience_gradnorm.pde.problems import reference_solutions
 from paddlescience_gradnorm.pde.problems.elliptic import laplacian
+from paddlescience_gradnorm.pde.problems.evolution import burgers
 from paddlescience_gradnorm.pde.problems.formulation import Condition, Problem, Region, Unknown
+from paddlescience_gradnorm.pde.problems.reference_solutions import BURGERS_VISCOSITY
 
 x, y, t = sympy.symbols("x y t")
 u = sympy.Function("u")
@@ -23,28 +26,21 @@ def burgers_inverse() -> Problem:
     field = u(x, t)
     l1, log_l2 = sympy.symbols("l1 log_l2")
     residual = field.diff(t) + l1 * field * field.diff(x) - sympy.exp(log_l2) * field.diff(x, 2)
-    ends = Region("boundary", 100, faces=({x: -1.0}, {x: 1.0}))
-    start = Region("initial", 100, faces=({t: 0.0},))
-    return Problem(
+    known = burgers()
+    equation, *conditions = known.conditions
+    return replace(
+        known,
         name="burgers_inverse",
         equation="u_t + l1 u u_x = l2 u_xx for x in [-1, 1], t in [0, 1], u = 0 at the ends, "
         "u = -sin(pi x) at first, u measured; l1 = 1, l2 = 0.01 / pi",
-        coordinates=(x, t),
-        fields=(u,),
-        low=(-1.0, 0.0),
-        high=(1.0, 1.0),
         conditions=(
-            Condition("pde", "pde", Region("interior", 1000), (residual,)),
-            Condition("initial", "initial", start, (field + sympy.sin(pi * x),)),
-            Condition("boundary", "boundary", ends, (field,)),
+            replace(equation, expressions=(residual,)),
+            *conditions,
             Condition("data", "data", Region("data", 300), (field,)),
         ),
-        reference=reference_solutions.burgers,
         unknowns=(
             Unknown("l1", l1, 0.0, l1, 1.0),
-            Unknown(
-                "l2", log_l2, -6.0, sympy.exp(log_l2), float(reference_solutions.BURGERS_VISCOSITY)
-            ),
+            Unknown("l2", log_l2, -6.0, sympy.exp(log_l2), float(BURGERS_VISCOSITY)),
         ),
     )
 
