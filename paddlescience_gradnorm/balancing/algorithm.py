@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol, Union
+from typing import NamedTuple, Protocol, Union
 
 import paddle
 
@@ -45,13 +46,8 @@ class Rule(Protocol):
     """How losses and gradient norms make new weights. The rest of the package knows no more."""
 
     alpha: float
-    # Whether ``references`` changes references that are known.
-    averages: ClassVar[bool]
 
-    def references(self, references: paddle.Tensor, losses: paddle.Tensor) -> paddle.Tensor:
-        """The references L(0) after a step with these losses, shape [T]; 0 while unknown."""
-
-    def step(
+    def step_in_place(
         self,
         weights: paddle.Tensor,
         losses: paddle.Tensor,
@@ -60,17 +56,25 @@ class Rule(Protocol):
         rate: float,
         floor: float,
         residuals: Sequence[int],
-    ) -> RuleStep:
-        """The weights of the next step.
+        loss: paddle.Tensor,
+        known: bool = False,
+    ) -> Union[bool, paddle.Tensor]:
+        """Set the weights for the next step. All tensors are contiguous and of one dtype.
 
         Args:
-            weights: w, which have acted, shape [T].
+            weights: w, which have acted, shape [T]; overwritten where the step is usable.
             losses: The unweighted losses L, shape [T].
-            references: L(0), shape [T].
+            references: L(0), shape [T], 0 while unknown; overwritten.
             gradient_norms: ||g_i|| of the unweighted losses, shape [T].
             rate: Of the step.
             floor: The smallest weight allowed.
             residuals: Which losses are residuals of equations.
+            loss: Overwritten with what the rule makes small, shape [].
+            known: Whether all references are known to be there.
+
+        Returns:
+            Whether losses, references and gradients gave finite training rates and targets,
+            as a bool or, where nobody has waited for it, a boolean tensor, shape [].
         """
 
 
@@ -102,7 +106,6 @@ class GradNormRule:
     """
 
     alpha: float
-    averages: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_alpha(self.alpha)
@@ -128,11 +131,7 @@ class GradNormRule:
             gradient_norms: ||g_i||, norms of the UNWEIGHTED losses' gradients on
                 the shared parameters.
         """
-        tensors = (weights, losses, initial_losses, gradient_norms)
-        # They have no gradient of their own.
-        if not paddle.is_grad_enabled() and operators.apply_to(*tensors):
-            return RuleOutput(*operators.rule(*tensors, self.alpha))
-        w, now, initial, norms = _in_double(*tensors)
+        w, now, initial, norms = _in_double(weights, losses, initial_losses, gradient_norms)
         weighted_norms = w * norms
         powers = inverse_rate_powers(now, initial, self.alpha)
         excess = weighted_norms - weighted_norms.mean() * powers
@@ -154,6 +153,70 @@ class GradNormRule:
         """A step of plain gradient descent on Lgrad; the paper knows no kinds of losses."""
         loss, gradient, usable = self.evaluate(weights, losses, references, gradient_norms)
         return RuleStep(loss, stepped(weights, gradient, usable, rate, floor), usable)
+
+    def step_in_place(
+        self,
+        weights: paddle.Tensor,
+        losses: paddle.Tensor,
+        references: paddle.Tensor,
+        gradient_norms: paddle.Tensor,
+        rate: float,
+        floor: float,
+        residuals: Sequence[int],
+        loss: paddle.Tensor,
+        known: bool = False,
+    ) -> Union[bool, paddle.Tensor]:
+        """See :meth:`Rule.step_in_place`."""
+        tensors = (weights, losses, references, gradient_norms)
+        if operators.apply_to(weights):
+            return operators.balancing.step(*tensors, self.alpha, rate, floor, loss)
+        if not known:
+            references.copy_(self.references(references, losses), False)
+        new = self.step(*tensors, rate, floor, residuals)
+        return _put(new, weights, loss)
+
+    def gradient_in_place(
+        self,
+        weights: paddle.Tensor,
+        losses: paddle.Tensor,
+        references: paddle.Tensor,
+        gradient_norms: paddle.Tensor,
+        finite: paddle.Tensor,
+        into: paddle.Tensor,
+        loss: paddle.Tensor,
+        usable: paddle.Tensor,
+        known: bool = False,
+    ) -> Union[bool, paddle.Tensor]:
+        """Set dLgrad/dw for somebody else's step, and otherwise as :meth:`Rule.step_in_place`.
+
+        Args:
+            weights: w, shape [T].
+            losses: The unweighted losses L, shape [T].
+            references: L(0), shape [T], 0 while unknown; overwritten.
+            gradient_norms: ||g_i|| of the unweighted losses, shape [T].
+            finite: Whether the weights were finite, boolean, shape [].
+            into: Overwritten with the gradient, shape [T], zero where it is not usable: an
+                optimizer keeps a NaN, and the square of what is too large, for ever.
+            loss: Overwritten with Lgrad, shape [].
+            usable: Overwritten with the result, boolean, shape [].
+            known: Whether all references are known to be there.
+        """
+        tensors = (weights, losses, references, gradient_norms)
+        largest = largest_norm(weights.dtype)
+        if operators.apply_to(weights):
+            return operators.balancing.gradient(
+                *tensors, finite, self.alpha, largest, into, loss, usable
+            )
+        if not known:
+            references.copy_(self.references(references, losses), False)
+        lgrad, gradient, good = self.evaluate(*tensors)
+        # A tensor, for Paddle 2.6 rounds a number that is compared to float32.
+        limit = paddle.full([], largest, gradient_norms.dtype)
+        good = good & (gradient_norms <= limit).all() & finite
+        into.copy_(paddle.where(good, gradient, paddle.zeros_like(gradient)), False)
+        loss.copy_(lgrad, False)
+        usable.copy_(good, False)
+        return good
 
 
 @dataclass(frozen=True)
@@ -203,7 +266,6 @@ class PinnRule:
     strength: float = 1 / 3
     bound: float = 100.0
     memory: float = 0.999
-    averages: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_alpha(self.alpha)
@@ -216,8 +278,6 @@ class PinnRule:
 
     def references(self, references: paddle.Tensor, losses: paddle.Tensor) -> paddle.Tensor:
         """The moving average of each loss, over the steps on which it is finite and above zero."""
-        if not paddle.is_grad_enabled() and operators.apply_to(references, losses):
-            return operators.pinn_references(references, losses, self.memory)
         then, now = _in_double(references, losses)
         average = (then + (now - then) * (1.0 - self.memory)).astype(losses.dtype)
         # The second where a loss has fallen so far that the difference is all that is left.
@@ -234,16 +294,12 @@ class PinnRule:
         floor: float,
         residuals: Sequence[int] = (),
     ) -> RuleStep:
-        """A step in log w; see :meth:`Rule.step`.
+        """A step in log w; see :meth:`Rule.step_in_place`.
 
         A loss that is zero or has no gradient, and so nothing to be balanced, is given the
         geometric mean of the others' targets.
         """
-        tensors = (weights, losses, references, gradient_norms)
-        if not paddle.is_grad_enabled() and operators.apply_to(*tensors):
-            options = (self.alpha, self.strength, self.bound, rate, floor)
-            return RuleStep(*operators.pinn_step(*tensors, options, residuals))
-        w, values, references, norms = _in_double(*tensors)
+        w, values, references, norms = _in_double(weights, losses, references, gradient_norms)
         powers = inverse_rate_powers(values, references, self.alpha)
         usable = paddle.isfinite(powers).all() & paddle.isfinite(norms).all()
         targets = powers / norms
@@ -266,6 +322,26 @@ class PinnRule:
         new = renormalized((now + missing.clip(-1.0, 1.0) * rate).exp(), floor)
         new = paddle.where(usable, new.astype(weights.dtype), weights)
         return RuleStep(loss.astype(weights.dtype), new, usable)
+
+    def step_in_place(
+        self,
+        weights: paddle.Tensor,
+        losses: paddle.Tensor,
+        references: paddle.Tensor,
+        gradient_norms: paddle.Tensor,
+        rate: float,
+        floor: float,
+        residuals: Sequence[int],
+        loss: paddle.Tensor,
+        known: bool = False,
+    ) -> Union[bool, paddle.Tensor]:
+        """See :meth:`Rule.step_in_place`; known references move all the same."""
+        tensors = (weights, losses, references, gradient_norms)
+        if operators.apply_to(weights):
+            options = (self.alpha, self.strength, self.bound, self.memory, rate, floor)
+            return operators.balancing.pinn_step(*tensors, options, residuals, loss)
+        references.copy_(self.references(references, losses), False)
+        return _put(self.step(*tensors, rate, floor, residuals), weights, loss)
 
 
 RULES = {"published": GradNormRule, "pinn": PinnRule}
@@ -321,10 +397,17 @@ def _in_double(*tensors: paddle.Tensor) -> list[paddle.Tensor]:
     return [tensor.astype("float64") for tensor in tensors]
 
 
+@functools.cache
 def smallest_reference(dtype: paddle.dtype) -> float:
     """The smallest L(0): one that is not a denormal number, for those have few digits left."""
     smallest: float = paddle.finfo(dtype).tiny
     return smallest
+
+
+@functools.cache
+def largest_norm(dtype: paddle.dtype) -> float:
+    """The largest ||g_i|| whose square an optimizer of the weights can hold."""
+    return math.sqrt(paddle.finfo(dtype).max) / 2
 
 
 def _can_be_reference(losses: paddle.Tensor) -> paddle.Tensor:
@@ -386,8 +469,6 @@ def renormalized(weights: paddle.Tensor, floor: float) -> paddle.Tensor:
         >>> renormalized(paddle.to_tensor([-2.0, 3.0]), floor=0.125).tolist()
         [0.125, 1.875]
     """
-    if not paddle.is_grad_enabled() and operators.apply_to(weights):
-        return operators.renormalized(weights, floor)
     n_loss = weights.shape[0]
     # Not zero: if every weight is at or below zero, the result is equal weights, not 0 / 0.
     # Nor so large that a sum or a product below is infinite.
@@ -423,8 +504,6 @@ def stepped(
         >>> stepped(ones, gradient, paddle.to_tensor(True), rate=0.125, floor=0.01).tolist()
         [0.5, 1.5]
     """
-    if not paddle.is_grad_enabled() and operators.apply_to(weights, gradient):
-        return operators.stepped(weights, gradient, usable, rate, floor)
     return paddle.where(usable, renormalized(weights - gradient * rate, floor), weights)
 
 
@@ -447,6 +526,36 @@ def settled(
         >>> settled(paddle.to_tensor([3.0, 1.0]), acted, true, floor=0.125).tolist()
         [1.5, 0.5]
     """
-    if not paddle.is_grad_enabled() and operators.apply_to(weights, acted):
-        return operators.settled(weights, acted, usable, floor)
     return paddle.where((weights != acted).any() & usable, renormalized(weights, floor), acted)
+
+
+def settle_in_place(
+    weights: paddle.Tensor,
+    acted: paddle.Tensor,
+    usable: paddle.Tensor,
+    finite: paddle.Tensor,
+    floor: float,
+) -> None:
+    """Overwrite ``weights`` and ``acted`` with :func:`settled`, as ``acted`` if not finite.
+
+    Both are contiguous and of one dtype.
+
+    Args:
+        weights: As they are, shape [T].
+        acted: As they were before, shape [T].
+        usable: As for :func:`settled`.
+        finite: Overwritten with whether the weights were, boolean, shape [].
+        floor: As for :func:`renormalized`.
+    """
+    if operators.apply_to(weights):
+        operators.balancing.settle(weights, acted, usable, finite, floor)
+        return
+    finite.copy_(paddle.isfinite(weights).all(), False)
+    weights.copy_(settled(weights, acted, usable & finite, floor), False)
+    acted.copy_(weights, False)
+
+
+def _put(new: RuleStep, weights: paddle.Tensor, loss: paddle.Tensor) -> paddle.Tensor:
+    weights.copy_(new.weights, False)
+    loss.copy_(new.loss, False)
+    return new.usable

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 import paddle
 
-from paddlescience_gradnorm import arguments
+from paddlescience_gradnorm import arguments, operators
 from paddlescience_gradnorm.balancing import ranks
 from paddlescience_gradnorm.balancing.algorithm import (
     GradNormRule,
     Rule,
     find_rule,
     inverse_training_rates,
+    largest_norm,
     renormalized,
-    settled,
+    settle_in_place,
     smallest_reference,
 )
 from paddlescience_gradnorm.balancing.diagnosis import diagnose
@@ -37,6 +38,8 @@ from paddlescience_gradnorm.shielded import NO_DECAY, ShieldedLayer, shielded_pa
 
 # After this many updates weights that have not moved are no accident.
 _STEPS_TO_MOVE = 100
+
+_NOTED = frozenset({"_next_step", "_knows_reference", "_awaits_optimizer", "_task_gradients"})
 
 Shared = Union[paddle.Tensor, paddle.nn.Layer, Sequence[Union[paddle.Tensor, paddle.nn.Layer]]]
 
@@ -159,6 +162,14 @@ class LossBalancer(ShieldedLayer):
         self._forget_host_state()
         self.register_state_dict_hook(self._settle_for_saving)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A Layer looks into all values for parameters and layers, at 1.4 us each when nothing is
+        # in its way and 10 in a step. What is noted of a step is neither.
+        if name in _NOTED:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
         if name == "loss_weights":
@@ -175,8 +186,7 @@ class LossBalancer(ShieldedLayer):
     @property
     def gradient_norms(self) -> paddle.Tensor:
         """||g_i|| of the last update, of the unweighted losses, shape [n_loss]; zeros before it."""
-        norms: paddle.Tensor = self._buffers["_gradient_norms"]
-        return norms
+        return self._buffers["_gradient_norms"].clone()
 
     @property
     def training_rates(self) -> paddle.Tensor:
@@ -258,7 +268,8 @@ class LossBalancer(ShieldedLayer):
                     self._rest(step, values)
             elif update and undo is None and self._pool is None and ranks.number() == 1:
                 factors, gradients = self._backward_by_task(scalars, factors)
-                total, values, norms = measured(weights, factors, scalars, gradients)
+                into = (self._buffers["_losses"], self._buffers["_gradient_norms"])
+                total, values, norms = measured(weights, factors, scalars, gradients, into)
                 # Paddle 2.6 takes set_value through the host, for which an accelerator waits.
                 self._update(step, values, norms, in_place=True)
             else:
@@ -335,7 +346,8 @@ class LossBalancer(ShieldedLayer):
                     values = values_of(scalars, weights.dtype)
                     values, norms = _means(_pooled(None, values, by_task))
                 else:
-                    _, values, norms = measured(weights, ones, scalars, gradients)
+                    into = (self._buffers["_losses"], self._buffers["_gradient_norms"])
+                    _, values, norms = measured(weights, ones, scalars, gradients, into)
                 self._update(step, values, norms, in_place=False)
             else:
                 self._rest(step, values_of(scalars, weights.dtype))
@@ -496,14 +508,18 @@ class LossBalancer(ShieldedLayer):
         self._buffers["_acted"] = self._weights.detach().clone()
 
     def _current_step(self) -> int:
-        step: int = self.step_count.item()
+        step: int = self._buffers["step_count"].item()
         if step != self._next_step:  # a state was loaded since, perhaps by an outer layer
             self._forget_host_state()
             self._next_step = step
         return step
 
     def _count(self, step: int) -> None:
-        paddle.increment(self.step_count)
+        count = self._buffers["step_count"]
+        if operators.apply_to(self._weights):
+            operators.balancing.count(count)
+        else:
+            paddle.increment(count)
         self._next_step = step + 1
 
     def _is_update(self, step: int) -> bool:
@@ -517,48 +533,51 @@ class LossBalancer(ShieldedLayer):
         in_place: bool,
         loss_scaling: paddle.Tensor | None = None,
     ) -> None:
-        weights, rule, initial = self._weights, self.rule, self.initial_losses
-        if rule.averages or not self._knows_reference:
-            initial.copy_(rule.references(initial, losses), False)
-        # Straight into the dict: assigning an attribute of a layer costs more than an operation.
-        self._buffers["_gradient_norms"] = gradient_norms
-        self._buffers["_losses"] = losses
-        largest_norm = math.inf
+        weights, rule = self._weights, self.rule
+        # Straight in the dict: an attribute of a layer costs more than an operation.
+        buffers = self._buffers
+        buffers["_gradient_norms"], buffers["_losses"] = gradient_norms, losses
+        tensors = (weights, losses, buffers["initial_losses"], gradient_norms)
+        lgrad, known = buffers["_grad_norm_loss"], self._knows_reference
         if self.lr is None:
             assert isinstance(rule, GradNormRule)  # or __init__ would have refused
-            loss, gradient, usable = rule.evaluate(weights, losses, initial, gradient_norms)
-            # Its square would stay in the optimizer's moments for ever.
-            largest_norm = math.sqrt(paddle.finfo(weights.dtype).max) / 2
-            usable = usable & (gradient_norms <= largest_norm).all() & self._buffers["_finite"]
-            gradient = paddle.where(usable, gradient, paddle.zeros_like(gradient))
-            if loss_scaling is not None:
-                gradient = gradient * loss_scaling  # which the scaler divides by
-            self._buffers["_acted"].copy_(weights, False)
-            self._buffers["_usable"] = usable
+            self.set_grad()
+            gradient = weights.grad if in_place else paddle.zeros_like(weights)
+            finite, usable = buffers["_finite"], buffers["_usable"]
+            usable = rule.gradient_in_place(*tensors, finite, gradient, lgrad, usable, known)
+            if loss_scaling is not None:  # which the scaler divides by
+                gradient.copy_(gradient * loss_scaling, False)
+            if not in_place:
+                weights.grad.set_value(gradient)
+            buffers["_acted"].copy_(weights, False)
             self._awaits_optimizer = True
             # An optimizer with parameter groups has put its own decay here.
             weights.regularizer = NO_DECAY
-            # Zero if it is not usable, for a NaN would stay in the optimizer's moments for ever.
-            self.set_grad()
-            if in_place:
-                weights.grad.copy_(gradient, False)
-            else:
-                weights.grad.set_value(gradient)
             if step == _STEPS_TO_MOVE * self.update_every:
                 self._check_that_somebody_steps()
         else:
-            weights.clear_gradient(False)  # an optimizer that holds them leaves them
+            if weights.grad is not None:
+                weights.clear_gradient(False)  # an optimizer that holds them leaves them
             updates = step // self.update_every + 1
             rate = self.lr * min(1.0, updates / max(1, self.warmup_steps))
             residuals = self._order.indices(self.residuals)
-            new = rule.step(weights, losses, initial, gradient_norms, rate, self.floor, residuals)
-            weights.copy_(new.weights, False)
-            loss, usable = new.loss, new.usable
-        self._buffers["_grad_norm_loss"] = loss
-        scaled, finite = loss_scaling is not None, self._buffers["_finite"]
-        self._observe(
-            _Observation(step, losses, gradient_norms, usable, largest_norm, finite, scaled)
-        )
+            usable = rule.step_in_place(*tensors, rate, self.floor, residuals, lgrad, known)
+        if usable is True:
+            self._knows_reference = True
+        else:
+            self._observe(self._observation(step, losses, gradient_norms, usable, loss_scaling))
+
+    def _observation(
+        self,
+        step: int,
+        losses: paddle.Tensor,
+        gradient_norms: paddle.Tensor,
+        usable: Union[bool, paddle.Tensor],
+        loss_scaling: paddle.Tensor | None,
+    ) -> _Observation:
+        largest = largest_norm(losses.dtype) if self.lr is None else math.inf
+        finite, scaled = self._buffers["_finite"], loss_scaling is not None
+        return _Observation(step, losses, gradient_norms, usable, largest, finite, scaled)
 
     def _undo_of(self, step: int) -> _Undo:
         initial = self.initial_losses.clone()
@@ -602,10 +621,10 @@ class LossBalancer(ShieldedLayer):
                 # The weights given for the first step act in it alone, even if an
                 # optimizer (in its warm-up, say) has not moved them.
                 off = (weights.sum() - self.n_loss).abs() > 1e-3
-                acted = paddle.where(off & usable, renormalized(acted, self.floor), acted)
+                started = paddle.where(off & usable, renormalized(acted, self.floor), acted)
+                acted.copy_(started, False)
                 self._normalized = True
-            self._buffers["_finite"] = finite = paddle.isfinite(weights).all()
-            self._hold(settled(weights, acted, usable & finite, self.floor))
+            settle_in_place(weights, acted, usable, self._buffers["_finite"], self.floor)
 
     def _take_back_overflow(self) -> None:
         """Undo the last step if the loss scaler has found an overflow in it."""
@@ -645,13 +664,16 @@ class LossBalancer(ShieldedLayer):
         if self._weights.place.is_cpu_place():
             self._report(observation)
         else:
+            if observation.finite is not None:  # which the next step overwrites
+                observation = observation._replace(finite=observation.finite.clone())
             late, self._unread = self._unread, observation
             self._report(late)
 
     def _report(self, observation: _Observation | None) -> None:
         if observation is None:
             return
-        if observation.usable.item():
+        usable = observation.usable
+        if usable if isinstance(usable, bool) else usable.item():
             # Between updates it says nothing of the reference.
             self._knows_reference = self._knows_reference or observation.gradient_norms is not None
             return
@@ -672,7 +694,7 @@ class _Observation(NamedTuple):
     step: int
     losses: paddle.Tensor
     gradient_norms: paddle.Tensor | None
-    usable: paddle.Tensor
+    usable: Union[bool, paddle.Tensor]
     largest_norm: float = math.inf
     finite: paddle.Tensor | None = None  # whether the caller's optimizer left the weights so
     scaled: bool = False  # by a scaler, which says itself what overflows
@@ -757,7 +779,7 @@ def _means(pool: _Pool) -> tuple[paddle.Tensor, paddle.Tensor]:
     """The mean losses, and the norms of the mean gradients, over micro-batches and processes."""
     rows = ranks.mean(pool.rows / pool.parts)
     norms = rows[:, 1:].astype("float64").square().sum(1).sqrt()
-    return rows[:, 0], norms.astype(rows.dtype)
+    return rows[:, 0].contiguous(), norms.astype(rows.dtype)
 
 
 def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:

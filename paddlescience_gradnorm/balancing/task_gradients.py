@@ -51,20 +51,18 @@ def backward_by_task(
         for i in reversed(range(len(losses))):
             with explaining_a_used_graph(names[i]):
                 # Another loss may share this one's graph.
-                paddle.autograd.backward([losses[i]], [factors[i]], retain_graph=i > 0)
+                losses[i].backward(factors[i], retain_graph=i > 0)
             # What no other loss shares of the graph is freed here, as after any backward.
             if not any(other is losses[i] for other in losses[:i]):
                 losses[i].detach_()
             # Taken OUT between the losses, not differenced from a running sum: the
             # gradients differ by 1e4 and more, where float32 would lose the small ones.
-            by_task.append([_take_gradient(parameter) for parameter in shared])
+            by_task.append([_take_gradient(parameter, i == 0) for parameter in shared])
             if all(gradient is None for gradient in by_task[-1]):
                 raise _no_dependence(names[i], shared)
     finally:
-        for parameter, *gradients in zip(shared, before, *by_task):
-            present = [gradient for gradient in gradients if gradient is not None]
-            if present:
-                parameter.grad = paddle.add_n(present) if len(present) > 1 else present[0]
+        for parameter, *gradients in zip(shared, before, *by_task[: len(losses) - 1]):
+            _add_to_gradient(parameter, [g for g in gradients if g is not None])
     return by_task[::-1]
 
 
@@ -115,6 +113,7 @@ def measured(
     factors: paddle.Tensor,
     losses: Sequence[paddle.Tensor],
     gradients: TaskGradients,
+    into: tuple[paddle.Tensor, paddle.Tensor],
 ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
     """What a step knows of its losses.
 
@@ -123,18 +122,20 @@ def measured(
         factors: What the losses were multiplied by before ``gradients`` were taken, shape [T].
         losses: T scalar tensors, shape [] each, unweighted.
         gradients: As of :func:`backward_by_task` or :func:`task_gradients`.
+        into: Two tensors like ``weights`` that may be overwritten with the second and third
+            result, and returned. These four are contiguous and of one dtype.
 
     Returns:
         sum_i w_i L_i, shape []; L_i, shape [T]; and ||dL_i/dW||, of the unweighted losses,
         shape [T], where a parameter that a loss does not depend on counts 0. All in the
         dtype of ``weights``.
     """
-    present = [g for of_task in gradients for g in of_task if g is not None]
-    if len(present) == len(gradients) * len(gradients[0]) and operators.apply_to(
-        weights, *losses, *present
-    ):
-        total, values, norms = operators.measured(weights, factors, losses, present)
-        return total, values, norms
+    flat = [g for of_task in gradients for g in of_task if g is not None]
+    complete = len(flat) == len(gradients) * len(gradients[0])
+    if complete and operators.apply_in_place_to(weights, *losses, *flat):
+        total = losses[0].clone()  # for its memory alone: nothing makes a tensor in less time
+        operators.balancing.measure(weights, factors, losses, flat, *into, total)
+        return total, *into
     values = values_of(losses, weights.dtype)
     squares = []
     for column in zip(*gradients):  # of all tasks, on one parameter
@@ -213,13 +214,25 @@ def explaining_a_used_graph(name: str) -> Iterator[None]:
         ) from error
 
 
-def _take_gradient(parameter: paddle.Tensor) -> paddle.Tensor | None:
+def _take_gradient(parameter: paddle.Tensor, leave: bool = False) -> paddle.Tensor | None:
     gradient = parameter.grad
     if gradient is None:
         return None
     gradient = gradient.clone()  # clear_gradient frees what .grad handed out
-    parameter.clear_gradient(False)
+    if not leave:
+        parameter.clear_gradient(False)
     return gradient
+
+
+def _add_to_gradient(parameter: paddle.Tensor, gradients: list[paddle.Tensor]) -> None:
+    if not gradients:
+        return
+    present = parameter.grad
+    if present is not None and operators.apply_in_place_to(present, *gradients):
+        operators.balancing.add(present, gradients)
+    else:
+        gradients += [] if present is None else [present]
+        parameter.grad = paddle.add_n(gradients) if len(gradients) > 1 else gradients[0]
 
 
 def _no_dependence(name: str, shared: Sequence[paddle.Tensor]) -> ValueError:

@@ -6,11 +6,11 @@ Without them everything works, in Paddle's own operators. :func:`build` compiles
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -22,6 +22,7 @@ import paddle
 from paddle.utils import cpp_extension
 
 from paddlescience_gradnorm.machine import LIBRARIES, Machine, find_machine
+from paddlescience_gradnorm.operators import balancing
 
 _NAME = "gradnorm_operators"
 _SOURCES = tuple(
@@ -29,6 +30,7 @@ _SOURCES = tuple(
 )
 MOST_FIRSTS = 16  # that tanh_jet has room for
 
+_NOTHING_BUT_CPU = paddle.device.get_all_device_type() == ["cpu"]
 _loaded = False
 
 
@@ -97,82 +99,28 @@ def load() -> bool:
         library = built_library()
         if library.exists():
             cpp_extension.load_op_meta_info_and_register_op(str(library))
+            balancing.use(ctypes.CDLL(str(library)))
             _loaded = True
     return _loaded
 
 
 def apply_to(*tensors: paddle.Tensor) -> bool:
     """Whether the operators are there and made for these tensors, all of the same dtype."""
-    return (
-        _loaded
-        and paddle.in_dynamic_mode()
-        and tensors[0].dtype in (paddle.float32, paddle.float64)
-        and all(x.dtype == tensors[0].dtype and x.place.is_cpu_place() for x in tensors)
-    )
+    if not _loaded or not paddle.in_dynamic_mode():
+        return False
+    dtype = tensors[0].dtype
+    if dtype not in (paddle.float32, paddle.float64):
+        return False
+    for x in tensors:
+        # `in` a tuple, for it looks first whether they are the same object: == takes 1 us.
+        if x.dtype not in (dtype,) or not (_NOTHING_BUT_CPU or x.place.is_cpu_place()):
+            return False
+    return True
 
 
-def measured(
-    weights: paddle.Tensor,
-    factors: paddle.Tensor,
-    losses: Sequence[paddle.Tensor],
-    gradients: Sequence[paddle.Tensor],
-) -> list[paddle.Tensor]:
-    """The same as that of ``balancing.task_gradients``, gradients one task's after another's."""
-    return _run_custom_op("gradnorm_measured", weights, factors, list(losses), list(gradients))
-
-
-def rule(
-    weights: paddle.Tensor,
-    losses: paddle.Tensor,
-    initial_losses: paddle.Tensor,
-    gradient_norms: paddle.Tensor,
-    alpha: float,
-) -> list[paddle.Tensor]:
-    """The fields of a ``RuleOutput``, by the published rule; see ``GradNormRule``."""
-    tensors = (weights, losses, initial_losses, gradient_norms)
-    return _run_custom_op("gradnorm_rule", *tensors, _bits(alpha))
-
-
-def pinn_references(
-    references: paddle.Tensor, losses: paddle.Tensor, memory: float
-) -> paddle.Tensor:
-    """The same as ``PinnRule.references``."""
-    return _run_custom_op("gradnorm_pinn_references", references, losses, _bits(memory))[0]
-
-
-def pinn_step(
-    weights: paddle.Tensor,
-    losses: paddle.Tensor,
-    references: paddle.Tensor,
-    gradient_norms: paddle.Tensor,
-    options: Sequence[float],
-    residuals: Sequence[int],
-) -> list[paddle.Tensor]:
-    """The fields of ``PinnRule.step``; options are alpha, strength, bound, rate, floor."""
-    tensors = (weights, losses, references, gradient_norms)
-    return _run_custom_op("gradnorm_pinn_step", *tensors, *map(_bits, options), list(residuals))
-
-
-def renormalized(weights: paddle.Tensor, floor: float) -> paddle.Tensor:
-    """The same as that of ``balancing.algorithm``, like the next two."""
-    return _run_custom_op("gradnorm_renormalized", weights, _bits(floor))[0]
-
-
-def stepped(
-    weights: paddle.Tensor,
-    gradient: paddle.Tensor,
-    usable: paddle.Tensor,
-    rate: float,
-    floor: float,
-) -> paddle.Tensor:
-    bits = (_bits(rate), _bits(floor))
-    return _run_custom_op("gradnorm_stepped", weights, gradient, usable, *bits)[0]
-
-
-def settled(
-    weights: paddle.Tensor, acted: paddle.Tensor, usable: paddle.Tensor, floor: float
-) -> paddle.Tensor:
-    return _run_custom_op("gradnorm_settled", weights, acted, usable, _bits(floor))[0]
+def apply_in_place_to(*tensors: paddle.Tensor) -> bool:
+    """Whether :mod:`.balancing` is there and made for these tensors, all of the same dtype."""
+    return apply_to(*tensors) and all(x.is_contiguous() for x in tensors)
 
 
 def tanh_jet(
@@ -199,10 +147,6 @@ def tanh_jet(
     flat = [k for pair in pairs for k in pair]
     arguments = (points, list(weights), list(biases), list(firsts), flat)
     return _run_custom_op("gradnorm_tanh_jet", *arguments)[0]
-
-
-def _bits(value: float) -> int:
-    return int.from_bytes(struct.pack("<d", value), "little", signed=True)
 
 
 def _find_runner() -> Callable[..., list[paddle.Tensor]]:

@@ -15,8 +15,8 @@ from paddlescience_gradnorm.balancing.algorithm import (
 
 
 @pytest.fixture(autouse=True)
-def _both_operators(both_operators):
-    with paddle.no_grad():  # as in a step; the operators in C++ act only then
+def _no_gradients():
+    with paddle.no_grad():  # as in a step
         yield
 
 

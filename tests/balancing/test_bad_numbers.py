@@ -304,11 +304,12 @@ def weights_of(rule, numbers, dtype, residuals, rate, floor):
     with paddle.no_grad(), np.errstate(over="ignore"):
         rows = paddle.unbind(paddle.to_tensor(numbers.astype(dtype).reshape(-1, n_loss)))
         weights, references = paddle.ones([n_loss], dtype), paddle.zeros([n_loss], dtype)
+        loss = paddle.zeros([], dtype)
         for losses, norms in zip(rows[::2], rows[1::2]):
-            references = rule.references(references, losses)
-            step = rule.step(weights, losses, references, norms, rate, floor, residuals)
-            weights = step.weights
-            yield weights.numpy(), bool(step.usable), references.numpy()
+            usable = rule.step_in_place(
+                weights, losses, references, norms, rate, floor, residuals, loss
+            )
+            yield weights.numpy().copy(), bool(usable), references.numpy().copy()
 
 
 def check_sequences(drawn):

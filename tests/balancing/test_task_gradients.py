@@ -23,7 +23,11 @@ def norms_of(losses, weight):
     ones = paddle.ones([len(losses)])
     gradients = backward_by_task(losses, ones, [weight], NAMES[: len(losses)])
     with paddle.no_grad():
-        return measured(ones, ones, losses, gradients)[2]
+        return measured(ones, ones, losses, gradients, memory(ones))[2]
+
+
+def memory(weights):
+    return weights.clone(), weights.clone()
 
 
 def assert_same_gradients(net, expected):
@@ -72,7 +76,9 @@ def test_norms_are_those_of_each_loss_alone(fc_net, make_losses, share, which):
 
     with paddle.no_grad():
         for factors, gradients in ((weights, one_pass), (ones, apart)):
-            total, measured_values, norms = measured(weights, factors, losses, gradients)
+            total, measured_values, norms = measured(
+                weights, factors, losses, gradients, memory(ones)
+            )
             np.testing.assert_allclose(norms.numpy(), expected, rtol=1e-5)
             assert measured_values.tolist() == values
             np.testing.assert_allclose(total.item(), np.dot(WEIGHTS, values), rtol=1e-6)
@@ -87,7 +93,7 @@ def test_a_parameter_that_a_loss_misses_counts_zero(fc_net):
     weights = paddle.to_tensor([0.5, 1.5])
     gradients = backward_by_task(losses, weights, [first, last], NAMES[:2])
     with paddle.no_grad():
-        _, _, norms = measured(weights, weights, losses, gradients)
+        _, _, norms = measured(weights, weights, losses, gradients, memory(weights))
         by_task = rows(weights, gradients, [first, last]).numpy()
     expected = [np.sqrt(first.size + 4 * last.size), np.sqrt(9 * last.size)]
     np.testing.assert_allclose(norms.numpy(), expected, rtol=1e-6)
@@ -101,7 +107,7 @@ def test_losses_of_other_types_are_measured_in_that_of_the_weights(fc_net, make_
     values = [loss.item() for loss in losses]
     gradients = backward_by_task(losses, weights, shared, NAMES)
     with paddle.no_grad():
-        results = measured(weights, weights, losses, gradients)
+        results = measured(weights, weights, losses, gradients, memory(weights))
     assert all(result.dtype == paddle.float32 for result in results)
     np.testing.assert_allclose(results[1].numpy(), values, rtol=1e-6)
 

@@ -1,0 +1,117 @@
+"""The functions in C++ against the same in Paddle's operators."""
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlescience_gradnorm import operators
+from paddlescience_gradnorm.balancing.algorithm import (
+    GradNormRule,
+    PinnRule,
+    largest_norm,
+    settle_in_place,
+)
+
+pytestmark = pytest.mark.usefixtures("built_operators")
+FLOOR = 1e-3
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def both(monkeypatch, dtype):
+    """What a function returns and leaves in its arguments, shape by shape, in both forms."""
+    tolerance = {"float32": 1e-5, "float64": 1e-12}[dtype]
+
+    def run(function, *arrays):
+        results = []
+        for loaded in (False, True):
+            monkeypatch.setattr(operators, "_loaded", loaded)
+            tensors = [paddle.to_tensor(a, None if a.dtype == bool else dtype) for a in arrays]
+            with paddle.no_grad():
+                returned = function(*tensors)
+            assert returned is None or isinstance(returned, bool) == loaded
+            results.append([x.numpy() for x in tensors] + [np.array(bool(returned))])
+        for in_paddle, in_cpp in zip(*results):
+            np.testing.assert_allclose(in_cpp, in_paddle, rtol=tolerance)
+        return results[1]
+
+    return run
+
+
+def random(n_loss, seed=0):
+    """Weights, losses, references and norms."""
+    rng = np.random.default_rng(seed)
+    return [rng.lognormal(0, 1, n_loss) for _ in range(4)]
+
+
+ZERO, TRUE, FALSE = np.zeros([]), np.array(True), np.array(False)
+
+
+@pytest.mark.parametrize("n_loss", [2, 7, 64])
+@pytest.mark.parametrize("rule", [GradNormRule(0.0), GradNormRule(1.5), PinnRule(), PinnRule(0.0)])
+def test_a_step(both, rule, n_loss):
+    weights, losses, references, norms = random(n_loss)
+    references[0] = 0  # not known yet
+
+    def step(w, values, initial, of_norms, loss):
+        return rule.step_in_place(w, values, initial, of_norms, 0.01, FLOOR, [1], loss)
+
+    after, _, known, _, loss, usable = both(step, weights, losses, references, norms, ZERO)
+    assert usable and loss > 0 and (after != weights).any() and known[0] > 0
+    np.testing.assert_allclose(after.sum(), n_loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fault", ["none", "nan loss", "infinite norm", "norm too large", "weights not finite"]
+)
+def test_a_gradient_for_an_optimizer(both, dtype, fault):
+    weights, losses, references, norms = random(4)
+    if fault == "nan loss":
+        losses[2] = np.nan
+    elif fault != "none":
+        norms[2] = np.inf if fault == "infinite norm" else norms[2]
+        norms[2] = 2 * largest_norm(getattr(paddle, dtype)) if "large" in fault else norms[2]
+    finite = FALSE if "weights" in fault else TRUE
+    rule = GradNormRule(1.0)
+    *_, gradient, _, usable, returned = both(
+        rule.gradient_in_place,
+        *(weights, losses, references, norms),
+        *(finite, np.full(4, 9.0), ZERO, FALSE),
+    )
+    assert usable == returned == (fault == "none")
+    assert (np.abs(gradient) == norms.astype(dtype)).all() if usable else (gradient == 0).all()
+
+
+@pytest.mark.parametrize("usable", [TRUE, FALSE])
+@pytest.mark.parametrize("now", [[3.0, 1.0], [2.0, 2.0], [np.nan, 1.0], [np.inf, 1.0], [-1.0, 1.0]])
+def test_settling(both, now, usable):
+    acted = np.array([2.0, 2.0])
+
+    def settle(weights, before, good, finite):
+        return settle_in_place(weights, before, good, finite, FLOOR)
+
+    weights, kept, _, finite, _ = both(settle, np.array(now), acted, usable, TRUE)
+    np.testing.assert_array_equal(weights, kept)
+    assert finite == np.isfinite(now).all()
+    if now == [3.0, 1.0] and usable:
+        np.testing.assert_allclose(weights, [1.5, 0.5], rtol=1e-6)
+
+
+def test_counting_and_adding(dtype):
+    count = paddle.to_tensor(41, "int64")
+    operators.balancing.count(count)
+    assert count.item() == 42
+    gradient, others = paddle.ones([3, 2], dtype), [paddle.full([3, 2], k, dtype) for k in (2, 3)]
+    operators.balancing.add(gradient, others)
+    assert (gradient == 6).all()
+
+
+def test_a_view_with_gaps_is_left_to_paddle(monkeypatch):
+    monkeypatch.setattr(operators, "_loaded", True)
+    table = paddle.ones([3, 2])
+    assert operators.apply_in_place_to(table)
+    assert not operators.apply_in_place_to(table.T)
