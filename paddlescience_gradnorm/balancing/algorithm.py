@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Union
+from typing import ClassVar, NamedTuple, Union
 
 import paddle
 
 from paddlescience_gradnorm import arguments, operators
+
+# Weights, losses, references and gradient norms, shape [T] each.
+_OfStep = tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor, paddle.Tensor]
 
 
 class RuleOutput(NamedTuple):
@@ -42,10 +46,43 @@ class RuleStep(NamedTuple):
     usable: paddle.Tensor
 
 
-class Rule(Protocol):
+class Rule(ABC):
     """How losses and gradient norms make new weights. The rest of the package knows no more."""
 
     alpha: float
+    # Whether ``references`` changes references that are known.
+    averages: ClassVar[bool]
+
+    @abstractmethod
+    def references(self, references: paddle.Tensor, losses: paddle.Tensor) -> paddle.Tensor:
+        """The references L(0) after a step with these losses, shape [T]; 0 while unknown."""
+
+    @abstractmethod
+    def step(
+        self,
+        weights: paddle.Tensor,
+        losses: paddle.Tensor,
+        references: paddle.Tensor,
+        gradient_norms: paddle.Tensor,
+        rate: float,
+        floor: float,
+        residuals: Sequence[int],
+    ) -> RuleStep:
+        """The weights of the next step, by references that are up to date.
+
+        The arguments are those of :meth:`step_in_place`, none of which it overwrites.
+        """
+
+    def _step_in_cpp(
+        self,
+        tensors: _OfStep,
+        rate: float,
+        floor: float,
+        residuals: Sequence[int],
+        loss: paddle.Tensor,
+    ) -> bool | None:
+        """``step_in_place`` by ``operators.balancing``; None if the rule is not there."""
+        return None
 
     def step_in_place(
         self,
@@ -76,10 +113,21 @@ class Rule(Protocol):
             Whether losses, references and gradients gave finite training rates and targets,
             as a bool or, where nobody has waited for it, a boolean tensor, shape [].
         """
+        tensors = (weights, losses, references, gradient_norms)
+        if operators.apply_to(weights):
+            usable = self._step_in_cpp(tensors, rate, floor, residuals, loss)
+            if usable is not None:
+                return usable
+        if self.averages or not known:
+            references.copy_(self.references(references, losses), False)
+        new = self.step(*tensors, rate, floor, residuals)
+        weights.copy_(new.weights, False)
+        loss.copy_(new.loss, False)
+        return new.usable
 
 
 @dataclass(frozen=True)
-class GradNormRule:
+class GradNormRule(Rule):
     """The rule as published: Chen et al., ICML 2018, arXiv:1711.02257, equations 1 and 2.
 
     With the gradient norms G_i = w_i ||g_i|| and the inverse training rates
@@ -106,6 +154,7 @@ class GradNormRule:
     """
 
     alpha: float
+    averages: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_alpha(self.alpha)
@@ -154,26 +203,15 @@ class GradNormRule:
         loss, gradient, usable = self.evaluate(weights, losses, references, gradient_norms)
         return RuleStep(loss, stepped(weights, gradient, usable, rate, floor), usable)
 
-    def step_in_place(
+    def _step_in_cpp(
         self,
-        weights: paddle.Tensor,
-        losses: paddle.Tensor,
-        references: paddle.Tensor,
-        gradient_norms: paddle.Tensor,
+        tensors: _OfStep,
         rate: float,
         floor: float,
         residuals: Sequence[int],
         loss: paddle.Tensor,
-        known: bool = False,
-    ) -> Union[bool, paddle.Tensor]:
-        """See :meth:`Rule.step_in_place`."""
-        tensors = (weights, losses, references, gradient_norms)
-        if operators.apply_to(weights):
-            return operators.balancing.step(*tensors, self.alpha, rate, floor, loss)
-        if not known:
-            references.copy_(self.references(references, losses), False)
-        new = self.step(*tensors, rate, floor, residuals)
-        return _put(new, weights, loss)
+    ) -> bool:
+        return operators.balancing.step(*tensors, self.alpha, rate, floor, loss)
 
     def gradient_in_place(
         self,
@@ -220,7 +258,7 @@ class GradNormRule:
 
 
 @dataclass(frozen=True)
-class PinnRule:
+class PinnRule(Rule):
     """GradNorm's idea in a form that suits the losses of a PINN.
 
     In GradNorm the gradient norms w_i ||g_i|| are to follow r_i ** alpha, so that weights in
@@ -266,6 +304,7 @@ class PinnRule:
     strength: float = 1 / 3
     bound: float = 100.0
     memory: float = 0.999
+    averages: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_alpha(self.alpha)
@@ -323,25 +362,16 @@ class PinnRule:
         new = paddle.where(usable, new.astype(weights.dtype), weights)
         return RuleStep(loss.astype(weights.dtype), new, usable)
 
-    def step_in_place(
+    def _step_in_cpp(
         self,
-        weights: paddle.Tensor,
-        losses: paddle.Tensor,
-        references: paddle.Tensor,
-        gradient_norms: paddle.Tensor,
+        tensors: _OfStep,
         rate: float,
         floor: float,
         residuals: Sequence[int],
         loss: paddle.Tensor,
-        known: bool = False,
-    ) -> Union[bool, paddle.Tensor]:
-        """See :meth:`Rule.step_in_place`; known references move all the same."""
-        tensors = (weights, losses, references, gradient_norms)
-        if operators.apply_to(weights):
-            options = (self.alpha, self.strength, self.bound, self.memory, rate, floor)
-            return operators.balancing.pinn_step(*tensors, options, residuals, loss)
-        references.copy_(self.references(references, losses), False)
-        return _put(self.step(*tensors, rate, floor, residuals), weights, loss)
+    ) -> bool:
+        options = (self.alpha, self.strength, self.bound, self.memory, rate, floor)
+        return operators.balancing.pinn_step(*tensors, options, residuals, loss)
 
 
 RULES = {"published": GradNormRule, "pinn": PinnRule}
@@ -553,9 +583,3 @@ def settle_in_place(
     finite.copy_(paddle.isfinite(weights).all(), False)
     weights.copy_(settled(weights, acted, usable & finite, floor), False)
     acted.copy_(weights, False)
-
-
-def _put(new: RuleStep, weights: paddle.Tensor, loss: paddle.Tensor) -> paddle.Tensor:
-    weights.copy_(new.weights, False)
-    loss.copy_(new.loss, False)
-    return new.usable

@@ -39,6 +39,7 @@ from paddlescience_gradnorm.shielded import NO_DECAY, ShieldedLayer, shielded_pa
 # After this many updates weights that have not moved are no accident.
 _STEPS_TO_MOVE = 100
 
+# Attributes that a step sets; see LossBalancer.__setattr__.
 _NOTED = frozenset({"_next_step", "_knows_reference", "_awaits_optimizer", "_task_gradients"})
 
 Shared = Union[paddle.Tensor, paddle.nn.Layer, Sequence[Union[paddle.Tensor, paddle.nn.Layer]]]
