@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Union
 
 import numpy as np
@@ -38,9 +40,6 @@ from paddlescience_gradnorm.shielded import NO_DECAY, ShieldedLayer, shielded_pa
 
 # After this many updates weights that have not moved are no accident.
 _STEPS_TO_MOVE = 100
-
-# Attributes that a step sets; see LossBalancer.__setattr__.
-_NOTED = frozenset({"_next_step", "_knows_reference", "_awaits_optimizer", "_task_gradients"})
 
 Shared = Union[paddle.Tensor, paddle.nn.Layer, Sequence[Union[paddle.Tensor, paddle.nn.Layer]]]
 
@@ -92,12 +91,6 @@ class LossBalancer(ShieldedLayer):
     """
 
     step_count: paddle.Tensor
-    _unread: _Observation | None
-    _in_two_passes: bool | None  # None until a step has shown the losses' graphs
-    _pool: _Pool | None
-    _undo: _Undo | None
-    _scaled: _Scaled | None
-    _task_gradients: TaskGradients | None  # of the last update, for a diagnosis
 
     def __init__(
         self,
@@ -162,14 +155,6 @@ class LossBalancer(ShieldedLayer):
         self._reported: set[tuple[str, str]] = set()
         self._forget_host_state()
         self.register_state_dict_hook(self._settle_for_saving)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # A Layer looks into all values for parameters and layers, at 1.4 us each when nothing is
-        # in its way and 10 in a step. What is noted of a step is neither.
-        if name in _NOTED:
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
@@ -255,6 +240,7 @@ class LossBalancer(ShieldedLayer):
         self._settle(a_step_begins=True)
         weights = self._weights
         step = self._current_step()
+        noted = self._noted
         with paddle.no_grad():
             factors = weights if scale == 1 else weights * scale
             loss_scaling = _loss_scaling(scaler, weights.dtype)
@@ -267,8 +253,8 @@ class LossBalancer(ShieldedLayer):
                 backward_of_sum(scalars, factors, self.shared, self._order.names)
                 if update:
                     self._rest(step, values)
-            elif update and undo is None and self._pool is None and ranks.number() == 1:
-                factors, gradients = self._backward_by_task(scalars, factors)
+            elif update and undo is None and noted.pool is None and ranks.number() == 1:
+                factors, gradients = self._backward_by_task(scalars, factors, alone=True)
                 into = (self._buffers["_losses"], self._buffers["_gradient_norms"])
                 total, values, norms = measured(weights, factors, scalars, gradients, into)
                 # Paddle 2.6 takes set_value through the host, for which an accelerator waits.
@@ -276,22 +262,20 @@ class LossBalancer(ShieldedLayer):
             else:
                 values = values_of(scalars, weights.dtype)
                 total = paddle.dot(weights, values)
-                by_task = rows(*self._backward_by_task(scalars, factors), self.shared)
-                self._pool = _pooled(self._pool, values, by_task)
+                gradients = self._backward_by_task(scalars, factors, ranks.number() == 1)
+                noted.pool = _pooled(noted.pool, values, rows(*gradients, self.shared))
                 if update:
-                    undo = undo and undo._replace(pool=self._pool)
-                    means = _means(self._pool)
+                    undo = undo and undo._replace(pool=noted.pool)
+                    means = _means(noted.pool)
                     self._update(step, *means, in_place=True, loss_scaling=loss_scaling)
-                    self._pool = None
+                    noted.pool = None
             if update:
                 self._count(step)
-                if self._undo is not undo:
-                    self._undo = undo
+                noted.undo = undo
                 scaled = None
                 if scaler is not None and undo is not None and loss_scaling is not None:
                     scaled = _Scaled(scaler, scaler._found_inf, undo._replace(pool=None))
-                if self._scaled is not scaled:
-                    self._scaled = scaled
+                noted.scaled = scaled
         return total
 
     def take_back(self) -> None:
@@ -303,12 +287,12 @@ class LossBalancer(ShieldedLayer):
         Raises:
             RuntimeError: The last step was without a ``scale``, or has been undone already.
         """
-        if self._undo is None:
+        if self._noted.undo is None:
             raise RuntimeError(
                 "there is no step to take back: the last backward(losses) was without a "
                 "scale, or has been taken back already"
             )
-        self._put_back(self._undo)
+        self._put_back(self._noted.undo)
 
     def step(self, losses: Losses) -> paddle.Tensor:
         """The update of the weights alone, for a loop that calls backward itself.
@@ -336,7 +320,7 @@ class LossBalancer(ShieldedLayer):
         update = self._is_update(step)
         if update:
             gradients = task_gradients(scalars, self.shared, self._order.names)
-            self._task_gradients = gradients
+            self._noted.task_gradients = gradients
         with paddle.no_grad():
             # What the caller's backward of the weighted sum has left there.
             weights.clear_gradient(False)
@@ -357,7 +341,7 @@ class LossBalancer(ShieldedLayer):
 
     def get_weights(self) -> np.ndarray:
         """The weights that the next step will use, a copy, shape [n_loss]."""
-        late, self._unread = self._unread, None
+        late, self._noted.unread = self._noted.unread, None
         self._report(late)
         return self.loss_weights.numpy().copy()
 
@@ -374,10 +358,10 @@ class LossBalancer(ShieldedLayer):
         Raises:
             RuntimeError: There has been no update since the balancer was made or loaded.
         """
-        if self._task_gradients is None:
+        if self._noted.task_gradients is None:
             raise RuntimeError("there is nothing to diagnose yet: call backward(losses) first")
         with paddle.no_grad():
-            by_task = rows(paddle.ones_like(self._weights), self._task_gradients, self.shared)
+            by_task = rows(paddle.ones_like(self._weights), self._noted.task_gradients, self.shared)
             lengths = by_task.norm(axis=1, keepdim=True).clip(min=1e-30)
             directions = by_task / lengths
             cosines = paddle.matmul(directions, directions, transpose_y=True)
@@ -419,8 +403,8 @@ class LossBalancer(ShieldedLayer):
     def reset_initial_losses(self) -> None:
         """Forget L(0); the next update takes its losses as the new references."""
         self.initial_losses.set_value(paddle.zeros_like(self.initial_losses))
-        self._knows_reference = False
-        self._unread = None
+        self._noted.knows_reference = False
+        self._noted.unread = None
         self._reported.clear()
 
     def set_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
@@ -439,53 +423,59 @@ class LossBalancer(ShieldedLayer):
             RuntimeError: A step's micro-batches are not all through.
         """
         self._take_back_overflow()
-        if self._pool is not None:
+        if self._noted.pool is not None:
             raise RuntimeError(
                 "a checkpoint cannot be made between the micro-batches of a step; make it after "
                 "the optimizer's step"
             )
         return {
-            "next_step": self._next_step,
-            "knows_reference": self._knows_reference,
-            "awaits_optimizer": self._awaits_optimizer,
-            "normalized": self._normalized,
+            "next_step": self._noted.next_step,
+            "knows_reference": self._noted.knows_reference,
+            "awaits_optimizer": self._noted.awaits_optimizer,
+            "normalized": self._noted.normalized,
             "frozen": self._frozen,
-            "passes": {None: 0, False: 1, True: 2}[self._in_two_passes],
+            "passes": {None: 0, False: 1, True: 2}[self._noted.in_two_passes],
             "names": self._order.names,
             "named": self._order.named,
         }
 
     def note(self, noted: dict[str, Any]) -> None:
         """Go on from what :meth:`noted` of an equal balancer has given."""
-        self._unread = self._pool = self._undo = self._scaled = None
-        self._next_step = noted["next_step"]
-        self._knows_reference = noted["knows_reference"]
-        self._awaits_optimizer = noted["awaits_optimizer"]
-        self._normalized = noted["normalized"]
+        self._noted = _Noted(
+            next_step=noted["next_step"],
+            knows_reference=noted["knows_reference"],
+            awaits_optimizer=noted["awaits_optimizer"],
+            normalized=noted["normalized"],
+            in_two_passes={1: False, 2: True}.get(noted["passes"]),
+        )
         self._frozen = noted["frozen"]
-        self._in_two_passes = {1: False, 2: True}.get(noted["passes"])
         self._order.resume(noted["names"] if noted["named"] else None)
 
     def _backward_by_task(
-        self, losses: Sequence[paddle.Tensor], factors: paddle.Tensor
+        self, losses: Sequence[paddle.Tensor], factors: paddle.Tensor, alone: bool
     ) -> tuple[paddle.Tensor, TaskGradients]:
         """Backward of the weighted sum in the form that is cheaper here.
+
+        Args:
+            losses: T scalars.
+            factors: Their weights, shape [T].
+            alone: Whether there is but one process.
 
         Returns:
             What the losses were multiplied by for the gradients, shape [T], and these.
         """
-        names = self._order.names
-        if self._in_two_passes is None:
-            self._in_two_passes = two_passes_are_cheaper(losses, self.shared)
+        names, noted = self._order.names, self._noted
+        if noted.in_two_passes is None:
+            noted.in_two_passes = two_passes_are_cheaper(losses, self.shared)
         # With several processes the backward pass must be one: paddle.DataParallel averages
         # gradients in the first pass that reaches them, and in no other.
-        if self._in_two_passes or ranks.number() > 1:
+        if noted.in_two_passes or not alone:
             gradients = task_gradients(losses, self.shared, names)
             backward_of_sum(losses, factors, self.shared, names)
             factors = paddle.ones_like(factors)
         else:
             gradients = backward_by_task(losses, factors, self.shared, names)
-        self._task_gradients = gradients
+        noted.task_gradients = gradients
         return factors, gradients
 
     @property
@@ -495,33 +485,20 @@ class LossBalancer(ShieldedLayer):
 
     def _forget_host_state(self) -> None:
         """Drop what was noted of steps that a loaded state knows nothing of."""
-        self._unread = None
-        self._knows_reference = False
-        self._in_two_passes = None
-        self._pool = self._undo = self._scaled = self._task_gradients = None
-        # Whether loss_weights.grad has been written for the caller's optimizer, and
-        # whether the weights have summed to n_loss since.
-        self._awaits_optimizer = False
-        self._normalized = False
-        self._next_step = -1
+        self._noted = _Noted()
         # On the host whatever the device (ShieldedLayer), so that reading it waits for nothing.
         self.step_count = self.step_count.cpu()
         self._buffers["_acted"] = self._weights.detach().clone()
 
     def _current_step(self) -> int:
-        step: int = self._buffers["step_count"].item()
-        if step != self._next_step:  # a state was loaded since, perhaps by an outer layer
+        step = _count_in(self._buffers["step_count"]).value
+        if step != self._noted.next_step:  # a state was loaded since, perhaps by an outer layer
             self._forget_host_state()
-            self._next_step = step
+            self._noted.next_step = step
         return step
 
     def _count(self, step: int) -> None:
-        count = self._buffers["step_count"]
-        if operators.apply_to(self._weights):
-            operators.balancing.count(count)
-        else:
-            paddle.increment(count)
-        self._next_step = step + 1
+        self._noted.next_step = _count_in(self._buffers["step_count"]).value = step + 1
 
     def _is_update(self, step: int) -> bool:
         return step % self.update_every == 0 and not self._frozen
@@ -539,7 +516,8 @@ class LossBalancer(ShieldedLayer):
         buffers = self._buffers
         buffers["_gradient_norms"], buffers["_losses"] = gradient_norms, losses
         tensors = (weights, losses, buffers["initial_losses"], gradient_norms)
-        lgrad, known = buffers["_grad_norm_loss"], self._knows_reference
+        noted = self._noted
+        lgrad, known = buffers["_grad_norm_loss"], noted.knows_reference
         if self.lr is None:
             assert isinstance(rule, GradNormRule)  # or __init__ would have refused
             self.set_grad()
@@ -551,7 +529,7 @@ class LossBalancer(ShieldedLayer):
             if not in_place:
                 weights.grad.set_value(gradient)
             buffers["_acted"].copy_(weights, False)
-            self._awaits_optimizer = True
+            noted.awaits_optimizer = True
             # An optimizer with parameter groups has put its own decay here.
             weights.regularizer = NO_DECAY
             if step == _STEPS_TO_MOVE * self.update_every:
@@ -561,10 +539,12 @@ class LossBalancer(ShieldedLayer):
                 weights.clear_gradient(False)  # an optimizer that holds them leaves them
             updates = step // self.update_every + 1
             rate = self.lr * min(1.0, updates / max(1, self.warmup_steps))
-            residuals = self._order.indices(self.residuals)
+            if noted.residuals is None:
+                noted.residuals = self._order.indices(self.residuals)
+            residuals = noted.residuals
             usable = rule.step_in_place(*tensors, rate, self.floor, residuals, lgrad, known)
         if usable is True:
-            self._knows_reference = True
+            noted.knows_reference = True
         else:
             self._observe(self._observation(step, losses, gradient_norms, usable, loss_scaling))
 
@@ -583,19 +563,19 @@ class LossBalancer(ShieldedLayer):
     def _undo_of(self, step: int) -> _Undo:
         initial = self.initial_losses.clone()
         measured = (self._buffers["_gradient_norms"], self._buffers["_losses"])
-        flags = (self._knows_reference, self._awaits_optimizer)
+        flags = (self._noted.knows_reference, self._noted.awaits_optimizer)
         return _Undo(step, self._weights.clone(), initial, measured, flags, None)
 
     def _put_back(self, undo: _Undo) -> None:
-        self._undo = None
+        self._noted.undo = None
         with paddle.no_grad():
             self._hold(undo.weights)
             self.initial_losses.copy_(undo.initial_losses, False)
-            self._knows_reference, self._awaits_optimizer = undo.flags
+            self._noted.knows_reference, self._noted.awaits_optimizer = undo.flags
             self._buffers["_gradient_norms"], self._buffers["_losses"] = undo.measured
-            self._pool = undo.pool
+            self._noted.pool = undo.pool
             self.step_count.fill_(undo.step)
-            self._next_step = undo.step
+            self._noted.next_step = undo.step
 
     def _rest(self, step: int, losses: paddle.Tensor) -> None:
         """A step without an update: the weights must not move, but faults are seen."""
@@ -611,29 +591,29 @@ class LossBalancer(ShieldedLayer):
     def _settle(self, a_step_begins: bool = False) -> None:
         """Renormalise after a step of the caller's optimizer; nothing if there was none."""
         self._take_back_overflow()
-        if not self._awaits_optimizer or not paddle.in_dynamic_mode():
+        if not self._noted.awaits_optimizer or not paddle.in_dynamic_mode():
             return  # the second: an export asks for the state while it builds a program
-        if self.step_count.item() != self._next_step:
+        if _count_in(self._buffers["step_count"]).value != self._noted.next_step:
             return  # a state was loaded since, perhaps by an outer layer
         with paddle.no_grad():
             weights, acted = self._weights, self._buffers["_acted"]
             usable = self._buffers["_usable"]
-            if a_step_begins and not self._normalized:
+            if a_step_begins and not self._noted.normalized:
                 # The weights given for the first step act in it alone, even if an
                 # optimizer (in its warm-up, say) has not moved them.
                 off = (weights.sum() - self.n_loss).abs() > 1e-3
                 started = paddle.where(off & usable, renormalized(acted, self.floor), acted)
                 acted.copy_(started, False)
-                self._normalized = True
+                self._noted.normalized = True
             settle_in_place(weights, acted, usable, self._buffers["_finite"], self.floor)
 
     def _take_back_overflow(self) -> None:
         """Undo the last step if the loss scaler has found an overflow in it."""
-        scaled = self._scaled
+        scaled = self._noted.scaled
         # The scaler has a new tensor for what it finds in a step's gradients.
         if scaled is not None and scaled.scaler._found_inf is not scaled.found_before:
-            self._scaled = None
-            if scaled.scaler._found_inf.item() and self._next_step == scaled.undo.step + 1:
+            self._noted.scaled = None
+            if scaled.scaler._found_inf.item() and self._noted.next_step == scaled.undo.step + 1:
                 self._put_back(scaled.undo)
 
     def _hold(self, values: paddle.Tensor) -> None:
@@ -667,7 +647,7 @@ class LossBalancer(ShieldedLayer):
         else:
             if observation.finite is not None:  # which the next step overwrites
                 observation = observation._replace(finite=observation.finite.clone())
-            late, self._unread = self._unread, observation
+            late, self._noted.unread = self._noted.unread, observation
             self._report(late)
 
     def _report(self, observation: _Observation | None) -> None:
@@ -676,7 +656,8 @@ class LossBalancer(ShieldedLayer):
         usable = observation.usable
         if usable if isinstance(usable, bool) else usable.item():
             # Between updates it says nothing of the reference.
-            self._knows_reference = self._knows_reference or observation.gradient_norms is not None
+            if observation.gradient_norms is not None:
+                self._noted.knows_reference = True
             return
         for name, fault in observation.faults(self._order.names, self.initial_losses):
             if (name, fault) not in self._reported:
@@ -687,6 +668,11 @@ class LossBalancer(ShieldedLayer):
                     RuntimeWarning,
                     stacklevel=5,
                 )
+
+
+def _count_in(step_count: paddle.Tensor) -> ctypes.c_int64:
+    """The number where it is: after a network's pass Paddle takes 30 us to hand it out."""
+    return ctypes.c_int64.from_address(step_count.data_ptr())
 
 
 class _Observation(NamedTuple):
@@ -738,6 +724,25 @@ class _Pool(NamedTuple):
 
     parts: int
     rows: paddle.Tensor
+
+
+@dataclass
+class _Noted:
+    """What the host has noted of the steps; no attributes of the layer, which are dear to set."""
+
+    next_step: int = -1
+    knows_reference: bool = False
+    # Whether loss_weights.grad has been written for the caller's optimizer, and whether the
+    # weights have summed to n_loss since.
+    awaits_optimizer: bool = False
+    normalized: bool = False
+    in_two_passes: bool | None = None  # None until a step has shown the losses' graphs
+    residuals: tuple[int, ...] | None = None  # None until a step has shown the losses' names
+    task_gradients: TaskGradients | None = None  # of the last update, for a diagnosis
+    unread: _Observation | None = None
+    pool: _Pool | None = None
+    undo: _Undo | None = None
+    scaled: _Scaled | None = None
 
 
 class _Undo(NamedTuple):

@@ -57,6 +57,9 @@ class LossOrder:
                 )
             self._check_number(losses.shape[0])
             scalars = paddle.unbind(losses)
+        elif isinstance(losses, (list, tuple)):
+            self._check_number(len(losses))
+            scalars = list(losses)
         elif isinstance(losses, Mapping):
             self._check_number(len(losses))
             by_name = {str(key): loss for key, loss in losses.items()}
@@ -67,9 +70,6 @@ class LossOrder:
                     f"were {names}; every step must name the same losses"
                 )
             scalars = [by_name[name] for name in names]
-        elif isinstance(losses, (list, tuple)):
-            self._check_number(len(losses))
-            scalars = list(losses)
         else:
             raise TypeError(
                 "losses must be a list or tuple of scalar tensors, a 1-D tensor or a "
@@ -77,7 +77,7 @@ class LossOrder:
             )
         scalars = [_scalar(loss, name) for loss, name in zip(scalars, names)]
         # Only now, for losses with a mistake in them must not decide the names.
-        if isinstance(losses, Mapping):
+        if names is not self.names:
             self.names = self._keys = names
         return scalars
 
@@ -102,7 +102,7 @@ def _scalar(loss: paddle.Tensor, name: str) -> paddle.Tensor:
         raise TypeError(f"loss {name!r} must be a scalar tensor, got {type(loss).__name__}")
     if loss.dtype not in _FLOATING:  # Tensor.is_floating_point takes ten times as long
         raise TypeError(f"loss {name!r} must be a floating-point tensor, got {loss.dtype}")
-    if loss.ndim == 0:
+    if not loss.shape:
         return loss
     if loss.size != 1:
         raise ValueError(

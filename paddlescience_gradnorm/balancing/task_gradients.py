@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Optional
 
@@ -41,29 +41,44 @@ def backward_by_task(
         RuntimeError: A loss's graph is gone.
     """
     _check_dependence(losses, shared, names)
-    before = [_take_gradient(parameter) for parameter in shared]
-    by_task: TaskGradients = []
+    by_task: TaskGradients = [[None] * len(shared) for _ in losses]
+    repeated = len({id(loss) for loss in losses}) < len(losses)
+    # From the last to the first, for the first is usually the PDE's, with the largest
+    # graph, and freeing a graph on the way, which only the one that ends it may do,
+    # is the cheaper the larger it is.
+    i = len(losses)
+    first = [True] * len(shared)
+    reached = [False] * len(losses)
+
+    def taking(k: int) -> Callable[[paddle.Tensor], None]:
+        # Noted as it passes, not differenced from the running sum: the gradients differ by
+        # 1e4 and more, where float32 would lose the small ones.
+        def take(gradient: paddle.Tensor) -> None:
+            # The first one may become .grad itself, and the others are added to that.
+            by_task[i][k] = gradient.clone() if first[k] else gradient
+            first[k], reached[i] = False, True
+
+        return take
+
+    hooks = [p.register_hook(taking(k)) for k, p in enumerate(shared) if not p.stop_gradient]
     try:
-        # From the last to the first, for the first is usually the PDE's, with the largest
-        # graph, and freeing a graph on the way, which only the one that ends it may do,
-        # is the cheaper the larger it is.
         factors = _factors(weights, losses)
-        for i in reversed(range(len(losses))):
-            with explaining_a_used_graph(names[i]):
-                # Another loss may share this one's graph.
-                losses[i].backward(factors[i], retain_graph=i > 0)
+        while i > 0:
+            i -= 1
+            # Another loss may share this one's graph.
+            losses[i].backward(factors[i], retain_graph=i > 0)
             # What no other loss shares of the graph is freed here, as after any backward.
-            if not any(other is losses[i] for other in losses[:i]):
+            if not (repeated and any(other is losses[i] for other in losses[:i])):
                 losses[i].detach_()
-            # Taken OUT between the losses, not differenced from a running sum: the
-            # gradients differ by 1e4 and more, where float32 would lose the small ones.
-            by_task.append([_take_gradient(parameter, i == 0) for parameter in shared])
-            if all(gradient is None for gradient in by_task[-1]):
+            if not reached[i]:
                 raise _no_dependence(names[i], shared)
+    except SystemError as error:
+        _explain(error, names[i])
+        raise
     finally:
-        for parameter, *gradients in zip(shared, before, *by_task[: len(losses) - 1]):
-            _add_to_gradient(parameter, [g for g in gradients if g is not None])
-    return by_task[::-1]
+        for hook in hooks:
+            hook.remove()
+    return by_task
 
 
 def task_gradients(
@@ -205,34 +220,18 @@ def explaining_a_used_graph(name: str) -> Iterator[None]:
     try:
         yield
     except SystemError as error:
-        if "retain_graph" not in str(error):
-            raise
+        _explain(error, name)
+        raise
+
+
+def _explain(error: SystemError, name: str) -> None:
+    """Raise the error that a used-up graph is; nothing for any other."""
+    if "retain_graph" in str(error):
         raise RuntimeError(
             f"the graph of loss {name!r} is gone: an earlier backward has used it up. "
             "Call that one with retain_graph=True, or let backward(losses) run the "
             "whole backward pass"
         ) from error
-
-
-def _take_gradient(parameter: paddle.Tensor, leave: bool = False) -> paddle.Tensor | None:
-    gradient = parameter.grad
-    if gradient is None:
-        return None
-    gradient = gradient.clone()  # clear_gradient frees what .grad handed out
-    if not leave:
-        parameter.clear_gradient(False)
-    return gradient
-
-
-def _add_to_gradient(parameter: paddle.Tensor, gradients: list[paddle.Tensor]) -> None:
-    if not gradients:
-        return
-    present = parameter.grad
-    if present is not None and operators.apply_in_place_to(present, *gradients):
-        operators.balancing.add(present, gradients)
-    else:
-        gradients += [] if present is None else [present]
-        parameter.grad = paddle.add_n(gradients) if len(gradients) > 1 else gradients[0]
 
 
 def _no_dependence(name: str, shared: Sequence[paddle.Tensor]) -> ValueError:

@@ -30,6 +30,7 @@ _SOURCES = tuple(
 )
 MOST_FIRSTS = 16  # that tanh_jet has room for
 
+_DTYPES = (paddle.float32, paddle.float64)
 _NOTHING_BUT_CPU = paddle.device.get_all_device_type() == ["cpu"]
 _loaded = False
 
@@ -108,12 +109,12 @@ def apply_to(*tensors: paddle.Tensor) -> bool:
     """Whether the operators are there and made for these tensors, all of the same dtype."""
     if not _loaded or not paddle.in_dynamic_mode():
         return False
-    dtype = tensors[0].dtype
-    if dtype not in (paddle.float32, paddle.float64):
+    # `in` a tuple, for it looks first whether they are the same object: == takes 1 us.
+    dtype = (tensors[0].dtype,)
+    if dtype[0] not in _DTYPES:
         return False
     for x in tensors:
-        # `in` a tuple, for it looks first whether they are the same object: == takes 1 us.
-        if x.dtype not in (dtype,) or not (_NOTHING_BUT_CPU or x.place.is_cpu_place()):
+        if x.dtype not in dtype or not (_NOTHING_BUT_CPU or x.place.is_cpu_place()):
             return False
     return True
 

@@ -42,10 +42,13 @@ double power_of_rate(double rate, double alpha) {
   return std::pow(root, 2 * alpha) + (alpha == 0 ? 0 * root : 0);
 }
 
+// The pointers: weights, factors, values, norms, total, losses, gradients task by task.
 template <typename T>
-void measure(int64_t n, int64_t n_shared, const T* weights, const T* factors,
-             const T* const* losses, const T* const* gradients, const int64_t* sizes, T* values,
-             T* norms, T* total) {
+void measure(int64_t n, int64_t n_shared, const int64_t* sizes, T* const* pointers) {
+  const T *weights = pointers[0], *factors = pointers[1];
+  T *values = pointers[2], *norms = pointers[3], *total = pointers[4];
+  const T* const* losses = pointers + 5;
+  const T* const* gradients = losses + n;
   double sum = 0;
   for (int64_t i = 0; i < n; ++i) {
     const T value = *losses[i];
@@ -146,14 +149,6 @@ bool pinn(int64_t n, T* weights, const T* losses, T* references, const T* norms,
   return usable;
 }
 
-// The gradients of the tasks so far on the one that the last backward pass has left.
-template <typename T>
-void add(int64_t size, T* gradient, int64_t n_others, const T* const* others) {
-  for (int64_t i = 0; i < n_others; ++i) {
-    for (int64_t k = 0; k < size; ++k) gradient[k] += others[i][k];
-  }
-}
-
 // settled() of algorithm.py; the values are both the weights and those that act from now on.
 template <typename T>
 void settle(int64_t n, T* weights, T* acted, bool usable, bool* finite, double floor) {
@@ -171,9 +166,8 @@ void settle(int64_t n, T* weights, T* acted, bool usable, bool* finite, double f
 // Each for float and double, by a suffix.
 #define FOR_TYPE(T, SUFFIX)                                                                        \
   extern "C" void gradnorm_measure_##SUFFIX(                                                       \
-      int64_t n, int64_t n_shared, const T* weights, const T* factors, const T* const* losses,     \
-      const T* const* gradients, const int64_t* sizes, T* values, T* norms, T* total) {            \
-    measure(n, n_shared, weights, factors, losses, gradients, sizes, values, norms, total);        \
+      int64_t n, int64_t n_shared, const int64_t* sizes, T* const* pointers) {                     \
+    measure(n, n_shared, sizes, pointers);                                                         \
   }                                                                                                \
   extern "C" bool gradnorm_gradient_##SUFFIX(                                                      \
       int64_t n, const T* weights, const T* losses, T* references, const T* norms,                 \
@@ -202,10 +196,6 @@ void settle(int64_t n, T* weights, T* acted, bool usable, bool* finite, double f
     return pinn(n, weights, losses, references, norms, alpha, strength, bound, memory, rate,       \
                 floor, n_residuals, residuals, loss);                                              \
   }                                                                                                \
-  extern "C" void gradnorm_add_##SUFFIX(int64_t size, T* gradient, int64_t n_others,               \
-                                        const T* const* others) {                                  \
-    add(size, gradient, n_others, others);                                                         \
-  }                                                                                                \
   extern "C" void gradnorm_settle_##SUFFIX(int64_t n, T* weights, T* acted, const bool* usable,    \
                                            bool* finite, double floor) {                           \
     settle(n, weights, acted, *usable, finite, floor);                                             \
@@ -213,5 +203,3 @@ void settle(int64_t n, T* weights, T* acted, bool usable, bool* finite, double f
 
 FOR_TYPE(float, float32)
 FOR_TYPE(double, float64)
-
-extern "C" void gradnorm_count(int64_t* step_count) { ++*step_count; }

@@ -23,18 +23,15 @@ def use(library: ctypes.CDLL) -> None:
     count, real, pointer, flag = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p, ctypes.c_bool
     for found, name in ((_single, "float32"), (_double, "float64")):
         signatures: dict[str, tuple[Any, list[Any]]] = {
-            "measure": (None, [count] * 2 + [pointer] * 8),
+            "measure": (None, [count] * 2 + [pointer] * 2),
             "gradient": (flag, [count] + [pointer] * 5 + [real] * 2 + [pointer] * 3),
             "step": (flag, [count] + [pointer] * 4 + [real] * 3 + [pointer]),
             "pinn_step": (flag, [count] + [pointer] * 4 + [real] * 6 + [count] + [pointer] * 2),
-            "add": (None, [count, pointer, count, pointer]),
             "settle": (None, [count] + [pointer] * 4 + [real]),
         }
         for function, (restype, argtypes) in signatures.items():
             found[function] = library[f"gradnorm_{function}_{name}"]
             found[function].restype, found[function].argtypes = restype, argtypes
-    _single["count"] = library["gradnorm_count"]
-    _single["count"].restype, _single["count"].argtypes = None, [pointer]
 
 
 def _for(weights: paddle.Tensor) -> dict[str, Any]:
@@ -52,17 +49,12 @@ def measure(
 ) -> None:
     """``task_gradients.measured``, into the last three; gradients one task's after another's."""
     sizes = [math.prod(g.shape) for g in gradients[: len(gradients) // len(losses)]]
+    tensors = (weights, factors, values, norms, total, *losses, *gradients)
     _for(weights)["measure"](
         len(losses),
         len(sizes),
-        weights.data_ptr(),
-        factors.data_ptr(),
-        (ctypes.c_void_p * len(losses))(*[loss.data_ptr() for loss in losses]),
-        (ctypes.c_void_p * len(gradients))(*[gradient.data_ptr() for gradient in gradients]),
         (ctypes.c_int64 * len(sizes))(*sizes),
-        values.data_ptr(),
-        norms.data_ptr(),
-        total.data_ptr(),
+        (ctypes.c_void_p * len(tensors))(*[x.data_ptr() for x in tensors]),
     )
 
 
@@ -159,19 +151,4 @@ def settle(
         usable.data_ptr(),
         finite.data_ptr(),
         floor,
-    )
-
-
-def count(step_count: paddle.Tensor) -> None:
-    """Add 1 to the count of steps, an int64 on the CPU, shape []."""
-    _single["count"](step_count.data_ptr())
-
-
-def add(gradient: paddle.Tensor, others: Sequence[paddle.Tensor]) -> None:
-    """Add the others, of the same shape and dtype, to a gradient."""
-    _for(gradient)["add"](
-        math.prod(gradient.shape),
-        gradient.data_ptr(),
-        len(others),
-        (ctypes.c_void_p * len(others))(*[other.data_ptr() for other in others]),
     )

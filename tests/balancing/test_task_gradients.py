@@ -56,6 +56,15 @@ def test_gradients_are_those_of_the_weighted_sum(fc_net, make_losses, share, acc
     assert_same_gradients(fc_net, expected)
 
 
+def test_gradients_that_paddle_hands_on_unchanged_stay_what_they_were():
+    # One gradient arrives at both parameters, which later losses add to.
+    both = [paddle.create_parameter([3], "float32") for _ in range(2)]
+    losses = [(k * (both[0] + both[1])).sum() for k in (1.0, 2.0, 3.0)]
+    gradients = backward_by_task(losses, paddle.ones([3]), both, NAMES)
+    assert [[g.tolist() for g in row] for row in gradients] == [[[k] * 3] * 2 for k in (1, 2, 3)]
+    assert [p.grad.tolist() for p in both] == [[6.0] * 3] * 2
+
+
 @pytest.mark.parametrize("share", [False, True], ids=["disjoint", "shared graph"])
 @pytest.mark.parametrize("which", ["last weight", "all"])
 def test_norms_are_those_of_each_loss_alone(fc_net, make_losses, share, which):

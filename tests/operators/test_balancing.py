@@ -101,15 +101,6 @@ def test_settling(both, now, usable):
         np.testing.assert_allclose(weights, [1.5, 0.5], rtol=1e-6)
 
 
-def test_counting_and_adding(dtype):
-    count = paddle.to_tensor(41, "int64")
-    operators.balancing.count(count)
-    assert count.item() == 42
-    gradient, others = paddle.ones([3, 2], dtype), [paddle.full([3, 2], k, dtype) for k in (2, 3)]
-    operators.balancing.add(gradient, others)
-    assert (gradient == 6).all()
-
-
 def test_a_view_with_gaps_is_left_to_paddle(monkeypatch):
     monkeypatch.setattr(operators, "_loaded", True)
     table = paddle.ones([3, 2])
