@@ -12,14 +12,21 @@ from paddlescience_gradnorm import LossBalancer
 from paddlescience_gradnorm.balancing import PinnRule
 
 ALPHA = 1.0  # of the published rule
+FIXED = 50.0  # what a user might guess
 Losses = Mapping[str, paddle.Tensor]
 
 
-class Equal:
-    """The plain sum."""
+class Fixed:
+    """Equations have weight 1, conditions this one."""
+
+    def __init__(self, conditions: Sequence[str], weight: float) -> None:
+        self.conditions, self.weight = conditions, weight
 
     def backward(self, losses: Losses) -> paddle.Tensor:
-        total = paddle.add_n(list(losses.values()))
+        weighted = [
+            self.weight * loss if name in self.conditions else loss for name, loss in losses.items()
+        ]
+        total = paddle.add_n(weighted)
         total.backward()
         return total
 
@@ -105,7 +112,7 @@ class OfPaddleScience:
         return total
 
 
-Balance = Union[LossBalancer, Equal, WeightedConditions, OfPaddleScience]
+Balance = Union[LossBalancer, Fixed, WeightedConditions, OfPaddleScience]
 Build = Callable[[paddle.nn.Layer, Sequence[str], Sequence[str]], Balance]
 
 
@@ -114,16 +121,28 @@ def _published(net: Any, residuals: Sequence[str], conditions: Sequence[str]) ->
     return LossBalancer(net.get_last_shared_layer(), n_loss, alpha=ALPHA, lr=None)
 
 
-def pinn(shared: str = "last", lr: float = 0.01, **options: float) -> Build:
+def pinn(
+    shared: str = "all", lr: float = 0.01, update_every: int | None = None, **options: float
+) -> Build:
     """GradNorm by the PINN rule with these options."""
 
     def build(net: Any, residuals: Sequence[str], conditions: Sequence[str]) -> Balance:
         n_loss = len(residuals) + len(conditions)
         where = net if shared == "all" else net.get_last_shared_layer()
-        rule = PinnRule(**options)
-        return LossBalancer(where, n_loss, lr=lr, rule=rule, residuals=list(residuals))
+        return LossBalancer(
+            where,
+            n_loss,
+            lr=lr,
+            update_every=update_every,
+            rule=PinnRule(**options),
+            residuals=list(residuals),
+        )
 
     return build
+
+
+def _fixed(weight: float) -> Build:
+    return lambda net, residuals, conditions: Fixed(conditions, weight)
 
 
 def _of_paddlescience(name: str) -> Build:
@@ -134,7 +153,8 @@ def _of_paddlescience(name: str) -> Build:
 
 # By the name on the command line: the name in tables, and how to build it.
 BALANCES: dict[str, tuple[str, Build]] = {
-    "equal": ("equal weights", lambda *_: Equal()),
+    "equal": ("equal weights", _fixed(1.0)),
+    "fixed": (f"conditions x {FIXED:g}", _fixed(FIXED)),
     "pinn": ("GradNorm, PINN rule", pinn()),
     "published": ("GradNorm as published", _published),
     "max_mean": ("max/mean (Wang 2021)", MaxOverMean),

@@ -52,10 +52,11 @@ class Contestant:
 
 # Without and with the operators in C++; each has its own plain step.
 KINDS = {"paddle": "Paddle", "paddle operators": "Paddle with operators"}
-PLAIN, GRADNORM, OWN, EVERY_10, TWO_PASS = (
+PLAIN, PINN, GRADNORM, OWN, EVERY_10, TWO_PASS = (
     {worker: Contestant(worker, mode, f"{name}, {what}") for worker, name in KINDS.items()}
     for mode, what in (
         ("plain", "plain step"),
+        ("gradnorm_pinn", "PINN rule"),
         ("gradnorm", "GradNorm"),
         ("gradnorm_own", "GradNorm, weight_lr"),
         ("gradnorm_every_10", "GradNorm, update_every=10"),
@@ -72,7 +73,7 @@ PEERS = (
     Contestant("jax", "gradnorm", "JAX jit, GradNorm"),
     Contestant("jax malloc", "gradnorm", "JAX jit, GradNorm, malloc settings"),
 )
-OURS = tuple(x[worker] for worker in KINDS for x in (PLAIN, GRADNORM, OWN, TWO_PASS))
+OURS = tuple(x[worker] for worker in KINDS for x in (PLAIN, PINN, GRADNORM, OWN, TWO_PASS))
 
 
 class Worker:
@@ -155,7 +156,7 @@ def plan(quick: bool, available: set[str]) -> dict[Case, list[Contestant]]:
     losses = (4, 8) if quick else (4, 8, 16, 32)
     cases = {Case("laplace", n, 2): [*OURS, *(PEERS if n <= 10_000 else ())] for n in points}
     cases.update({Case("laplace", 2000, t): [*OURS] for t in losses})
-    shared = [x[worker] for worker in KINDS for x in (PLAIN, GRADNORM, EVERY_10, TWO_PASS)]
+    shared = [x[worker] for worker in KINDS for x in (PLAIN, PINN, GRADNORM, EVERY_10, TWO_PASS)]
     cases[Case("navier_stokes", 2000, 3)] = shared
     return {case: [c for c in who if c.worker in available] for case, who in cases.items()}
 
@@ -171,7 +172,7 @@ def timed(
         seconds = workers[name].ask("prepare", case=asdict(case), modes=[c.mode for c in mine])
         for c in mine:
             steps[c] = max(1, round(block / seconds[c.mode]))
-            if c in EVERY_10.values():  # whole periods, each with its one update
+            if c in [*PINN.values(), *EVERY_10.values()]:  # whole periods, each with its one update
                 steps[c] = 10 * math.ceil(steps[c] / 10)
     result: dict[Contestant, list[float]] = {c: [] for c in who}
     for turn in range(repeats):
@@ -271,7 +272,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
         (axes[1], "losses", "to_plain", [r for r in ours if r["points"] == 2000]),
         (axes[2], "points", "ms", [r for r in laplace if r["losses"] == 2]),
     ):
-        axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # there are 16 contestants
+        axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # there are 18 contestants
         for label in dict.fromkeys(r["label"] for r in chosen):
             line = [r for r in chosen if r["label"] == label]
             middle, low, high = (

@@ -16,10 +16,11 @@ import paddle  # isort: skip, after the package that sees to its loading
 
 # What GradNorm is built with; the plain step has none.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "gradnorm": {},
-    "gradnorm_own": {"weight_lr": WEIGHT_LR},
-    "gradnorm_every_10": {"update_every": 10},
-    "two_pass": {},
+    "gradnorm_pinn": {},
+    "gradnorm": {"alpha": ALPHA},
+    "gradnorm_own": {"alpha": ALPHA, "weight_lr": WEIGHT_LR},
+    "gradnorm_every_10": {"alpha": ALPHA, "update_every": 10},
+    "two_pass": {"alpha": ALPHA},
 }
 
 
@@ -29,7 +30,7 @@ def build(case: Case, mode: str) -> Run:
     n_fields = 1 if case.equation == "laplace" else 3
     net: paddle.nn.Layer = FCNet(2, n_fields, LAYERS, WIDTH)
     if mode in OPTIONS:
-        net = GradNorm(net, n_loss=case.losses, alpha=ALPHA, **OPTIONS[mode])
+        net = GradNorm(net, n_loss=case.losses, **OPTIONS[mode])
     optimizer = paddle.optimizer.Adam(LEARNING_RATE, parameters=net.parameters())
     losses_of = laplace(case) if case.equation == "laplace" else navier_stokes(case)
 

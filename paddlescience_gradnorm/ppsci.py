@@ -12,6 +12,7 @@ from paddle.base import core
 from paddle.base.framework import _dygraph_tracer
 
 from paddlescience_gradnorm import arguments
+from paddlescience_gradnorm.balancing.algorithm import find_rule
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
 from paddlescience_gradnorm.balancing.task_gradients import task_gradients
 from paddlescience_gradnorm.network import GradNorm
@@ -47,7 +48,7 @@ class GradNormAggregator(LossAggregator):
         num_losses: Number of losses T, at least 2. The Solver has one loss for each name of an
             output, and adds up those of the same name in different constraints.
         alpha: As of :class:`LossBalancer`: with it the paper's rule, without it the PINN's.
-        shared: The shared parameters, as for :class:`GradNorm`. By default the last layer's.
+        shared: The shared parameters, as for :class:`GradNorm`.
         options: Those of :class:`LossBalancer`: ``lr``, ``warmup_steps``, ``weight_attr``,
             ``update_every``, ``floor``, ``rule``, ``residuals``. With ``lr=None``, by the paper's
             rule, the Solver's optimizer steps the weights: build it as
@@ -88,7 +89,9 @@ class GradNormAggregator(LossAggregator):
             if num_losses is None:
                 raise TypeError("num_losses is missing, which only a GradNorm model knows itself")
             arguments.integer("num_losses", num_losses, at_least=2)
-            self.balancer = LossBalancer(find_shared(model, shared), num_losses, alpha, **options)
+            rule = find_rule(options.pop("rule", None), alpha)
+            found = find_shared(model, shared, rule)
+            self.balancer = LossBalancer(found, num_losses, rule=rule, **options)
         self.names: list[str] = []
         self._last_step: int | None = None
         # The weights of the running step, and the scale that its gradients had.

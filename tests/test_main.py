@@ -56,7 +56,7 @@ def test_run_writes_what_it_prints(tmp_path, name, balance, alpha):
     assert metrics["steps"] == 20 and "20/20" in result.stderr  # of the progress bar
     asked = {"problem": name, "balance": balance, "steps": 20, "points": 32, "seed": 3}
     assert metrics["settings"].items() >= asked.items()
-    assert metrics["settings"]["alpha"] == {"pinn": 1.0, "published": 0.5, "equal": None}[balance]
+    assert metrics["settings"]["alpha"] == {"pinn": 0.0, "published": 0.5, "equal": None}[balance]
     assert metrics["versions"]["numpy"] == np.__version__
     assert list(metrics["errors"]) == list(problem(name).quantities)
     assert list(metrics["coefficients"]) == [unknown.name for unknown in problem(name).unknowns]

@@ -52,6 +52,10 @@ class Rule(ABC):
     alpha: float
     # Whether ``references`` changes references that are known.
     averages: ClassVar[bool]
+    # What a balancer does unless it is told otherwise: whether it takes gradients on all of a
+    # network's parameters or on its last shared layer, and on every how-manieth step.
+    on_all_parameters: ClassVar[bool]
+    update_every: ClassVar[int]
 
     @abstractmethod
     def references(self, references: paddle.Tensor, losses: paddle.Tensor) -> paddle.Tensor:
@@ -72,6 +76,10 @@ class Rule(ABC):
 
         The arguments are those of :meth:`step_in_place`, none of which it overwrites.
         """
+
+    def rate_of_update(self, lr: float, update_every: int) -> float:
+        """The rate of an update, one of which there is in so many steps, from a balancer's."""
+        return lr
 
     def _step_in_cpp(
         self,
@@ -155,6 +163,8 @@ class GradNormRule(Rule):
 
     alpha: float
     averages: ClassVar[bool] = False
+    on_all_parameters: ClassVar[bool] = False
+    update_every: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         _check_alpha(self.alpha)
@@ -264,26 +274,32 @@ class PinnRule(Rule):
     In GradNorm the gradient norms w_i ||g_i|| are to follow r_i ** alpha, so that weights in
     proportion to r_i ** alpha / ||g_i|| would be at rest. Here each log w_i moves towards the
     logarithm of a target by rate * clip(log target_i - log w_i, -1, 1), all from their means.
-    Four things make that safe for a PINN:
+    What makes that good for a PINN:
 
-    - steps are in proportion to what is missing, where the published rule takes the sign: no
-      weight is driven to the floor by a fault of a few steps;
+    - gradients are those of all parameters, for an equation's derivatives act on all layers
+      and a condition's value mostly on the last;
     - the target is (r_i ** alpha / ||g_i||) ** strength: with 1/3 a compromise between equal
       norms and equal weights, so that a loss with next to no gradient is not raised without end;
-    - L(0) is a moving average of the loss: an untrained network's loss means little, and what
-      counts is which losses fall behind now;
-    - the equations' targets are at most the geometric mean of the conditions', for it is the
-      conditions that make a solution the right one.
+    - the equations' targets are then divided by ``lead``, for it is the conditions that make a
+      solution the right one;
+    - steps are in proportion to what is missing, where the published rule takes the sign: no
+      weight is driven to the floor by a fault of a few steps;
+    - L(0) is a moving average of the loss, for an untrained network's loss means little.
+
+    The rate of an update grows with the number of steps between two, so that weights follow
+    at the same pace however seldom they are updated.
 
     Args:
         alpha: Strength of the pull towards equal training rates, at least 0. Raise it where one
             loss stands still while others fall; 0 looks at gradient norms alone.
         strength: How far to go from equal weights towards equal norms, above 0, at most 1.
             Lower it where equal weights are nearly right.
+        lead: How many times above the equations the conditions' targets are put, above 0. Lower
+            it where conditions contradict each other or the equations, as noisy data do.
         bound: The largest factor between a target and the geometric mean of all, above 1. Lower
             it where a loss is to be ignored by no means.
-        memory: What a step leaves of the average that is L(0), in [0, 1). Move it towards 1 with
-            the number of steps of a run; 0.999 remembers about 1,000 updates.
+        memory: What an update leaves of the average that is L(0), in [0, 1). Move it towards 1
+            with the number of updates of a run; 0.99 remembers about 100 of them.
 
     Raises:
         TypeError: An argument is no number.
@@ -293,23 +309,28 @@ class PinnRule(Rule):
         >>> import paddle
         >>> ones = paddle.ones([3])
         >>> norms = paddle.to_tensor([100.0, 1.0, 1.0])  # of an equation and two conditions
-        >>> rule, weights = PinnRule(strength=0.5), ones
-        >>> for _ in range(1000):
-        ...     weights = rule.step(weights, ones, ones, norms, 0.01, 1e-3, residuals=[0]).weights
-        >>> [round(w, 2) for w in weights.tolist()]
-        [0.14, 1.43, 1.43]
+        >>> rule, weights = PinnRule(strength=0.5, lead=2.0), ones
+        >>> for _ in range(100):
+        ...     weights = rule.step(weights, ones, ones, norms, 0.1, 1e-3, residuals=[0]).weights
+        >>> [round(w, 3) for w in weights.tolist()]  # twenty times as much for conditions
+        [0.073, 1.463, 1.463]
     """
 
-    alpha: float = 1.0
+    alpha: float = 0.0
     strength: float = 1 / 3
+    lead: float = 20.0
     bound: float = 100.0
-    memory: float = 0.999
+    memory: float = 0.99
     averages: ClassVar[bool] = True
+    on_all_parameters: ClassVar[bool] = True
+    update_every: ClassVar[int] = 10
 
     def __post_init__(self) -> None:
         _check_alpha(self.alpha)
         if not 0 < arguments.number("strength", self.strength) <= 1:
             raise ValueError(f"strength must be above 0 and at most 1, got {self.strength}")
+        if not 0 < arguments.number("lead", self.lead) < math.inf:
+            raise ValueError(f"lead must be finite and above 0, got {self.lead}")
         if not 1 < arguments.number("bound", self.bound) < math.inf:
             raise ValueError(f"bound must be finite and above 1, got {self.bound}")
         if not 0 <= arguments.number("memory", self.memory) < 1:
@@ -346,12 +367,9 @@ class PinnRule(Rule):
         logs = paddle.where(known, targets, paddle.ones_like(targets)).log() * self.strength
         mean = logs.sum() / known.astype(logs.dtype).sum().clip(min=1)
         logs = paddle.where(known, logs - mean, paddle.zeros_like(logs))
-        if 0 < len(residuals) < len(weights):
-            is_residual = paddle.zeros_like(logs)
-            is_residual[list(residuals)] = 1.0
-            of_conditions = logs * (1.0 - is_residual)
-            highest = of_conditions.sum() / (len(weights) - len(residuals))
-            logs = of_conditions + paddle.minimum(logs, highest) * is_residual
+        if residuals:
+            # Where all are residuals none has a lead: the logarithms are centred.
+            logs[list(residuals)] -= math.log(self.lead)
         limit = math.log(self.bound)
         logs = (logs - logs.mean()).clip(-limit, limit)
         now = w.log()
@@ -362,6 +380,10 @@ class PinnRule(Rule):
         new = paddle.where(usable, new.astype(weights.dtype), weights)
         return RuleStep(loss.astype(weights.dtype), new, usable)
 
+    def rate_of_update(self, lr: float, update_every: int) -> float:
+        """In proportion to the steps between two updates, at most 1: all the way."""
+        return min(1.0, lr * update_every)
+
     def _step_in_cpp(
         self,
         tensors: _OfStep,
@@ -370,8 +392,9 @@ class PinnRule(Rule):
         residuals: Sequence[int],
         loss: paddle.Tensor,
     ) -> bool:
-        options = (self.alpha, self.strength, self.bound, self.memory, rate, floor)
+        options = (self.alpha, self.strength, self.lead, self.bound, self.memory, rate, floor)
         return operators.balancing.pinn_step(*tensors, options, residuals, loss)
+
 
 
 RULES = {"published": GradNormRule, "pinn": PinnRule}

@@ -53,17 +53,21 @@ class LossBalancer(ShieldedLayer):
 
     Args:
         shared: The shared parameters W that every loss depends on: a parameter, a
-            layer (all its trainable parameters), or a list of either. Usually the
-            weight of the last layer that all losses go through.
+            layer (all its trainable parameters), or a list of either. For ``"pinn"`` the
+            network; for the published rule usually the weight of the last layer that all
+            losses go through.
         n_loss: Number of losses T, at least 2.
         alpha: Strength of the pull towards equal training rates, at least 0.
         lr: Rate of the step of the weights. ``None`` leaves the step, by the published
             rule, to the caller's optimizer, which must then hold ``loss_weights`` and
-            step after every update: a second one replaces the gradient of the first.
+            step after every update: a second one replaces the gradient of the first. By the
+            published rule of an update; by ``"pinn"`` of a step, so that an update once in ten
+            steps goes ten times as far.
         warmup_steps: Number of updates over which the rate grows linearly to ``lr``.
         weight_attr: Weights of the first step, ``n_loss`` positive numbers; all 1 by default.
         update_every: Update the weights on every this-many-th step only; on the
-            others ``backward`` is one plain backward pass.
+            others ``backward`` is one plain backward pass. By default 10 by ``"pinn"``, and 1
+            by the published rule.
         floor: The smallest weight allowed, in (0, 1).
         rule: ``"published"`` is the paper's; ``"pinn"``, or a ``PinnRule`` with values of
             your own, is made for the losses of a PINN. By default ``"pinn"`` if alpha is not
@@ -100,7 +104,7 @@ class LossBalancer(ShieldedLayer):
         lr: float | None = 0.01,
         warmup_steps: int = 0,
         weight_attr: Sequence[float] | None = None,
-        update_every: int = 1,
+        update_every: int | None = None,
         floor: float = 1e-3,
         rule: Union[str, Rule, None] = None,
         residuals: Sequence[Union[int, str]] = (0,),
@@ -123,6 +127,8 @@ class LossBalancer(ShieldedLayer):
                 f"warmup_steps is {warmup_steps}, but lr is None: warm up the rate of "
                 "the optimizer that steps loss_weights, or pass lr"
             )
+        if update_every is None:
+            update_every = self.rule.update_every
         self.update_every = arguments.integer("update_every", update_every, at_least=1)
         if not 0 < arguments.number("floor", floor) < 1:
             raise ValueError(f"floor must lie between 0 and 1, got {floor}")
@@ -538,7 +544,8 @@ class LossBalancer(ShieldedLayer):
             if weights.grad is not None:
                 weights.clear_gradient(False)  # an optimizer that holds them leaves them
             updates = step // self.update_every + 1
-            rate = self.lr * min(1.0, updates / max(1, self.warmup_steps))
+            rate = rule.rate_of_update(self.lr, self.update_every)
+            rate *= min(1.0, updates / max(1, self.warmup_steps))
             if noted.residuals is None:
                 noted.residuals = self._order.indices(self.residuals)
             residuals = noted.residuals

@@ -49,9 +49,10 @@ class GradNorm(NetworkBase):
             that is resumed from a state dict, which has no names in it, losses given as a
             dict must come in the same order.
         shared: The shared parameters: a parameter, a layer, a list of either, a
-            callable that picks one of these from the network, or ``"all"``. By
-            default what the network's ``get_last_shared_layer()`` returns, or else
-            its ``get_shared_layer()``; PaddleScience's architectures need neither.
+            callable that picks one of these from the network, or ``"all"``, which is the
+            default of ``"pinn"``. That of the published rule is what the network's
+            ``get_last_shared_layer()`` returns, or else its ``get_shared_layer()``;
+            PaddleScience's architectures need neither.
         weight_lr: ``None``: the weights are among ``parameters()``, and the caller's
             optimizer steps them. A number: GradNorm steps them itself at this rate,
             by plain gradient descent, and they are not among ``parameters()``. (They
@@ -59,7 +60,8 @@ class GradNorm(NetworkBase):
             an optimizer leaves them alone.) ``rule="pinn"`` always steps them itself, at
             0.01 unless this says otherwise, in the logarithm.
         warmup_steps: Number of updates over which the rate grows to ``weight_lr``.
-        update_every: Update the weights on every this-many-th step only.
+        update_every: Update the weights on every this-many-th step only; by default every
+            10th by ``"pinn"``, and every one by the published rule.
         floor: The smallest weight allowed, in (0, 1).
         rule: ``"published"``, ``"pinn"``, or a ``PinnRule``: see :class:`LossBalancer`.
         residuals: Which losses are residuals of equations: see :class:`LossBalancer`.
@@ -92,7 +94,7 @@ class GradNorm(NetworkBase):
         shared: Union[Shared, str, Callable[[Any], Shared], None] = None,
         weight_lr: float | None = None,
         warmup_steps: int = 0,
-        update_every: int = 1,
+        update_every: int | None = None,
         floor: float = 1e-3,
         rule: Union[str, Rule, None] = None,
         residuals: Sequence[Union[int, str]] = (0,),
@@ -104,7 +106,7 @@ class GradNorm(NetworkBase):
         if weight_lr is None and not isinstance(rule, GradNormRule):
             weight_lr = _OWN_RATE
         self.balancer = LossBalancer(
-            find_shared(net, shared),
+            find_shared(net, shared, rule),
             n_loss,
             lr=weight_lr,
             warmup_steps=warmup_steps,

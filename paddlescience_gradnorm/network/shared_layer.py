@@ -6,6 +6,7 @@ from typing import Any
 
 import paddle
 
+from paddlescience_gradnorm.balancing.algorithm import Rule
 from paddlescience_gradnorm.balancing.balancer import shared_parameters
 
 _HOOKS = ("get_last_shared_layer", "get_shared_layer")
@@ -56,15 +57,19 @@ _OF_PPSCI = {
 }
 
 
-def find_shared(net: paddle.nn.Layer, shared: Any = None) -> tuple[paddle.Tensor, ...]:
+def find_shared(
+    net: paddle.nn.Layer, shared: Any = None, rule: Rule | None = None
+) -> tuple[paddle.Tensor, ...]:
     """The trainable shared parameters W of a network.
 
     Args:
         net: The network.
         shared: A parameter, a layer, a list of either, a callable that picks one of
-            these from the network, or ``"all"``. By default what the network's
-            ``get_last_shared_layer()`` returns, or else its ``get_shared_layer()``,
-            or else the last layer's weights, if it is of PaddleScience's architectures.
+            these from the network, or ``"all"``. By default what the rule asks for: all
+            parameters, or what the network's ``get_last_shared_layer()`` returns, or else its
+            ``get_shared_layer()``, or else the last layer's weights, if it is of
+            PaddleScience's architectures.
+        rule: Of the balancing.
 
     Raises:
         TypeError: ``shared`` holds something else.
@@ -77,6 +82,8 @@ def find_shared(net: paddle.nn.Layer, shared: Any = None) -> tuple[paddle.Tensor
     """
     if isinstance(net, paddle.DataParallel):
         net = net._layers
+    if shared is None and rule is not None and rule.on_all_parameters:
+        shared = "all"
     if shared is None:
         for hook in _HOOKS:
             if hasattr(net, hook):

@@ -92,7 +92,7 @@ bool published(int64_t n, const T* weights, const T* losses, T* references, cons
 // PinnRule: references and step.
 template <typename T>
 bool pinn(int64_t n, T* weights, const T* losses, T* references, const T* norms, double alpha,
-          double strength, double bound, double memory, double rate, double floor,
+          double strength, double lead, double bound, double memory, double rate, double floor,
           int64_t n_residuals, const int64_t* residuals, T* loss) {
   const double limit = std::log(bound);
   std::vector<double> target(n), now(n);
@@ -123,15 +123,7 @@ bool pinn(int64_t n, T* weights, const T* losses, T* references, const T* norms,
     now[i] = std::log(double(weights[i]));
   }
   for (double& x : target) x = std::isnan(x) ? 0 : x - mean / n_known;
-  if (n_residuals > 0 && n_residuals < n) {
-    double highest = 0;
-    for (double x : target) highest += x;
-    for (int64_t k = 0; k < n_residuals; ++k) highest -= target[residuals[k]];
-    highest /= n - n_residuals;
-    for (int64_t k = 0; k < n_residuals; ++k) {
-      target[residuals[k]] = std::min(target[residuals[k]], highest);
-    }
-  }
+  for (int64_t k = 0; k < n_residuals; ++k) target[residuals[k]] -= std::log(lead);
   centre(target);
   for (double& x : target) x = std::clamp(x, -limit, limit);
   centre(target);
@@ -191,10 +183,10 @@ void settle(int64_t n, T* weights, T* acted, bool usable, bool* finite, double f
   }                                                                                                \
   extern "C" bool gradnorm_pinn_step_##SUFFIX(                                                     \
       int64_t n, T* weights, const T* losses, T* references, const T* norms, double alpha,         \
-      double strength, double bound, double memory, double rate, double floor,                     \
+      double strength, double lead, double bound, double memory, double rate, double floor,        \
       int64_t n_residuals, const int64_t* residuals, T* loss) {                                    \
-    return pinn(n, weights, losses, references, norms, alpha, strength, bound, memory, rate,       \
-                floor, n_residuals, residuals, loss);                                              \
+    return pinn(n, weights, losses, references, norms, alpha, strength, lead, bound, memory,       \
+                rate, floor, n_residuals, residuals, loss);                                        \
   }                                                                                                \
   extern "C" void gradnorm_settle_##SUFFIX(int64_t n, T* weights, T* acted, const bool* usable,    \
                                            bool* finite, double floor) {                           \

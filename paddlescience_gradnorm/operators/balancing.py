@@ -26,7 +26,7 @@ def use(library: ctypes.CDLL) -> None:
             "measure": (None, [count] * 2 + [pointer] * 2),
             "gradient": (flag, [count] + [pointer] * 5 + [real] * 2 + [pointer] * 3),
             "step": (flag, [count] + [pointer] * 4 + [real] * 3 + [pointer]),
-            "pinn_step": (flag, [count] + [pointer] * 4 + [real] * 6 + [count] + [pointer] * 2),
+            "pinn_step": (flag, [count] + [pointer] * 4 + [real] * 7 + [count] + [pointer] * 2),
             "settle": (None, [count] + [pointer] * 4 + [real]),
         }
         for function, (restype, argtypes) in signatures.items():
@@ -121,7 +121,7 @@ def pinn_step(
     residuals: Sequence[int],
     loss: paddle.Tensor,
 ) -> bool:
-    """``PinnRule.step_in_place``; options are alpha, strength, bound, memory, rate, floor."""
+    """``PinnRule.step_in_place``; options are those of the rule, rate, floor."""
     usable: bool = _for(weights)["pinn_step"](
         weights.shape[0],
         weights.data_ptr(),

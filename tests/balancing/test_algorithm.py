@@ -185,21 +185,17 @@ def test_a_step_of_the_pinn_rule_is_bounded_in_the_logarithm(step, strength):
 
 def test_equal_norms_and_rates_leave_equal_weights():
     ones = paddle.ones([3], "float64")
-    step = PinnRule().step(ones, ones, ones, 5 * ones, 0.01, 1e-3, (0,))
+    step = PinnRule().step(ones, ones, ones, 5 * ones, 0.01, 1e-3, ())
     np.testing.assert_allclose(step.weights.numpy(), [1, 1, 1], rtol=1e-12)
     assert step.loss.item() == 0
 
 
-def test_equations_stay_below_the_mean_of_the_conditions():
-    norms = [1e-6, 1e-6, 1.0, 2.0, 0.5]  # asks for a large weight of the first two
-    ones = np.ones(5)
-    weights = many_steps(PinnRule(strength=0.5), 3000, ones, ones, norms, residuals=(0, 1))
-    highest = np.exp(np.log(weights[2:]).mean())
-    np.testing.assert_allclose(weights[:2], highest, rtol=1e-6)
-    of_conditions = np.array(norms[2:]) ** -0.5
-    np.testing.assert_allclose(
-        weights[2:] / weights[2], of_conditions / of_conditions[0], rtol=1e-2
-    )
+def test_conditions_have_a_lead_over_equations():
+    norms = np.array([4.0, 1.0, 1.0, 0.25])
+    ones = np.ones(4)
+    weights = many_steps(PinnRule(strength=0.5, lead=3.0), 3000, ones, ones, norms, residuals=(0, 1))
+    expected = norms**-0.5 * [1, 1, 3, 3]
+    np.testing.assert_allclose(weights, expected * 4 / expected.sum(), rtol=1e-6)
 
 
 def test_where_all_losses_are_equations_none_is_held_down():
@@ -258,7 +254,8 @@ def test_references_of_the_pinn_rule_are_averages():
 
 
 @pytest.mark.parametrize(
-    "options", [{"strength": 0}, {"bound": 1}, {"memory": 1.0}, {"alpha": -1}, {"strength": np.inf}]
+    "options",
+    [{"strength": 0}, {"strength": np.inf}, {"lead": 0}, {"bound": 1}, {"memory": 1.0}, {"alpha": -1}],
 )
 def test_options_of_the_pinn_rule_out_of_range(options):
     ((name, value),) = options.items()

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from paddlescience_gradnorm import LossBalancer, operators
 from paddlescience_gradnorm.balancing import GradNormRule, PinnRule
 
-RULES = {"published": {"rule": "published", "alpha": 1.0}, "pinn": {"rule": "pinn"}}
+RULES = {
+    "published": {"rule": "published", "alpha": 1.0},
+    "pinn": {"rule": "pinn", "alpha": 1.0, "update_every": 1},
+}
 NAN, INF = float("nan"), float("inf")
 
 with_both_operators = pytest.mark.usefixtures("both_operators")
@@ -281,7 +284,8 @@ def sequences(draw, kinds=tuple(RULES), number=20):
     rule = GradNormRule(alpha)
     if draw(st.sampled_from(kinds)) == "pinn":
         strength, bound = draw(st.sampled_from([(0.5, 100.0), (1.0, 1e6), (0.01, 1.001)]))
-        rule = PinnRule(alpha, strength, bound, draw(st.sampled_from([0.0, 0.5, 0.999])))
+        lead, memory = draw(st.sampled_from([0.1, 1.0, 5.0])), draw(st.sampled_from([0, 0.5, 0.99]))
+        rule = PinnRule(alpha, strength, lead, bound, memory)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     shape = (number, draw(st.integers(1, 6)), 2, n_loss)
     numbers = rng.lognormal(0, draw(st.sampled_from([0.1, 3.0, 60.0])), shape)

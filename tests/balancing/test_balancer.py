@@ -690,6 +690,31 @@ def test_gradient_norms_are_those_of_the_unweighted_losses(fc_net, make_losses):
     np.testing.assert_allclose(balancer.gradient_norms.numpy(), expected, rtol=1e-5)
 
 
+def test_the_pinn_rule_goes_at_one_pace_however_seldom_it_is_updated(fc_net, make_losses):
+    weights = {}
+    for every in (1, 10, 50):
+        balancer = LossBalancer(fc_net, 3, lr=1e-4, update_every=every)
+        for _ in range(every * (50 // every)):
+            balancer.backward(make_losses(fc_net))
+            fc_net.clear_gradients()
+        weights[every] = np.log(balancer.get_weights())
+    assert np.abs(weights[1]).max() > 4e-3
+    np.testing.assert_allclose(weights[10], weights[1], rtol=0.02)
+    np.testing.assert_allclose(weights[50], weights[1], rtol=0.02)
+
+
+def test_between_its_updates_the_pinn_rule_is_a_plain_backward(fc_net, make_losses):
+    balancer = LossBalancer(fc_net, 3)
+    assert balancer.update_every == 10 and LossBalancer(fc_net, 3, 1.0).update_every == 1
+    moved = []
+    for step in range(12):
+        before = balancer.get_weights()
+        balancer.backward(make_losses(fc_net, seed=step))
+        fc_net.clear_gradients()
+        moved.append((balancer.get_weights() != before).any())
+    assert moved == [step % 10 == 0 for step in range(12)]
+
+
 def test_without_alpha_the_rule_is_made_for_pinns_and_with_it_the_papers(fc_net):
     weight = fc_net.get_last_shared_layer()
     assert LossBalancer(weight, 3).rule == PinnRule()
@@ -701,7 +726,7 @@ def test_without_alpha_the_rule_is_made_for_pinns_and_with_it_the_papers(fc_net)
 def test_the_pinn_rule_steps_by_what_was_measured(fc_net, make_losses, method):
     weight, names = fc_net.get_last_shared_layer(), ["data", "pde", "boundary"]
     rule = PinnRule(memory=0.5)
-    balancer = LossBalancer(weight, 3, lr=0.02, rule=rule, residuals=["pde"])
+    balancer = LossBalancer(weight, 3, lr=0.02, rule=rule, residuals=["pde"], update_every=1)
     references = np.zeros(3)
     for step in range(5):
         before = paddle.to_tensor(balancer.get_weights())

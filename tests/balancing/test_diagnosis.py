@@ -59,5 +59,5 @@ def test_gradients_in_conflict_are_named_in_pairs():
 
 
 def test_a_loss_is_given_time_before_it_is_called_stuck():
-    change = {"rule": PinnRule(), "updates": 900, "losses": HEALTHY["references"]}
+    change = {"rule": PinnRule(), "updates": 90, "losses": HEALTHY["references"]}
     assert diagnose(**{**HEALTHY, **change}) == []

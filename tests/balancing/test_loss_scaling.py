@@ -14,7 +14,7 @@ pytestmark = [
 
 WAYS = {
     "published": {"alpha": 1.0, "weight_lr": 1e-3},
-    "pinn": {},
+    "pinn": {"update_every": 1},
     "caller": {"alpha": 1.0, "weight_lr": None},
 }
 every_way = pytest.mark.parametrize("way", WAYS)
@@ -125,7 +125,8 @@ class OverflowsInside(paddle.nn.Layer):
 @every_way
 def test_an_overflow_away_from_the_shared_layer_takes_the_update_back(way, make_scaler):
     paddle.seed(0)
-    net = GradNorm(OverflowsInside(), n_loss=3, residuals=(), **WAYS[way])
+    last = OverflowsInside.get_last_shared_layer
+    net = GradNorm(OverflowsInside(), n_loss=3, residuals=(), shared=last, **WAYS[way])
     optimizer = paddle.optimizer.SGD(1e-3, parameters=net.parameters())
     scaler = make_scaler(init_loss_scaling=1024.0)
     history = []

@@ -28,7 +28,7 @@ paddle.set_default_dtype("float64")
 
 OPTIONS = {
     "published": {"alpha": 1.0, "weight_lr": 1e-3},
-    "pinn": {"residuals": ()},
+    "pinn": {"update_every": 1},
     "caller": {"alpha": 1.0, "weight_lr": None},
     "all": {"alpha": 1.0, "weight_lr": 1e-3, "shared": "all"},
     "update_every": {"alpha": 1.0, "weight_lr": 1e-3, "update_every": 2},

@@ -52,7 +52,7 @@ ZERO, TRUE, FALSE = np.zeros([]), np.array(True), np.array(False)
 
 
 @pytest.mark.parametrize("n_loss", [2, 7, 64])
-@pytest.mark.parametrize("rule", [GradNormRule(0.0), GradNormRule(1.5), PinnRule(), PinnRule(0.0)])
+@pytest.mark.parametrize("rule", [GradNormRule(0.0), GradNormRule(1.5), PinnRule(), PinnRule(1.5)])
 def test_a_step(both, rule, n_loss):
     weights, losses, references, norms = random(n_loss)
     references[0] = 0  # not known yet
