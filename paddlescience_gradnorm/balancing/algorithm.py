@@ -396,7 +396,6 @@ class PinnRule(Rule):
         return operators.balancing.pinn_step(*tensors, options, residuals, loss)
 
 
-
 RULES = {"published": GradNormRule, "pinn": PinnRule}
 
 

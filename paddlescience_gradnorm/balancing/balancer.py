@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 import paddle
 
-from paddlescience_gradnorm import arguments, operators
+from paddlescience_gradnorm import arguments
 from paddlescience_gradnorm.balancing import ranks
 from paddlescience_gradnorm.balancing.algorithm import (
     GradNormRule,
@@ -268,8 +268,9 @@ class LossBalancer(ShieldedLayer):
             else:
                 values = values_of(scalars, weights.dtype)
                 total = paddle.dot(weights, values)
-                gradients = self._backward_by_task(scalars, factors, ranks.number() == 1)
-                noted.pool = _pooled(noted.pool, values, rows(*gradients, self.shared))
+                factors, gradients = self._backward_by_task(scalars, factors, ranks.number() == 1)
+                by_task = rows(factors, gradients, self.shared)
+                noted.pool = _pooled(noted.pool, values, by_task)
                 if update:
                     undo = undo and undo._replace(pool=noted.pool)
                     means = _means(noted.pool)
