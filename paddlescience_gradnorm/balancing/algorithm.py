@@ -273,15 +273,19 @@ class PinnRule(Rule):
 
     In GradNorm the gradient norms w_i ||g_i|| are to follow r_i ** alpha, so that weights in
     proportion to r_i ** alpha / ||g_i|| would be at rest. Here each log w_i moves towards the
-    logarithm of a target by rate * clip(log target_i - log w_i, -1, 1), all from their means.
-    What makes that good for a PINN:
+    logarithm of a target by rate * clip(log target_i - log w_i, -1, 1). What makes that good for
+    a PINN:
 
     - gradients are those of all parameters, for an equation's derivatives act on all layers
       and a condition's value mostly on the last;
     - the target is (r_i ** alpha / ||g_i||) ** strength: with 1/3 a compromise between equal
       norms and equal weights, so that a loss with next to no gradient is not raised without end;
-    - the equations' targets are then divided by ``lead``, for it is the conditions that make a
+    - the conditions' targets are then multiplied by ``lead``, for it is they that make a
       solution the right one;
+    - weights do not sum to their number: the targets' unit is the geometric mean of the
+      equations'. Adam does not ask how large gradients are, but it remembers for a thousand
+      steps how large they were. With equations at 1 and conditions on the rise it moves fast;
+      with conditions at 1 and equations on the way down it hardly moves at all;
     - steps are in proportion to what is missing, where the published rule takes the sign: no
       weight is driven to the floor by a fault of a few steps;
     - L(0) is a moving average of the loss, for an untrained network's loss means little.
@@ -296,8 +300,8 @@ class PinnRule(Rule):
             Lower it where equal weights are nearly right.
         lead: How many times above the equations the conditions' targets are put, above 0. Lower
             it where conditions contradict each other or the equations, as noisy data do.
-        bound: The largest factor between a target and the geometric mean of all, above 1. Lower
-            it where a loss is to be ignored by no means.
+        bound: The largest factor between a target and its unit, above 1. Lower it where a loss
+            is to be ignored by no means.
         memory: What an update leaves of the average that is L(0), in [0, 1). Move it towards 1
             with the number of updates of a run; 0.99 remembers about 100 of them.
 
@@ -312,14 +316,14 @@ class PinnRule(Rule):
         >>> rule, weights = PinnRule(strength=0.5, lead=2.0), ones
         >>> for _ in range(100):
         ...     weights = rule.step(weights, ones, ones, norms, 0.1, 1e-3, residuals=[0]).weights
-        >>> [round(w, 3) for w in weights.tolist()]  # twenty times as much for conditions
-        [0.073, 1.463, 1.463]
+        >>> [round(w, 2) for w in weights.tolist()]
+        [1.0, 20.0, 20.0]
     """
 
     alpha: float = 0.0
     strength: float = 1 / 3
     lead: float = 20.0
-    bound: float = 100.0
+    bound: float = 1000.0
     memory: float = 0.99
     averages: ClassVar[bool] = True
     on_all_parameters: ClassVar[bool] = True
@@ -367,16 +371,18 @@ class PinnRule(Rule):
         logs = paddle.where(known, targets, paddle.ones_like(targets)).log() * self.strength
         mean = logs.sum() / known.astype(logs.dtype).sum().clip(min=1)
         logs = paddle.where(known, logs - mean, paddle.zeros_like(logs))
-        if residuals:
-            # Where all are residuals none has a lead: the logarithms are centred.
+        if 0 < len(residuals) < len(weights):
+            logs = logs + math.log(self.lead)
             logs[list(residuals)] -= math.log(self.lead)
+            unit = logs[list(residuals)].mean()
+        else:
+            unit = logs.mean()
         limit = math.log(self.bound)
-        logs = (logs - logs.mean()).clip(-limit, limit)
         now = w.log()
-        missing = logs - logs.mean() - (now - now.mean())
+        missing = (logs - unit).clip(-limit, limit) - now
         loss = missing.abs().sum()
         usable = usable & paddle.isfinite(loss)  # not so where a weight is at or below zero
-        new = renormalized((now + missing.clip(-1.0, 1.0) * rate).exp(), floor)
+        new = (now + missing.clip(-1.0, 1.0) * rate).exp().clip(min=floor)
         new = paddle.where(usable, new.astype(weights.dtype), weights)
         return RuleStep(loss.astype(weights.dtype), new, usable)
 

@@ -95,12 +95,7 @@ bool pinn(int64_t n, T* weights, const T* losses, T* references, const T* norms,
           double strength, double lead, double bound, double memory, double rate, double floor,
           int64_t n_residuals, const int64_t* residuals, T* loss) {
   const double limit = std::log(bound);
-  std::vector<double> target(n), now(n);
-  const auto centre = [n](std::vector<double>& logs) {
-    double mean = 0;
-    for (double x : logs) mean += x / n;
-    for (double& x : logs) x -= mean;
-  };
+  std::vector<double> target(n);
   double mean_ratio = 0, mean = 0;
   for (int64_t i = 0; i < n; ++i) {
     if (can_be_reference(losses[i])) {
@@ -120,23 +115,27 @@ bool pinn(int64_t n, T* weights, const T* losses, T* references, const T* norms,
     const bool known = ratio > 0 && std::isfinite(ratio);
     target[i] = known ? std::log(ratio) * strength : NAN;
     if (known) mean += target[i], ++n_known;
-    now[i] = std::log(double(weights[i]));
   }
   for (double& x : target) x = std::isnan(x) ? 0 : x - mean / n_known;
-  for (int64_t k = 0; k < n_residuals; ++k) target[residuals[k]] -= std::log(lead);
-  centre(target);
-  for (double& x : target) x = std::clamp(x, -limit, limit);
-  centre(target);
-  centre(now);
+  double unit = 0;
+  if (n_residuals > 0 && n_residuals < n) {
+    for (double& x : target) x += std::log(lead);
+    for (int64_t k = 0; k < n_residuals; ++k) target[residuals[k]] -= std::log(lead);
+    for (int64_t k = 0; k < n_residuals; ++k) unit += target[residuals[k]] / n_residuals;
+  } else {
+    for (double x : target) unit += x / n;
+  }
+  std::vector<double> missing(n);
   double total = 0;
-  for (int64_t i = 0; i < n; ++i) total += std::abs(target[i] - now[i]);
+  for (int64_t i = 0; i < n; ++i) {
+    missing[i] = std::clamp(target[i] - unit, -limit, limit) - std::log(double(weights[i]));
+    total += std::abs(missing[i]);
+  }
   *loss = total;
   usable = usable && std::isfinite(total);
-  if (usable) {
-    for (int64_t i = 0; i < n; ++i) {
-      weights[i] *= std::exp(std::clamp(target[i] - now[i], -1., 1.) * rate);
-    }
-    renormalize(weights, n, floor);
+  for (int64_t i = 0; usable && i < n; ++i) {
+    const double factor = std::exp(std::clamp(missing[i], -1., 1.) * rate);
+    weights[i] = std::max(weights[i] * factor, floor);
   }
   return usable;
 }
