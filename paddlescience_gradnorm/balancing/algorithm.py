@@ -382,13 +382,13 @@ class PinnRule(Rule):
         missing = (logs - unit).clip(-limit, limit) - now
         loss = missing.abs().sum()
         usable = usable & paddle.isfinite(loss)  # not so where a weight is at or below zero
-        new = (now + missing.clip(-1.0, 1.0) * rate).exp().clip(min=floor)
+        new = (now + missing.clip(-1.0, 1.0) * min(1.0, rate)).exp().clip(min=floor)
         new = paddle.where(usable, new.astype(weights.dtype), weights)
         return RuleStep(loss.astype(weights.dtype), new, usable)
 
     def rate_of_update(self, lr: float, update_every: int) -> float:
-        """In proportion to the steps between two updates, at most 1: all the way."""
-        return min(1.0, lr * update_every)
+        """In proportion to the steps between two updates; 1 is all the way."""
+        return lr * update_every
 
     def _step_in_cpp(
         self,

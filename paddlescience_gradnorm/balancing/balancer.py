@@ -48,8 +48,8 @@ class LossBalancer(ShieldedLayer):
     """Learns the weights of several losses by GradNorm, inside anybody's training loop.
 
     Source: Chen et al., "GradNorm", ICML 2018, arXiv:1711.02257; with ``rule="pinn"``
-    :class:`PinnRule`. After the first step, which uses ``weight_attr`` as given, the weights
-    always sum to ``n_loss``.
+    :class:`PinnRule`. By the published rule the weights always sum to ``n_loss`` after the first
+    step, which uses ``weight_attr`` as given; by ``"pinn"`` the equations' are about 1.
 
     Args:
         shared: The shared parameters W that every loss depends on: a parameter, a
@@ -401,8 +401,8 @@ class LossBalancer(ShieldedLayer):
     def renormalize(self) -> None:
         """Scale the weights in place so that they sum to ``n_loss`` and keep to the floor.
 
-        There is no need to call it after a step: whoever reads ``loss_weights`` gets
-        them so. It is for weights that were set by hand.
+        There is no need to call it after a step: by the published rule whoever reads
+        ``loss_weights`` gets them so. It is for weights that were set by hand.
         """
         with paddle.no_grad():
             self._hold(renormalized(self._weights, self.floor))

@@ -51,19 +51,18 @@ def diagnose(
         The gradients of 'pde' and 'data' point against each other (cosine -0.50):
     """
     found = []
-    logs = np.log(weights) - np.log(weights).mean()
-    for name, weight, log in zip(names, weights, logs):
+    for name, weight in zip(names, weights):
         if weight <= 1.01 * floor:
             advice = "lower strength or bound" if isinstance(rule, PinnRule) else 'try rule="pinn"'
             found.append(
                 f"The weight of {name!r} is at its floor of {floor:g}: the loss is all but "
                 f"ignored. Raise floor, or {advice}."
             )
-        elif isinstance(rule, PinnRule) and abs(log) >= 0.99 * math.log(rule.bound):
-            side = "above" if log > 0 else "below"
+        elif isinstance(rule, PinnRule) and abs(math.log(weight)) >= 0.99 * math.log(rule.bound):
+            side = "above" if weight > 1 else "below"
             found.append(
-                f"The weight of {name!r} is at its bound, {rule.bound:g} times {side} the mean: "
-                "its gradients are of another size than the bound allows for. Scale the "
+                f"The weight of {name!r} is at its bound, {rule.bound:g} times {side} 1: its "
+                "gradients are of another size than the bound allows for. Scale the "
                 "loss itself, or raise bound."
             )
     for name, loss, reference, norm in zip(names, losses, references, gradient_norms):

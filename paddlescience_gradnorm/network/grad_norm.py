@@ -45,7 +45,7 @@ class GradNorm(NetworkBase):
         alpha: Strength of the pull towards equal training rates, at least 0. With it alone the
             rule is the paper's; without it ``rule="pinn"``, which is made for PINNs.
         weight_attr: Weights of the first step, ``n_loss`` positive numbers; all 1 by
-            default. From the second step on the weights sum to ``n_loss``. In a run
+            default. By the published rule they sum to ``n_loss`` from the second step on. In a run
             that is resumed from a state dict, which has no names in it, losses given as a
             dict must come in the same order.
         shared: The shared parameters: a parameter, a layer, a list of either, a

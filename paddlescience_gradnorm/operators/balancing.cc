@@ -134,7 +134,7 @@ bool pinn(int64_t n, T* weights, const T* losses, T* references, const T* norms,
   *loss = total;
   usable = usable && std::isfinite(total);
   for (int64_t i = 0; usable && i < n; ++i) {
-    const double factor = std::exp(std::clamp(missing[i], -1., 1.) * rate);
+    const double factor = std::exp(std::clamp(missing[i], -1., 1.) * std::min(1., rate));
     weights[i] = std::max(weights[i] * factor, floor);
   }
   return usable;

