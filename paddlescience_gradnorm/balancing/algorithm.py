@@ -372,8 +372,9 @@ class PinnRule(Rule):
         mean = logs.sum() / known.astype(logs.dtype).sum().clip(min=1)
         logs = paddle.where(known, logs - mean, paddle.zeros_like(logs))
         if 0 < len(residuals) < len(weights):
-            logs = logs + math.log(self.lead)
-            logs[list(residuals)] -= math.log(self.lead)
+            is_condition = paddle.ones_like(logs)
+            is_condition[list(residuals)] = 0.0
+            logs = logs + is_condition * math.log(self.lead)
             unit = logs[list(residuals)].mean()
         else:
             unit = logs.mean()

@@ -119,9 +119,12 @@ bool pinn(int64_t n, T* weights, const T* losses, T* references, const T* norms,
   for (double& x : target) x = std::isnan(x) ? 0 : x - mean / n_known;
   double unit = 0;
   if (n_residuals > 0 && n_residuals < n) {
-    for (double& x : target) x += std::log(lead);
-    for (int64_t k = 0; k < n_residuals; ++k) target[residuals[k]] -= std::log(lead);
-    for (int64_t k = 0; k < n_residuals; ++k) unit += target[residuals[k]] / n_residuals;
+    std::vector<double> to_add(n, std::log(lead));
+    for (int64_t k = 0; k < n_residuals; ++k) {
+      to_add[residuals[k]] = 0;
+      unit += target[residuals[k]] / n_residuals;
+    }
+    for (int64_t i = 0; i < n; ++i) target[i] += to_add[i];
   } else {
     for (double x : target) unit += x / n;
   }
