@@ -73,7 +73,10 @@ def test_run_writes_what_it_prints(tmp_path, name, balance, alpha):
     assert history.last()["losses"] == metrics["final_losses"]
     assert history.last()["weights"] == metrics["final_weights"]
     weights = list(metrics["final_weights"].values())
-    assert sum(weights) == pytest.approx(len(weights), abs=1e-5)
+    if balance == "pinn":
+        assert weights[0] == pytest.approx(1, abs=1e-5)  # of the equation, which is the unit
+    else:
+        assert sum(weights) == pytest.approx(len(weights), abs=1e-5)
     assert (weights == [1] * len(weights)) == (balance == "equal")
 
     pixels = np.asarray(Image.open(output / "training.png").convert("L"))
