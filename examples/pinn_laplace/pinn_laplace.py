@@ -132,7 +132,7 @@ def plot_solution(path: Path, prediction: np.ndarray, truth: np.ndarray) -> None
 def plot_training(path: Path, history: History) -> None:
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
     history.plot_losses(top).set(xlabel="")
-    history.plot_weights(bottom).set(xlabel="epoch", ylim=(0, len(LOSSES)))
+    history.plot_weights(bottom).set(xlabel="epoch")
     bottom.get_legend().remove()
     figure.savefig(path, dpi=120)
     plt.close(figure)

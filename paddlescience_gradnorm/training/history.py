@@ -179,9 +179,16 @@ class History:
         return axes
 
     def plot_weights(self, axes: Axes | None = None) -> Axes:
-        """Draw the weights over the steps; see :meth:`plot_losses`."""
+        """Draw the weights over the steps, far apart on a logarithmic scale.
+
+        See :meth:`plot_losses`.
+        """
         axes = self._plot("weights", axes)
-        axes.set(ylabel="weight", ylim=(0, None))
+        axes.set(ylabel="weight")
+        if (self.to_numpy()["weights"] > len(self.names)).any():  # they do not sum to their number
+            axes.set_yscale("log")
+        else:
+            axes.set(ylim=(0, None))
         return axes
 
     def _plot(self, quantity: str, axes: Any) -> Any:

@@ -97,6 +97,15 @@ def test_plots_draw_every_line(history, quantity):
         plt.close(axes.figure)
 
 
+def test_weights_far_apart_are_drawn_on_a_logarithmic_scale():
+    for weights, scale in (([0.5, 1.5], "linear"), ([1.0, 90.0], "log")):
+        history = History()
+        history.record(["pde", "bc"], paddle.ones([2]), paddle.to_tensor(weights))
+        axes = history.plot_weights()
+        assert axes.get_yscale() == scale
+        plt.close(axes.figure)
+
+
 def test_without_matplotlib_the_plot_says_which_extra_to_install(history, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"pip install 'paddlescience_gradnorm\[plot\]'"):
