@@ -17,7 +17,7 @@ Losses = Mapping[str, paddle.Tensor]
 
 
 class Fixed:
-    """Equations have weight 1, conditions this one."""
+    """These conditions have this weight, all other losses 1."""
 
     def __init__(self, conditions: Sequence[str], weight: float) -> None:
         self.conditions, self.weight = conditions, weight
@@ -121,28 +121,16 @@ def _published(net: Any, residuals: Sequence[str], conditions: Sequence[str]) ->
     return LossBalancer(net.get_last_shared_layer(), n_loss, alpha=ALPHA, lr=None)
 
 
-def pinn(
-    shared: str = "all", lr: float = 0.01, update_every: int | None = None, **options: float
-) -> Build:
+def pinn(shared: str = "all", lr: float = 0.01, **options: float) -> Build:
     """GradNorm by the PINN rule with these options."""
 
     def build(net: Any, residuals: Sequence[str], conditions: Sequence[str]) -> Balance:
         n_loss = len(residuals) + len(conditions)
         where = net if shared == "all" else net.get_last_shared_layer()
-        return LossBalancer(
-            where,
-            n_loss,
-            lr=lr,
-            update_every=update_every,
-            rule=PinnRule(**options),
-            residuals=list(residuals),
-        )
+        rule = PinnRule(**options)
+        return LossBalancer(where, n_loss, lr=lr, rule=rule, residuals=list(residuals))
 
     return build
-
-
-def _fixed(weight: float) -> Build:
-    return lambda net, residuals, conditions: Fixed(conditions, weight)
 
 
 def _of_paddlescience(name: str) -> Build:
@@ -153,8 +141,8 @@ def _of_paddlescience(name: str) -> Build:
 
 # By the name on the command line: the name in tables, and how to build it.
 BALANCES: dict[str, tuple[str, Build]] = {
-    "equal": ("equal weights", _fixed(1.0)),
-    "fixed": (f"conditions x {FIXED:g}", _fixed(FIXED)),
+    "equal": ("equal weights", lambda *_: Fixed([], 1.0)),
+    "fixed": (f"conditions x {FIXED:g}", lambda _, __, conditions: Fixed(conditions, FIXED)),
     "pinn": ("GradNorm, PINN rule", pinn()),
     "published": ("GradNorm as published", _published),
     "max_mean": ("max/mean (Wang 2021)", MaxOverMean),

@@ -185,7 +185,9 @@ class History:
         """
         axes = self._plot("weights", axes)
         axes.set(ylabel="weight")
-        if (self.to_numpy()["weights"] > len(self.names)).any():  # they do not sum to their number
+        weights = self.to_numpy()["weights"]
+        # Above the number of losses, usually: they do not sum to it.
+        if len(self) and np.median(weights.max(axis=1)) > len(self.names):
             axes.set_yscale("log")
         else:
             axes.set(ylim=(0, None))

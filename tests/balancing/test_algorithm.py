@@ -264,7 +264,14 @@ def test_references_of_the_pinn_rule_are_averages():
 
 @pytest.mark.parametrize(
     "options",
-    [{"alpha": -1}, {"strength": 0}, {"strength": 1.5}, {"lead": 0}, {"bound": 1}, {"memory": 1}],
+    [
+        {"alpha": -1},
+        {"strength": 0},
+        {"strength": np.inf},
+        {"lead": 0},
+        {"bound": 1},
+        {"memory": 1.0},
+    ],
 )
 def test_options_of_the_pinn_rule_out_of_range(options):
     ((name, value),) = options.items()

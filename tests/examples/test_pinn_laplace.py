@@ -44,7 +44,8 @@ def test_a_short_run_learns_and_writes_everything(tmp_path, capsys, balance, rul
     assert metrics["settings"].items() >= expected.items()
     weights = list(metrics["final_weights"].values())
     if balance == "gradnorm" and rule == "pinn":
-        assert min(weights) > 0  # in the equation's unit
+        # The unit: the geometric mean of the equation's and of the noisy data's, without lead.
+        assert weights[0] * weights[2] == pytest.approx(1, rel=1e-4)
     else:
         assert sum(weights) == pytest.approx(3, abs=1e-5)
     assert (weights == [1, 1, 1]) == (balance == "equal")
