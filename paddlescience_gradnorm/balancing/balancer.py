@@ -35,6 +35,7 @@ from paddlescience_gradnorm.balancing.task_gradients import (
     rows,
     task_gradients,
     values_of,
+    weighed,
 )
 from paddlescience_gradnorm.shielded import NO_DECAY, ShieldedLayer, shielded_parameter
 
@@ -254,11 +255,10 @@ class LossBalancer(ShieldedLayer):
                 factors = factors * loss_scaling
             undo = None if scale == 1 and loss_scaling is None else self._undo_of(step)
             if not self._is_update(step):
-                values = values_of(scalars, weights.dtype)
-                total = paddle.dot(weights, values)
+                total, usable = weighed(weights, scalars)
                 backward_of_sum(scalars, factors, self.shared, self._order.names)
                 if update:
-                    self._rest(step, values)
+                    self._rest(step, scalars, usable)
             elif update and undo is None and noted.pool is None and ranks.number() == 1:
                 factors, gradients = self._backward_by_task(scalars, factors, alone=True)
                 into = (self._buffers["_losses"], self._buffers["_gradient_norms"])
@@ -342,7 +342,7 @@ class LossBalancer(ShieldedLayer):
                     _, values, norms = measured(weights, ones, scalars, gradients, into)
                 self._update(step, values, norms, in_place=False)
             else:
-                self._rest(step, values_of(scalars, weights.dtype))
+                self._rest(step, scalars, weighed(weights, scalars)[1])
             self._count(step)
         return self._grad_norm_loss.clone()
 
@@ -585,7 +585,9 @@ class LossBalancer(ShieldedLayer):
             self.step_count.fill_(undo.step)
             self._noted.next_step = undo.step
 
-    def _rest(self, step: int, losses: paddle.Tensor) -> None:
+    def _rest(
+        self, step: int, losses: Sequence[paddle.Tensor], usable: Union[bool, paddle.Tensor]
+    ) -> None:
         """A step without an update: the weights must not move, but faults are seen."""
         gradient = self._weights.grad
         # The optimizer that used the gradient of the last update has zeroed it. Without a
@@ -593,8 +595,9 @@ class LossBalancer(ShieldedLayer):
         # still to be used, after the last of several backward passes.
         if gradient is not None and (self._frozen or not (gradient != 0).any().item()):
             self._weights.clear_gradient(False)
-        usable = (paddle.isfinite(losses) & (losses >= 0)).all()
-        self._observe(_Observation(step, losses, None, usable))
+        if usable is not True:
+            values = values_of(losses, self._weights.dtype)
+            self._observe(_Observation(step, values, None, usable))
 
     def _settle(self, a_step_begins: bool = False) -> None:
         """Renormalise after a step of the caller's optimizer; nothing if there was none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Optional
+from typing import Optional, Union
 
 import paddle
 
@@ -123,6 +123,27 @@ def backward_of_sum(
         paddle.autograd.backward(list(losses), _factors(weights, losses))
 
 
+def weighed(
+    weights: paddle.Tensor, losses: Sequence[paddle.Tensor]
+) -> tuple[paddle.Tensor, Union[bool, paddle.Tensor]]:
+    """The weighted sum, and what can be told of the losses without their gradients.
+
+    Args:
+        weights: The losses' weights, shape [T], contiguous.
+        losses: T scalar tensors, shape [] each, unweighted.
+
+    Returns:
+        sum_i w_i L_i, shape [], in the dtype of ``weights``; and whether all losses are finite
+        and none is negative, as a bool or, where nobody has waited for it, a boolean tensor.
+    """
+    if operators.apply_in_place_to(weights, *losses):
+        total = losses[0].clone()  # for its memory alone: nothing makes a tensor in less time
+        return total, operators.balancing.weigh(weights, losses, total)
+    values = values_of(losses, weights.dtype)
+    usable = (paddle.isfinite(values) & (values >= 0)).all()
+    return paddle.dot(weights, values), usable
+
+
 def measured(
     weights: paddle.Tensor,
     factors: paddle.Tensor,
@@ -146,10 +167,9 @@ def measured(
         dtype of ``weights``.
     """
     flat = [g for of_task in gradients for g in of_task if g is not None]
-    complete = len(flat) == len(gradients) * len(gradients[0])
-    if complete and operators.apply_in_place_to(weights, *losses, *flat):
-        total = losses[0].clone()  # for its memory alone: nothing makes a tensor in less time
-        operators.balancing.measure(weights, factors, losses, flat, *into, total)
+    if operators.apply_in_place_to(weights, *losses, *flat):
+        total = losses[0].clone()  # for its memory, as in weighed
+        operators.balancing.measure(weights, factors, losses, gradients, *into, total)
         return total, *into
     values = values_of(losses, weights.dtype)
     squares = []

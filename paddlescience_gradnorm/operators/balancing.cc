@@ -42,26 +42,38 @@ double power_of_rate(double rate, double alpha) {
   return std::pow(root, 2 * alpha) + (alpha == 0 ? 0 * root : 0);
 }
 
-// The pointers: weights, factors, values, norms, total, losses, gradients task by task.
+// The pointers: weights, total, losses. Whether all losses are such as a loss should be.
+template <typename T>
+bool weigh(int64_t n, T* const* pointers) {
+  double sum = 0;
+  bool usable = true;
+  for (int64_t i = 0; i < n; ++i) {
+    const T loss = *pointers[2 + i];
+    sum += double(pointers[0][i]) * loss;
+    usable = usable && std::isfinite(loss) && loss >= 0;
+  }
+  *pointers[1] = sum;
+  return usable;
+}
+
+// The pointers: those of weigh, then factors, values, norms, gradients task by task, null where
+// a loss does not depend on a parameter.
 template <typename T>
 void measure(int64_t n, int64_t n_shared, const int64_t* sizes, T* const* pointers) {
-  const T *weights = pointers[0], *factors = pointers[1];
-  T *values = pointers[2], *norms = pointers[3], *total = pointers[4];
-  const T* const* losses = pointers + 5;
-  const T* const* gradients = losses + n;
-  double sum = 0;
+  weigh(n, pointers);
+  const T* const* losses = pointers + 2;
+  const T* factors = losses[n];
+  T *values = pointers[n + 3], *norms = pointers[n + 4];
+  const T* const* gradients = pointers + n + 5;
   for (int64_t i = 0; i < n; ++i) {
-    const T value = *losses[i];
-    sum += double(weights[i]) * value;
-    values[i] = value;
+    values[i] = *losses[i];
     double squares = 0;
     for (int64_t p = 0; p < n_shared; ++p) {
       const T* gradient = gradients[i * n_shared + p];
-      for (int64_t k = 0; k < sizes[p]; ++k) squares += double(gradient[k]) * gradient[k];
+      for (int64_t k = 0; gradient && k < sizes[p]; ++k) squares += double(gradient[k]) * gradient[k];
     }
     norms[i] = std::sqrt(squares) / factors[i];
   }
-  *total = sum;
 }
 
 // GradNormRule: references and evaluate.
@@ -159,6 +171,9 @@ void settle(int64_t n, T* weights, T* acted, bool usable, bool* finite, double f
 
 // Each for float and double, by a suffix.
 #define FOR_TYPE(T, SUFFIX)                                                                        \
+  extern "C" bool gradnorm_weigh_##SUFFIX(int64_t n, T* const* pointers) {                         \
+    return weigh(n, pointers);                                                                     \
+  }                                                                                                \
   extern "C" void gradnorm_measure_##SUFFIX(                                                       \
       int64_t n, int64_t n_shared, const int64_t* sizes, T* const* pointers) {                     \
     measure(n, n_shared, sizes, pointers);                                                         \

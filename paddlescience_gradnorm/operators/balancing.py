@@ -23,6 +23,7 @@ def use(library: ctypes.CDLL) -> None:
     count, real, pointer, flag = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p, ctypes.c_bool
     for found, name in ((_single, "float32"), (_double, "float64")):
         signatures: dict[str, tuple[Any, list[Any]]] = {
+            "weigh": (flag, [count, pointer]),
             "measure": (None, [count] * 2 + [pointer] * 2),
             "gradient": (flag, [count] + [pointer] * 5 + [real] * 2 + [pointer] * 3),
             "step": (flag, [count] + [pointer] * 4 + [real] * 3 + [pointer]),
@@ -38,23 +39,37 @@ def _for(weights: paddle.Tensor) -> dict[str, Any]:
     return _single if weights.dtype in (paddle.float32,) else _double
 
 
+def _pointers(tensors: Sequence[paddle.Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*[None if x is None else x.data_ptr() for x in tensors])
+
+
+def weigh(weights: paddle.Tensor, losses: Sequence[paddle.Tensor], total: paddle.Tensor) -> bool:
+    """``task_gradients.weighed``, the sum into the last."""
+    pointers = _pointers((weights, total, *losses))
+    usable: bool = _for(weights)["weigh"](len(losses), pointers)
+    return usable
+
+
 def measure(
     weights: paddle.Tensor,
     factors: paddle.Tensor,
     losses: Sequence[paddle.Tensor],
-    gradients: Sequence[paddle.Tensor],
+    gradients: Sequence[Sequence[paddle.Tensor | None]],
     values: paddle.Tensor,
     norms: paddle.Tensor,
     total: paddle.Tensor,
 ) -> None:
-    """``task_gradients.measured``, into the last three; gradients one task's after another's."""
-    sizes = [math.prod(g.shape) for g in gradients[: len(gradients) // len(losses)]]
-    tensors = (weights, factors, values, norms, total, *losses, *gradients)
+    """``task_gradients.measured``, into the last three."""
+    flat = [g for of_task in gradients for g in of_task]
+    sizes = [
+        next((math.prod(g.shape) for g in of_parameter if g is not None), 0)
+        for of_parameter in zip(*gradients)
+    ]
     _for(weights)["measure"](
         len(losses),
         len(sizes),
         (ctypes.c_int64 * len(sizes))(*sizes),
-        (ctypes.c_void_p * len(tensors))(*[x.data_ptr() for x in tensors]),
+        _pointers((weights, total, *losses, factors, values, norms, *flat)),
     )
 
 

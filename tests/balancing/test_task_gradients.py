@@ -7,6 +7,7 @@ from paddlescience_gradnorm.balancing.task_gradients import (
     measured,
     rows,
     task_gradients,
+    weighed,
 )
 
 pytestmark = pytest.mark.usefixtures("both_operators")
@@ -119,6 +120,18 @@ def test_losses_of_other_types_are_measured_in_that_of_the_weights(fc_net, make_
         results = measured(weights, weights, losses, gradients, memory(weights))
     assert all(result.dtype == paddle.float32 for result in results)
     np.testing.assert_allclose(results[1].numpy(), values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("second", [0.0, 2.0, -1.0, np.nan, np.inf])
+def test_without_gradients_there_is_the_sum_and_whether_losses_are_any(dtype, second):
+    weights = paddle.to_tensor([0.5, 2.0], "float32")
+    losses = [paddle.to_tensor(value, dtype) for value in (3.0, second)]
+    total, usable = weighed(weights, losses)
+    np.testing.assert_array_equal(total.item(), 1.5 + 2 * second)
+    assert total.shape == [] and total.dtype == paddle.float32
+    assert bool(usable) == (second in (0.0, 2.0))
+    assert losses[0].item() == 3.0
 
 
 def test_a_small_gradient_survives_beside_a_large_one(fc_net):
