@@ -503,11 +503,10 @@ def inverse_rate_powers(
         [0.5, 1.5]
     """
     rates = inverse_training_rates(losses, initial_losses)
-    # By way of the root, which is NaN for a negative rate, whatever alpha; and with a
-    # tensor, for Paddle rounds a Python exponent to float32.
-    roots = rates.sqrt()
-    powers = roots ** paddle.full([], 2 * alpha, rates.dtype)
-    return powers if alpha else powers + 0 * roots  # NaN ** 0 is 1
+    if alpha == 0:
+        return rates.sqrt() * 0 + 1  # NaN for a negative rate, as with any other alpha
+    # By way of the logarithm, for Paddle rounds a Python exponent to float32.
+    return (rates.log() * alpha).exp()
 
 
 def renormalized(weights: paddle.Tensor, floor: float) -> paddle.Tensor:

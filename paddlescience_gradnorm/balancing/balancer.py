@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import warnings
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ from paddlescience_gradnorm.balancing.task_gradients import (
     values_of,
     weighed,
 )
-from paddlescience_gradnorm.shielded import NO_DECAY, ShieldedLayer, shielded_parameter
+from paddlescience_gradnorm.shielded import ShieldedLayer, count_in, shield, shielded_parameter
 
 # After this many updates weights that have not moved are no accident.
 _STEPS_TO_MOVE = 100
@@ -498,14 +497,14 @@ class LossBalancer(ShieldedLayer):
         self._buffers["_acted"] = self._weights.detach().clone()
 
     def _current_step(self) -> int:
-        step = _count_in(self._buffers["step_count"]).value
+        step = count_in(self._buffers["step_count"]).value
         if step != self._noted.next_step:  # a state was loaded since, perhaps by an outer layer
             self._forget_host_state()
             self._noted.next_step = step
         return step
 
     def _count(self, step: int) -> None:
-        self._noted.next_step = _count_in(self._buffers["step_count"]).value = step + 1
+        self._noted.next_step = count_in(self._buffers["step_count"]).value = step + 1
 
     def _is_update(self, step: int) -> bool:
         return step % self.update_every == 0 and not self._frozen
@@ -537,8 +536,7 @@ class LossBalancer(ShieldedLayer):
                 weights.grad.set_value(gradient)
             buffers["_acted"].copy_(weights, False)
             noted.awaits_optimizer = True
-            # An optimizer with parameter groups has put its own decay here.
-            weights.regularizer = NO_DECAY
+            shield(weights)
             if step == _STEPS_TO_MOVE * self.update_every:
                 self._check_that_somebody_steps()
         else:
@@ -604,7 +602,7 @@ class LossBalancer(ShieldedLayer):
         self._take_back_overflow()
         if not self._noted.awaits_optimizer or not paddle.in_dynamic_mode():
             return  # the second: an export asks for the state while it builds a program
-        if _count_in(self._buffers["step_count"]).value != self._noted.next_step:
+        if count_in(self._buffers["step_count"]).value != self._noted.next_step:
             return  # a state was loaded since, perhaps by an outer layer
         with paddle.no_grad():
             weights, acted = self._weights, self._buffers["_acted"]
@@ -679,11 +677,6 @@ class LossBalancer(ShieldedLayer):
                     RuntimeWarning,
                     stacklevel=5,
                 )
-
-
-def _count_in(step_count: paddle.Tensor) -> ctypes.c_int64:
-    """The number where it is: after a network's pass Paddle takes 30 us to hand it out."""
-    return ctypes.c_int64.from_address(step_count.data_ptr())
 
 
 class _Observation(NamedTuple):

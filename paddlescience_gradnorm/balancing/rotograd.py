@@ -38,6 +38,10 @@ class LatentGradients:
         """||sum_k factors_k G_k||, shape []."""
         return _norm(self.combined(factors))
 
+    def norm_of_sum(self) -> paddle.Tensor:
+        """||sum_k G_k||, shape []."""
+        return _norm(self._stacked.sum(0))
+
     def products(self, factors: paddle.Tensor) -> paddle.Tensor:
         """G_k^T sum_j factors_j G_j, shape [T, D, D]."""
         return self.products_with(self.combined(factors))
@@ -67,10 +71,10 @@ class FactoredGradients(LatentGradients):
 
     def __init__(self, outputs: Sequence[paddle.Tensor], entries: Sequence[paddle.Tensor]) -> None:
         self._widths = [entry.shape[1] for entry in entries]
-        self._left = paddle.concat(
-            [p.reshape([1, -1]) if p.shape[1] == 1 else p.t() for p in outputs]
-        )
-        self._right = paddle.concat([entry.t() for entry in entries])
+        # Columns one after another, which Paddle is quicker to join than columns side by side.
+        rows = [p.reshape([1, -1]) if p.shape[1] == 1 else p.t() for p in outputs]
+        self._left = paddle.concat(rows)
+        self._right = paddle.concat(entries, axis=1).t()
         self._left_gram = _gram(self._left)
         # <G_i, G_j>, once the columns of each task are added up.
         self._gram = self._left_gram * _gram(self._right)
@@ -80,15 +84,17 @@ class FactoredGradients(LatentGradients):
             blocks = paddle.repeat_interleave(tasks, paddle.to_tensor(self._widths), axis=0)
             self._gram = paddle.matmul(paddle.matmul(blocks, self._gram, transpose_x=True), blocks)
             self._task_of_column = blocks
-        self.norms = self._gram.diagonal().clip(min=0).sqrt()
+        self.norms = self._gram.diagonal().abs().sqrt()
 
     def combined(self, factors: paddle.Tensor) -> paddle.Tensor:
         return paddle.matmul(self._left, self._scaled(factors), transpose_x=True)
 
     def norm_of(self, factors: paddle.Tensor) -> paddle.Tensor:
-        # Below zero where gradients cancel each other to rounding.
-        square = paddle.matmul(factors, paddle.matmul(self._gram, factors)).clip(min=0)
-        return square.sqrt()
+        square = paddle.matmul(factors, paddle.matmul(self._gram, factors))
+        return square.abs().sqrt()  # below zero where gradients cancel each other to rounding
+
+    def norm_of_sum(self) -> paddle.Tensor:
+        return self._gram.sum().abs().sqrt()
 
     def products(self, factors: paddle.Tensor) -> paddle.Tensor:
         return self._from_entries(paddle.matmul(self._left_gram, self._scaled(factors)))
@@ -105,6 +111,12 @@ class FactoredGradients(LatentGradients):
 
     def _from_entries(self, rows: paddle.Tensor) -> paddle.Tensor:
         """F_k times its block of the rows."""
+        width = self._widths[0]
+        if self._widths == [width] * len(self._widths):
+            by_task = [len(self._widths), width, -1]
+            return paddle.matmul(
+                self._right.reshape(by_task), rows.reshape(by_task), transpose_x=True
+            )
         blocks = zip(self._right.split(self._widths), rows.split(self._widths))
         return paddle.stack([paddle.matmul(f, q, transpose_x=True) for f, q in blocks])
 
@@ -118,7 +130,7 @@ def _norm(matrix: paddle.Tensor) -> paddle.Tensor:
 
 
 def rotation_gradients(
-    gradients: LatentGradients, pulls: paddle.Tensor, divisor: float
+    gradients: LatentGradients, pulls: paddle.Tensor | None, divisor: float
 ) -> paddle.Tensor:
     """R_k^T dl_k/dR_k of the losses l_k that turn all gradients one way.
 
@@ -129,15 +141,17 @@ def rotation_gradients(
 
     Args:
         gradients: The gradients of the tasks.
-        pulls: How much each task counts in the common direction, shape [T]; 1 is RotoGrad.
+        pulls: How much each task counts in the common direction, shape [T]; None for all
+            alike, which is RotoGrad.
         divisor: 1, or the number of points for the mean.
 
     Returns:
         Shape [T, D, D].
     """
-    tasks = pulls.shape[0]
-    mean_norm = gradients.norm_of(paddle.ones_like(pulls)) / tasks
-    shares = mean_norm * pulls / gradients.norms.clip(min=_SMALLEST_NORM) / tasks
+    tasks = gradients.norms.shape[0]
+    shares = gradients.norm_of_sum() / tasks**2 / (gradients.norms + _SMALLEST_NORM)
+    if pulls is not None:
+        shares = shares * pulls
     products = gradients.products(shares)  # G_k^T V
     flat = products.reshape([tasks, -1])
     squares = paddle.matmul(shares.expand([tasks, tasks]), flat)  # V^T V, for every task

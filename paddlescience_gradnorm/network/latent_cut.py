@@ -60,8 +60,7 @@ class LatentSpace:
         return rows.reshape(list(shape))
 
     def rotated(self, latent: paddle.Tensor, rotation: paddle.Tensor) -> paddle.Tensor:
-        """R z for every vector z."""
-        rotation = rotation.astype(latent.dtype)
+        """R z for every vector z, for an R of its dtype."""
         rows = paddle.matmul(self.to_rows(latent), rotation, transpose_y=True)
         return self.from_rows(rows, latent.shape)
 
@@ -93,8 +92,7 @@ class LatentCut:
         return n_vectors
 
     def enter(self, head: paddle.nn.Layer, rotation: paddle.Tensor) -> Any:
-        """What the head returns for the rotated representation."""
-        rotation = rotation.astype(self.latent.dtype)
+        """What the head returns for the representation, rotated by a matrix of its dtype."""
         is_vector = len(self._space.shape) == 1 and not self._space.post_shape
         first = _first_linear(head) if is_vector else None
         if first is None:
@@ -110,6 +108,8 @@ class LatentCut:
         output.retain_grads()
         self._outputs.append(output)
         self._entries.append(entry.detach())
+        if head is first and not head._forward_post_hooks:
+            return output  # which is all that its call would do
         with _answering(first, output):
             return head(self._detached)
 
@@ -146,8 +146,10 @@ def latent_gradients(cuts: Sequence[LatentCut], dtype: paddle.dtype) -> LatentGr
             paddle.zeros([cut.n_rows, entry.shape[1]], entry.dtype) if part is None else part
             for part, cut in zip(parts, cuts)
         ]
-        outputs.append((rows[0] if len(rows) == 1 else paddle.concat(rows)).astype(dtype))
-        entries.append(entry.astype(dtype))
+        outputs.append(rows[0] if len(rows) == 1 else paddle.concat(rows))
+        entries.append(entry)
+    if entries[0].dtype != dtype:
+        outputs, entries = ([x.astype(dtype) for x in part] for part in (outputs, entries))
     if sum(entry.shape[1] for entry in entries) < entries[0].shape[0]:
         return FactoredGradients(outputs, entries)
     return LatentGradients(

@@ -17,7 +17,7 @@ from paddlescience_gradnorm.balancing.rotograd import (
     cooperative,
     rotation_gradients,
 )
-from paddlescience_gradnorm.balancing.task_gradients import explaining_a_used_graph
+from paddlescience_gradnorm.balancing.task_gradients import explaining_a_used_graph, values_of
 from paddlescience_gradnorm.network.latent_cut import LatentCut, LatentSpace, latent_gradients
 from paddlescience_gradnorm.network.references import References, if_usable
 from paddlescience_gradnorm.network.rotations import Rotations
@@ -142,7 +142,7 @@ class RotateOnly(PicklableLayer):
         """
         latent, extras = _split(self.backbone(ins))
         self.space.check(latent)
-        rotations = paddle.unbind(self.rotations.matrices())
+        rotations = paddle.unbind(self.rotations.matrices().astype(latent.dtype))
         if self.training and paddle.is_grad_enabled():
             cut = LatentCut(latent, self.space)
             returned = [cut.enter(head, r) for head, r in zip(self.heads, rotations)]
@@ -201,11 +201,10 @@ class RotateOnly(PicklableLayer):
         for name, loss in zip(self._order.names, scalars):
             if loss.stop_gradient:
                 raise ValueError(f"loss {name!r} does not depend on a prediction of this model")
-        cuts, self._cuts = self._cuts, _Cuts()
+        cuts = list(self._cuts)
+        self._cuts.clear()
         with paddle.no_grad():
-            total = paddle.add_n([loss.detach().astype(self.references.dtype) for loss in scalars])
-            self._backward(scalars, backbone_loss, cuts, retain_graph)
-        return total
+            return self._backward(scalars, backbone_loss, cuts, retain_graph)
 
     def _backward(
         self,
@@ -213,10 +212,11 @@ class RotateOnly(PicklableLayer):
         backbone_loss: paddle.Tensor | None,
         cuts: list[LatentCut],
         retain_graph: bool,
-    ) -> None:
+    ) -> paddle.Tensor:
+        """As :meth:`backward`, of losses that are what they should be."""
         references = self.references
         references.begin_step()
-        losses = paddle.stack([loss.astype(references.dtype) for loss in scalars])
+        losses = values_of(scalars, references.dtype)
         initial_losses = references.take("initial_losses", losses)
         seeds = self._seeds(scalars, initial_losses)
         with explaining_a_used_graph(", ".join(self._order.names)):
@@ -247,6 +247,7 @@ class RotateOnly(PicklableLayer):
             with explaining_a_used_graph("backbone"):
                 paddle.autograd.backward(*map(list, zip(*reached)), retain_graph)
         references.end_step()
+        return losses.sum()
 
     def _seeds(
         self, scalars: list[paddle.Tensor], references: paddle.Tensor
@@ -267,7 +268,7 @@ class RotateOnly(PicklableLayer):
     ) -> paddle.Tensor:
         """R_k^T dl_k/dR_k of what the rotations are trained on, shape [T, D, D]."""
         is_older = self.version == "0.1.2"
-        pulls = powers if is_older and powers is not None else paddle.ones_like(gradients.norms)
+        pulls = powers if is_older else None
         n_points = sum(cut.n_rows for cut in cuts) / self.space.post_size
         turning = rotation_gradients(
             gradients, pulls, n_points if is_older or self.space.post_shape else 1
@@ -278,7 +279,10 @@ class RotateOnly(PicklableLayer):
         return turning
 
     def _combined(
-        self, gradients: LatentGradients, powers: paddle.Tensor | None, usable: paddle.Tensor
+        self,
+        gradients: LatentGradients,
+        powers: paddle.Tensor | None,
+        usable: Union[bool, paddle.Tensor],
     ) -> paddle.Tensor:
         """The gradient on z that the backbone is trained on, shape [N, D]."""
         return gradients.combined(paddle.ones_like(gradients.norms))
@@ -360,7 +364,8 @@ class SingleTask(PicklableLayer):
         """What the head returns, extras included."""
         latent, _ = _split(self.backbone(ins))
         self.space.check(latent)
-        return self.head(self.space.rotated(latent, self.rotations.matrices()[self.task]))
+        rotation = self.rotations.matrices()[self.task].astype(latent.dtype)
+        return self.head(self.space.rotated(latent, rotation))
 
 
 class _Cuts(list):

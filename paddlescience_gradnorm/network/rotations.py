@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ class Rotations(ShieldedLayer):
         self.register_buffer("base", paddle.stack([identity] * n_tasks))
         self.register_buffer("_identity", identity, persistable=False)
         self.register_buffer("last_gradient", paddle.zeros_like(self.base), persistable=False)
-        self._drift = 0.0
+        self._noted = _Noted()
         # Of three dimensions too, for Paddle is slow where it broadcasts.
         self.register_buffer("_halves", paddle.stack([identity / 2] * n_tasks), persistable=False)
         lower = paddle.stack([paddle.tril(paddle.ones_like(identity), -1)] * n_tasks)
@@ -103,52 +104,68 @@ class Rotations(ShieldedLayer):
 
     def noted(self) -> dict[str, Any]:
         """How far rounding errors may have added up, for checkpoints."""
-        return {"drift": self._drift}
+        return {"drift": self._noted.drift}
 
     def note(self, noted: dict[str, Any]) -> None:
         """Go on from what :meth:`noted` has given."""
-        self._drift = noted["drift"]
+        self._noted.drift = noted["drift"]
 
     def add_gradient(self, gradients: paddle.Tensor) -> None:
         """Add to ``tangent.grad``, given R_k^T dL/dR_k, shape [T, D, D]."""
         self._buffers["last_gradient"] = gradients
+        self._noted.has_gradient = True
         add_gradient(self.tangent, (gradients - gradients.transpose([0, 2, 1])) * self._lower)
 
     def _settled(self) -> paddle.Tensor:
-        tangent = self.tangent
-        # An accelerator waits here for its queue, as it would in matrix_exp.
-        if tangent.square().sum().item() != 0:
-            step, bound = self._exponential_less_1(tangent - tangent.transpose([0, 2, 1]))
+        tangent, noted = self.tangent, self._noted
+        if not noted.has_gradient and tangent.square().sum().item() == 0:
+            return self.base
+        noted.has_gradient = False
+        skew = tangent - tangent.transpose([0, 2, 1])
+        second = paddle.matmul(skew, skew)
+        # For the eigenvalues of A, and much closer than its norm. An accelerator waits here
+        # for its queue, as it would in matrix_exp.
+        bound = second.square().sum().item() ** 0.25
+        if bound != 0:  # else no optimizer has stepped
+            step = self._exponential_less_1(skew, second, bound)
             # A new tensor, for somebody may still hold the old rotations.
             base = self.base + paddle.matmul(self.base, step)
             # Rounding errors add up, the faster the larger the steps, and Newton's iteration
             # takes them out.
-            self._drift += 1 / 16 + bound
-            if self._drift > 1:
+            noted.drift += 1 / 16 + bound
+            if noted.drift > 1:
                 base = base - paddle.matmul(self._from_orthogonal(base), base) / 2
-                self._drift = 0.0
+                noted.drift = 0.0
             self._buffers["base"] = base
-            tangent.copy_(paddle.zeros_like(tangent), False)
-        return self.base
+            tangent.zero_()
+        return self._buffers["base"]
 
-    def _exponential_less_1(self, skew: paddle.Tensor) -> tuple[paddle.Tensor, float]:
-        """exp(A) - 1, to rounding, and a bound for the eigenvalues of A."""
-        second = paddle.matmul(skew, skew)
-        bound = second.square().sum().item() ** 0.25  # much closer than the norm of A
+    def _exponential_less_1(
+        self, skew: paddle.Tensor, second: paddle.Tensor, bound: float
+    ) -> paddle.Tensor:
+        """exp(A) - 1, to rounding, given A, A A and a bound for the eigenvalues of A."""
         rounding = 6e-8 if skew.dtype == paddle.float32 else 1e-16
         # Taylor's polynomials, grouped for few products, as far as the next term is lost anyway.
         if bound**5 / 120 < rounding:
             fourth = paddle.matmul(second, second / 24 + skew / 6 + self._halves)
-            return skew + fourth, bound
+            return skew + fourth
         if bound**7 / 5040 < rounding:
             third = paddle.matmul(second, skew)
             sixth = paddle.matmul(third, third / 720 + second / 120 + skew / 24)
-            return skew + second / 2 + third / 6 + sixth, bound
+            return skew + second / 2 + third / 6 + sixth
         if hasattr(paddle.linalg, "matrix_exp"):
-            return paddle.linalg.matrix_exp(skew) - self._identity, bound
+            return paddle.linalg.matrix_exp(skew) - self._identity
         half = skew / 2
         cayley = paddle.linalg.solve(self._identity - half, self._identity + half)
-        return cayley - self._identity, bound
+        return cayley - self._identity
 
     def _from_orthogonal(self, matrices: paddle.Tensor) -> paddle.Tensor:
         return paddle.matmul(matrices, matrices, transpose_y=True) - self._identity
+
+
+@dataclass
+class _Noted:
+    """What the host has noted; no attributes of the layer, which are dear to set."""
+
+    drift: float = 0.0  # how far rounding errors may have added up
+    has_gradient: bool = False  # so that an optimizer will have stepped

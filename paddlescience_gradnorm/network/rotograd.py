@@ -16,7 +16,7 @@ from paddlescience_gradnorm.balancing.rotograd import (
 )
 from paddlescience_gradnorm.network.references import if_usable
 from paddlescience_gradnorm.network.rotate_only import VERSIONS, RotateOnly
-from paddlescience_gradnorm.shielded import NO_DECAY, add_gradient, shielded_parameter
+from paddlescience_gradnorm.shielded import add_gradient, shield, shielded_parameter
 
 
 class RotoGrad(RotateOnly):
@@ -39,7 +39,10 @@ class RotoGrad(RotateOnly):
     """
 
     def _combined(
-        self, gradients: LatentGradients, powers: paddle.Tensor | None, usable: paddle.Tensor
+        self,
+        gradients: LatentGradients,
+        powers: paddle.Tensor | None,
+        usable: Union[bool, paddle.Tensor],
     ) -> paddle.Tensor:
         if self.version == "0.1.2":
             return super()._combined(gradients, powers, usable)
@@ -119,7 +122,7 @@ class RotoGradNorm(RotateOnly):
         return True
 
     def _combined(
-        self, gradients: LatentGradients, powers: paddle.Tensor, usable: paddle.Tensor
+        self, gradients: LatentGradients, powers: paddle.Tensor, usable: Union[bool, paddle.Tensor]
     ) -> paddle.Tensor:
         weights, logits = self.weight, self.references.weight_logits
         combined = gradients.combined(weights)
@@ -127,7 +130,6 @@ class RotoGradNorm(RotateOnly):
         gradient = logit_gradient(
             weights, gradients.norms, common_norm, powers, through_sum=self.version != "0.1.2"
         )
-        # An optimizer with parameter groups has put its own decay here.
-        logits.regularizer = NO_DECAY
+        shield(logits)
         add_gradient(logits, if_usable(gradient, usable))
         return combined
