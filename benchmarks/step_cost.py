@@ -2,7 +2,7 @@
 
 Every contestant is a process, or shares one with its like, that runs blocks of training steps
 when told to. The blocks take turns, so that whatever else the machine does meets all alike;
-ratios are taken within a turn. Memory is measured in fresh processes. See README.md.
+ratios are taken within a round of blocks. Memory is measured in fresh processes. See README.md.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from step_cost_worker import Case
 
 HERE = Path(__file__).parent
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+ROUNDS = 3  # of blocks, each time that it is a process's turn
 # A thread pool spins for up to 0.2 s after its last task and would slow down the next process.
 SETTLE = 0.25
 
@@ -164,7 +165,7 @@ def plan(quick: bool, available: set[str]) -> dict[Case, list[Contestant]]:
 def timed(
     workers: dict[str, Worker], case: Case, who: list[Contestant], repeats: int, block: float
 ) -> dict[Contestant, np.ndarray]:
-    """Milliseconds a step of every block, shape [repeats] each, turn by turn."""
+    """Milliseconds a step of every block, shape [ROUNDS * repeats] each, turn by turn."""
     names = list(dict.fromkeys(c.worker for c in who))
     steps: dict[Contestant, int] = {}
     for name in names:
@@ -180,10 +181,12 @@ def timed(
             if len(names) > 1:
                 time.sleep(SETTLE)
             mine = [c for c in who if c.worker == name]
-            first = turn % len(mine)  # nobody always comes after the same one
-            for c in mine[first:] + mine[:first]:
-                seconds = workers[name].ask("run", mode=c.mode, steps=steps[c])["seconds"]
-                result[c].append(1000 * seconds / steps[c])
+            # Short blocks, for the machine is not the same from one second to the next.
+            for number in range(ROUNDS * turn, ROUNDS * (turn + 1)):
+                first = number % len(mine)  # nobody always comes after the same one
+                for c in mine[first:] + mine[:first]:
+                    seconds = workers[name].ask("run", mode=c.mode, steps=steps[c])["seconds"]
+                    result[c].append(1000 * seconds / steps[c])
     for name in names:
         workers[name].ask("prepare", case=asdict(case), modes=[])  # let go of the memory
     return {c: np.array(ms) for c, ms in result.items()}
@@ -197,7 +200,7 @@ def quartiles(values: np.ndarray) -> dict[str, float]:
 def row(
     case: Case, c: Contestant, ms: dict[Contestant, np.ndarray], memory: dict[Contestant, Any]
 ) -> dict[str, Any]:
-    """A line of the results; the ratios' numerators and denominators are of the same turn."""
+    """A line of the results; the ratios' numerators and denominators are of the same round."""
     entry = {**asdict(case), **asdict(c), "ms": {**quartiles(ms[c]), "blocks": ms[c].tolist()}}
     plain = PLAIN.get(c.worker, PLAIN["paddle"])
     entry["to_plain"] = quartiles(ms[c] / ms[plain])
@@ -217,7 +220,7 @@ def table(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}. {versions}.\n",
         f"{settings}\n",
         "Median of the blocks, quartiles in brackets. Ratios are medians of the ratios within "
-        "a turn. Memory: what the steps need at their peak beyond a process that is ready to "
+        "a round of blocks. Memory: what the steps need at their peak beyond a process that is ready to "
         "make them.\n",
     ]
     laplace = [r for r in rows if r["equation"] == "laplace"]
@@ -321,7 +324,7 @@ def described(workers: dict[str, Worker]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     repeats = options.repeats or (3 if options.quick else 15)
-    block = 0.1 if options.quick else 0.3
+    block = 0.1
     begin = time.perf_counter()
     found = commands(options.peers_python)
     workers = started(found)
@@ -361,7 +364,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/step_cost"))
-    parser.add_argument("--repeats", type=_positive, help="turns; 15, or 3 with --quick")
+    parser.add_argument("--repeats", type=_positive, help="turns, of three blocks each; 15, or 3 with --quick")
     parser.add_argument("--quick", action="store_true", help="small sizes, short blocks: a minute")
     parser.add_argument("--peers-python", type=Path, help="a Python with torch and jax: README.md")
     return parser.parse_args(arguments)
