@@ -220,8 +220,8 @@ def table(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}. {versions}.\n",
         f"{settings}\n",
         "Median of the blocks, quartiles in brackets. Ratios are medians of the ratios within "
-        "a round of blocks. Memory: what the steps need at their peak beyond a process that is ready to "
-        "make them.\n",
+        "a round of blocks. Memory: what the steps need at their peak beyond a process that is "
+        "ready to make them.\n",
     ]
     laplace = [r for r in rows if r["equation"] == "laplace"]
     ours = [r for r in laplace if r["worker"] in KINDS and r["mode"] != "nested"]
@@ -364,8 +364,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/step_cost"))
-    parser.add_argument("--repeats", type=_positive, help="turns, of three blocks each; 15, or 3 with --quick")
-    parser.add_argument("--quick", action="store_true", help="small sizes, short blocks: a minute")
+    parser.add_argument("--repeats", type=_positive, help="turns; 15, or 3 with --quick")
+    parser.add_argument("--quick", action="store_true", help="small sizes: a minute")
     parser.add_argument("--peers-python", type=Path, help="a Python with torch and jax: README.md")
     return parser.parse_args(arguments)
 
