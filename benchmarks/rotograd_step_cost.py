@@ -23,7 +23,8 @@ from paddlescience_gradnorm.runtime import tune_cpu
 import paddle  # isort: skip, after the package that sees to its loading
 
 WIDTH, LAYERS, TASKS = 100, 4, 3
-LEARNING_RATE, OWN_RATE = 1e-3, 1e-3
+LEARNING_RATE = 1e-3
+OWN_RATE = 1.0  # of that, for rotations and weights
 WARM_UP = 5  # steps
 CLASSES = {"RotateOnly": RotateOnly, "RotoGrad": RotoGrad, "RotoGradNorm": RotoGradNorm}
 
@@ -67,11 +68,12 @@ def build(heads: str, contestant: str, n_points: int) -> Step:
     points = paddle.rand([n_points, 2])
     targets = [paddle.rand([n_points, 1]) for _ in range(TASKS)]
     network = [p for layer in (trunk, *made) for p in layer.parameters()]
-    optimizers = [paddle.optimizer.Adam(LEARNING_RATE, parameters=network)]
+    groups: list[dict[str, Any]] = [{"params": network}]
     model: Any = None
     if contestant != "plain":
         model = CLASSES[contestant](trunk, made, latent_size=WIDTH)
-        optimizers.append(paddle.optimizer.Adam(OWN_RATE, parameters=model.mtl_parameters()))
+        groups.append({"params": model.mtl_parameters(), "learning_rate": OWN_RATE})
+    optimizer = paddle.optimizer.Adam(LEARNING_RATE, parameters=groups)
 
     def step() -> None:
         if model is None:
@@ -84,9 +86,8 @@ def build(heads: str, contestant: str, n_points: int) -> Step:
             sum(losses).backward()
         else:
             model.backward(losses)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.clear_grad()
+        optimizer.step()
+        optimizer.clear_grad()
 
     return step
 

@@ -8,6 +8,7 @@ its rows rotated, r = R_k z, and G_k = dL_k/dZ is the gradient of its loss on Z.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import paddle
 
@@ -129,9 +130,30 @@ def _norm(matrix: paddle.Tensor) -> paddle.Tensor:
     return matrix.square().sum().sqrt()  # 30 times as fast as Paddle's own
 
 
+class RotationGradients(NamedTuple):
+    """R_k^T dl_k/dR_k of what rotations are trained on, shape [T, D, D].
+
+    Attributes:
+        turning: That, but for V^T V, which is symmetric and so turns nothing.
+        shares: V is the sum of shares_j G_j, shape [T]; None if nothing is left out.
+    """
+
+    turning: paddle.Tensor
+    shares: paddle.Tensor | None
+
+    def whole(self) -> paddle.Tensor:
+        """With V^T V, shape [T, D, D]."""
+        if self.shares is None:
+            return self.turning
+        tasks = self.turning.shape[0]
+        flat = self.turning.reshape([tasks, -1])
+        squares = paddle.matmul(self.shares.expand([tasks, tasks]), flat)  # for every task
+        return (flat - squares).reshape(self.turning.shape)
+
+
 def rotation_gradients(
     gradients: LatentGradients, pulls: paddle.Tensor | None, divisor: float
-) -> paddle.Tensor:
+) -> RotationGradients:
     """R_k^T dl_k/dR_k of the losses l_k that turn all gradients one way.
 
     The common direction is v_n = ||mean_j G_j|| mean_j(pull_j g_jn / ||G_j||), a constant,
@@ -144,18 +166,12 @@ def rotation_gradients(
         pulls: How much each task counts in the common direction, shape [T]; None for all
             alike, which is RotoGrad.
         divisor: 1, or the number of points for the mean.
-
-    Returns:
-        Shape [T, D, D].
     """
     tasks = gradients.norms.shape[0]
     shares = gradients.norm_of_sum() / tasks**2 / (gradients.norms + _SMALLEST_NORM)
     if pulls is not None:
         shares = shares * pulls
-    products = gradients.products(shares)  # G_k^T V
-    flat = products.reshape([tasks, -1])
-    squares = paddle.matmul(shares.expand([tasks, tasks]), flat)  # V^T V, for every task
-    return (squares - flat).reshape(products.shape) * (2 / divisor)
+    return RotationGradients(gradients.products(shares) * (-2 / divisor), shares)
 
 
 def cooperative(turning: paddle.Tensor, own: paddle.Tensor) -> paddle.Tensor:
@@ -164,7 +180,7 @@ def cooperative(turning: paddle.Tensor, own: paddle.Tensor) -> paddle.Tensor:
     Source: version 0.1.2 of the released package.
 
     Args:
-        turning: From :func:`rotation_gradients`, shape [T, D, D].
+        turning: From :func:`rotation_gradients`, the whole, shape [T, D, D].
         own: R_k^T dL_k/dR_k of the tasks' own losses, shape [T, D, D].
     """
     combined = []

@@ -14,6 +14,7 @@ from paddlescience_gradnorm.balancing.algorithm import inverse_rate_powers
 from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
 from paddlescience_gradnorm.balancing.rotograd import (
     LatentGradients,
+    RotationGradients,
     cooperative,
     rotation_gradients,
 )
@@ -124,6 +125,8 @@ class RotateOnly(PicklableLayer):
         self._coop = False
         self._order = LossOrder(len(layers), f"there are {len(layers)} heads")
         self._cuts = _Cuts()
+        # Of the last backward; in a list, for an attribute of a layer is dear to set.
+        self._last_turned: list[RotationGradients] = []
 
     def forward(self, ins: Any) -> Any:
         """All predictions.
@@ -228,7 +231,9 @@ class RotateOnly(PicklableLayer):
         if self._needs_rates():
             powers = inverse_rate_powers(losses, initial_losses, self.alpha)
         usable = references.observe(losses, gradients.norms, powers)
-        self.rotations.add_gradient(if_usable(self._turning(gradients, powers, cuts), usable))
+        turned = self._turned(gradients, powers, cuts)
+        self._last_turned[:] = [turned]
+        self.rotations.add_gradient(if_usable(turned.turning, usable))
         combined = self._combined(gradients, powers, usable)
 
         ends = [cut.latent for cut in cuts]
@@ -263,20 +268,20 @@ class RotateOnly(PicklableLayer):
     def _needs_rates(self) -> bool:
         return self.alpha > 0
 
-    def _turning(
+    def _turned(
         self, gradients: LatentGradients, powers: paddle.Tensor | None, cuts: list[LatentCut]
-    ) -> paddle.Tensor:
-        """R_k^T dl_k/dR_k of what the rotations are trained on, shape [T, D, D]."""
+    ) -> RotationGradients:
         is_older = self.version == "0.1.2"
         pulls = powers if is_older else None
         n_points = sum(cut.n_rows for cut in cuts) / self.space.post_size
-        turning = rotation_gradients(
+        turned = rotation_gradients(
             gradients, pulls, n_points if is_older or self.space.post_shape else 1
         )
         if self._coop:
-            rows = paddle.concat([cut.rows for cut in cuts]).astype(turning.dtype)
-            turning = cooperative(turning, gradients.products_with(rows))
-        return turning
+            rows = paddle.concat([cut.rows for cut in cuts]).astype(turned.turning.dtype)
+            both = cooperative(turned.whole(), gradients.products_with(rows))
+            turned = RotationGradients(both, None)
+        return turned
 
     def _combined(
         self,
@@ -294,9 +299,15 @@ class RotateOnly(PicklableLayer):
 
     @property
     def rotation_gradient(self) -> paddle.Tensor:
-        """dl_k/dR_k of the last backward, which optimizers see on the manifold, [T, D, D]."""
+        """dl_k/dR_k of the last backward, which optimizers see on the manifold, [T, D, D].
+
+        Raises:
+            RuntimeError: There has been no backward.
+        """
+        if not self._last_turned:
+            raise RuntimeError("there is no gradient yet: call backward(losses) first")
         with paddle.no_grad():
-            return paddle.matmul(self.rotations.base, self.rotations.last_gradient)
+            return paddle.matmul(self.rotations.base, self._last_turned[0].whole())
 
     def set_rotation(self, matrices: Any) -> None:
         """Take these as the rotations: T arrays or tensors of shape [D, D].

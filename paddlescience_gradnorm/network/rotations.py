@@ -64,7 +64,6 @@ class Rotations(ShieldedLayer):
         identity = paddle.eye(size, dtype=dtype)
         self.register_buffer("base", paddle.stack([identity] * n_tasks))
         self.register_buffer("_identity", identity, persistable=False)
-        self.register_buffer("last_gradient", paddle.zeros_like(self.base), persistable=False)
         self._noted = _Noted()
         # Of three dimensions too, for Paddle is slow where it broadcasts.
         self.register_buffer("_halves", paddle.stack([identity / 2] * n_tasks), persistable=False)
@@ -111,8 +110,10 @@ class Rotations(ShieldedLayer):
         self._noted.drift = noted["drift"]
 
     def add_gradient(self, gradients: paddle.Tensor) -> None:
-        """Add to ``tangent.grad``, given R_k^T dL/dR_k, shape [T, D, D]."""
-        self._buffers["last_gradient"] = gradients
+        """Add to ``tangent.grad``, given R_k^T dL/dR_k, shape [T, D, D].
+
+        What of it is symmetric makes no difference.
+        """
         self._noted.has_gradient = True
         add_gradient(self.tangent, (gradients - gradients.transpose([0, 2, 1])) * self._lower)
 
