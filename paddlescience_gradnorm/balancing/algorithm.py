@@ -503,10 +503,13 @@ def inverse_rate_powers(
         [0.5, 1.5]
     """
     rates = inverse_training_rates(losses, initial_losses)
+    roots = rates.sqrt()  # NaN for a negative rate, whatever alpha
     if alpha == 0:
-        return rates.sqrt() * 0 + 1  # NaN for a negative rate, as with any other alpha
-    # By way of the logarithm, for Paddle rounds a Python exponent to float32.
-    return (rates.log() * alpha).exp()
+        return roots * 0 + 1
+    if alpha == 1:
+        return roots.square()
+    # With a tensor, for Paddle rounds a Python exponent to float32.
+    return roots ** paddle.full([], 2 * alpha, rates.dtype)
 
 
 def renormalized(weights: paddle.Tensor, floor: float) -> paddle.Tensor:
