@@ -48,7 +48,7 @@ class LossBalancer(ShieldedLayer):
     """Learns the weights of several losses by GradNorm, inside anybody's training loop.
 
     Source: Chen et al., "GradNorm", ICML 2018, arXiv:1711.02257; with ``rule="pinn"``
-    :class:`PinnRule`. By the published rule the weights always sum to ``n_loss`` after the first
+    ``PinnRule``. By the published rule the weights always sum to ``n_loss`` after the first
     step, which uses ``weight_attr`` as given; by ``"pinn"`` the equations' are about 1.
 
     Args:
@@ -79,7 +79,7 @@ class LossBalancer(ShieldedLayer):
         TypeError: An argument is of the wrong type.
         ValueError: An argument is out of range, or ``shared`` holds nothing trainable.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> net = paddle.nn.Linear(2, 1)
         >>> optimizer = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
@@ -228,7 +228,7 @@ class LossBalancer(ShieldedLayer):
                 negative, or zero when the references are taken. The weights then
                 stay as they are; the network's gradients are those of the losses.
 
-        Example:
+        Examples:
             >>> import paddle
             >>> net = paddle.nn.Linear(2, 1)
             >>> adam = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
@@ -286,7 +286,7 @@ class LossBalancer(ShieldedLayer):
         return total
 
     def take_back(self) -> None:
-        """Undo the last step, and let the next :meth:`backward` add to the losses it was made from.
+        """Undo the last step, and let the next ``backward`` add to the losses it was made from.
 
         For loops that accumulate gradients and never say which backward is the last
         before the optimizer's step. It needs to have been given another ``scale`` than 1.
@@ -310,7 +310,7 @@ class LossBalancer(ShieldedLayer):
         the weighted sum with ``loss_weights`` read afresh in every step.
 
         Args:
-            losses: As for :meth:`backward`.
+            losses: As for ``backward``.
 
         Returns:
             Lgrad, detached, shape []; between the updates of ``update_every`` the
@@ -318,7 +318,7 @@ class LossBalancer(ShieldedLayer):
 
         Raises:
             RuntimeError: The losses' graphs are gone.
-            TypeError, ValueError: As for :meth:`backward`.
+            TypeError, ValueError: As for ``backward``.
         """
         scalars = self._order.scalars(losses)
         self._settle(a_step_begins=True)
@@ -447,7 +447,7 @@ class LossBalancer(ShieldedLayer):
         }
 
     def note(self, noted: dict[str, Any]) -> None:
-        """Go on from what :meth:`noted` of an equal balancer has given."""
+        """Go on from what ``noted`` of an equal balancer has given."""
         self._noted = _Noted(
             next_step=noted["next_step"],
             knows_reference=noted["knows_reference"],

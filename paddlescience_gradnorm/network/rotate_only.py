@@ -31,7 +31,7 @@ class RotateOnly(PicklableLayer):
 
     Source: Javaloy and Valera, "RotoGrad", ICLR 2022, arXiv:2103.02631, the part that acts on
     directions; details as in its released package. Head k gets R_k z in place of z.
-    :meth:`backward` differentiates every head once and the backbone once, and gives each
+    ``backward`` differentiates every head once and the backbone once, and gives each
     rotation its gradient towards a common direction. Rotations start as the identity.
 
     In training mode the backbone is cut off its heads, so a prediction cannot be
@@ -59,7 +59,7 @@ class RotateOnly(PicklableLayer):
         TypeError: An argument is of the wrong type.
         ValueError: An argument is out of range, or there are fewer than two heads.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> from paddlescience_gradnorm import FCNet
         >>> heads = [paddle.nn.Linear(16, 1) for _ in range(2)]
@@ -307,7 +307,7 @@ class RotateOnly(PicklableLayer):
         return {"names": self._order.names, "named": self._order.named}
 
     def note(self, noted: dict[str, Any]) -> None:
-        """Go on from what :meth:`noted` has given."""
+        """Go on from what ``noted`` has given."""
         self._order.resume(noted["names"] if noted["named"] else None)
 
     def coop(self, value: bool = True) -> RotateOnly:

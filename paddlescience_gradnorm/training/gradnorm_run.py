@@ -25,7 +25,7 @@ def train_gradnorm(
     """Train a multitask network and the weights of its losses, both by Adam.
 
     Source: Chen et al., "GradNorm", ICML 2018, arXiv:1711.02257. For schedules, other
-    optimizers, callbacks and the gradient norms use :class:`Trainer`.
+    optimizers, callbacks and the gradient norms use ``Trainer``.
 
     Args:
         net: Gives the losses: ``net(*batch)`` is a list or tuple of scalars, a 1-D
@@ -49,7 +49,7 @@ def train_gradnorm(
         ValueError: An argument is out of range, there is no batch, or a loss does not depend
             on ``layer``.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> class Fit(paddle.nn.Layer):
         ...     def __init__(self):

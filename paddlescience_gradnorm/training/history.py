@@ -26,7 +26,7 @@ class History:
     unweighted losses' gradients on the shared parameters, and the rates r_i. What a step
     has not measured is NaN, such as norms and rates without a balancer.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> history = History()
         >>> for loss in (4.0, 1.0):
@@ -100,7 +100,7 @@ class History:
         return {"names": np.array(self.names, dtype=str), **numbers}
 
     def replace(self, names: Sequence[str], rows: Mapping[str, np.ndarray]) -> None:
-        """Hold these steps instead, in the form that :meth:`to_numpy` gives."""
+        """Hold these steps instead, in the form that ``to_numpy`` gives."""
         self.names = list(names)
         for quantity in QUANTITIES:
             self._pending[quantity].clear()
@@ -121,14 +121,14 @@ class History:
         }
 
     def save(self, path: Union[str, os.PathLike[str]]) -> None:
-        """Write :meth:`to_numpy` to a ``.npz`` file, for ``numpy.load`` or :meth:`load`."""
+        """Write ``to_numpy`` to a ``.npz`` file, for ``numpy.load`` or ``load``."""
         arrays: dict[str, Any] = self.to_numpy()
         with Path(path).open("wb") as file:  # numpy would add a suffix to a path
             np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: Union[str, os.PathLike[str]]) -> History:
-        """Read what :meth:`save` has written."""
+        """Read what ``save`` has written."""
         history = cls()
         with np.load(path) as arrays:
             history.names = arrays["names"].tolist()
@@ -142,7 +142,7 @@ class History:
         A loss is one of these if its median over the last tenth of the steps is at most 2 %
         below that of the tenth before.
 
-        Example:
+        Examples:
             >>> import paddle
             >>> history = History()
             >>> for step in range(100):
@@ -181,7 +181,7 @@ class History:
     def plot_weights(self, axes: Axes | None = None) -> Axes:
         """Draw the weights over the steps, far apart on a logarithmic scale.
 
-        See :meth:`plot_losses`.
+        See ``plot_losses``.
         """
         axes = self._plot("weights", axes)
         axes.set(ylabel="weight")

@@ -40,15 +40,15 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 
 @functools.cache
 def problem(name: str) -> Problem:
-    """The problem of that name in :data:`PROBLEMS`.
+    """The problem of that name in ``PROBLEMS``.
 
     Args:
-        name: One of the keys of :data:`PROBLEMS`.
+        name: One of the keys of ``PROBLEMS``.
 
     Raises:
         ValueError: There is no such problem.
 
-    Example:
+    Examples:
         >>> poisson = problem("poisson")
         >>> [condition.name for condition in poisson.conditions]
         ['pde', 'left', 'right', 'bottom', 'top']
