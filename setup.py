@@ -11,6 +11,12 @@ version = next(
 plot = ["matplotlib>=3.5"]
 test = [*plot, "pytest>=7", "hypothesis>=6.80", "build>=1.0"]
 ppsci = ["paddlesci>=1.4,<1.5"]
+docs = [
+    "mkdocs-material>=9.5",
+    "mkdocs-static-i18n>=1.2",
+    "mkdocstrings[python]>=0.26",
+    "ruff>=0.6,<1",  # formats the signatures
+]
 dev = [*test, "ruff>=0.6,<1", "mypy>=1.11,<3"]
 
 setup(
@@ -43,6 +49,7 @@ setup(
         "plot": plot,
         "test": test,
         "dev": dev,
+        "docs": docs,  # without Paddle: the docstrings are read, not imported
         # PaddleScience, which asks for numpy 1, and what its Solver can log to.
         "ppsci": ppsci,
         "ppsci-test": [*test, *ppsci, "tensorboardX>=2.6", "visualdl>=2.5", "wandb>=0.16"],

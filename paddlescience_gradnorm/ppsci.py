@@ -49,7 +49,7 @@ class GradNormAggregator(LossAggregator):
             output, and adds up those of the same name in different constraints.
         alpha: As of ``LossBalancer``: with it the paper's rule, without it the PINN's.
         shared: The shared parameters, as for ``GradNorm``.
-        options: Those of ``LossBalancer``: ``lr``, ``warmup_steps``, ``weight_attr``,
+        **options: Those of ``LossBalancer``: ``lr``, ``warmup_steps``, ``weight_attr``,
             ``update_every``, ``floor``, ``rule``, ``residuals``. With ``lr=None``, by the paper's
             rule, the Solver's optimizer steps the weights: build it as
             ``ppsci.optimizer.Adam(1e-3)((model, aggregator.balancer))``.

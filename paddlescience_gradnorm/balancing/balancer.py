@@ -318,7 +318,8 @@ class LossBalancer(ShieldedLayer):
 
         Raises:
             RuntimeError: The losses' graphs are gone.
-            TypeError, ValueError: As for ``backward``.
+            TypeError: As for ``backward``.
+            ValueError: As for ``backward``.
         """
         scalars = self._order.scalars(losses)
         self._settle(a_step_begins=True)

@@ -137,8 +137,8 @@ class RotateOnly(PicklableLayer):
             then a tuple for every head that has some.
 
         Raises:
-            TypeError, ValueError: The backbone's output does not match ``latent_size`` and
-                ``post_shape``.
+            TypeError: The backbone returns no tensor.
+            ValueError: The tensor does not match ``latent_size`` and ``post_shape``.
         """
         latent, extras = _split(self.backbone(ins))
         self.space.check(latent)

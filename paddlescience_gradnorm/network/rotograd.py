@@ -57,12 +57,18 @@ class RotoGradNorm(RotateOnly):
     ``alpha`` acts on the rotations as well.
 
     Args:
-        backbone, heads, latent_size: As for ``RotateOnly``.
+        backbone: As for ``RotateOnly``, as is all but alpha.
+        heads: T layers, at least 2.
+        latent_size: What is rotated.
         alpha: Strength of the pull towards equal training rates, at least 0.
-        burn_in_period, normalize_losses, post_shape, version: As for ``RotateOnly``.
+        burn_in_period: Number of steps after which the references are taken once more.
+        normalize_losses: Differentiate L / L(0) in place of L.
+        post_shape: Trailing dimensions of z that are not rotated.
+        version: The release of the package to follow.
 
     Raises:
-        TypeError, ValueError: As for ``RotateOnly``.
+        TypeError: As for ``RotateOnly``.
+        ValueError: As for ``RotateOnly``.
 
     Examples:
         >>> import paddle

@@ -36,6 +36,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
         *(convection, kovasznay, cavity, burgers_inverse, helmholtz_inverse),
     )
 }
+"""Name -> a function without arguments that builds the ``Problem``; for one, call ``problem``."""
 
 
 @functools.cache
