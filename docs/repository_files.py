@@ -59,7 +59,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         linked = _resolved(here, match[1])
         if here == linked.replace(".md", ".zh.md"):  # from a translation to its original
             return f"original:{posixpath.relpath(linked, 'docs')}".replace(".md", ".html")
-        if _is_of_docs(here) and _is_of_docs(linked) or not (ROOT / linked).is_file():
+        if (_is_of_docs(here) and _is_of_docs(linked)) or not (ROOT / linked).is_file():
             return match[0]
         return posixpath.relpath(_on_site(linked), posixpath.dirname(source) or ".")
 

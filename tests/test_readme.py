@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
-    [*ROOT.glob("README*.md"), *ROOT.glob("examples/*/README.md"), *ROOT.glob("docs/*.md")]
+    [*ROOT.glob("README*.md"), *ROOT.glob("examples/*/README.md"), *ROOT.glob("docs/**/*.md")]
 )
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
