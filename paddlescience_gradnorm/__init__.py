@@ -26,7 +26,7 @@ from paddlescience_gradnorm.network import (
     cached,
 )
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 __all__ = [
     "FCNet",
     "GradNorm",
