@@ -28,7 +28,7 @@ test-all: $(VENV)/installed-test
 test-ppsci:
 	$(MAKE) VENV=.venv-ppsci .venv-ppsci/installed-ppsci-test
 	.venv-ppsci/bin/python -m pytest tests/test_ppsci.py tests/network/test_shared_layer.py \
-		tests/examples/test_ppsci.py paddlescience_gradnorm/ppsci.py
+		tests/training/test_visualdl.py tests/examples/test_ppsci.py paddlescience_gradnorm/ppsci.py
 	.venv-ppsci/bin/python -m pytest tests/test_readme.py -k ppsci
 
 # PEERS=path/to/python adds PyTorch and JAX from that environment: see benchmarks/README.md.

@@ -193,6 +193,25 @@ class History:
             axes.set(ylim=(0, None))
         return axes
 
+    def plot_gradient_norms(self, axes: Axes | None = None) -> Axes:
+        """Draw the norms of the unweighted losses' gradients, on a logarithmic scale.
+
+        See :meth:`plot_losses`. Without a balancer they have not been measured.
+        """
+        axes = self._plot("gradient_norms", axes)
+        axes.set(ylabel="gradient norm, unweighted", yscale="log")
+        return axes
+
+    def plot_training_rates(self, axes: Axes | None = None) -> Axes:
+        """Draw the inverse training rates over the steps; a loss above 1 is slower than the mean.
+
+        See :meth:`plot_losses`. Without a balancer they have not been measured.
+        """
+        axes = self._plot("training_rates", axes)
+        axes.axhline(1.0, color="gray", linewidth=0.8, linestyle=":")
+        axes.set(ylabel="inverse training rate", ylim=(0, None))
+        return axes
+
     def _plot(self, quantity: str, axes: Any) -> Any:
         if axes is None:
             try:
