@@ -188,10 +188,10 @@ class LossBalancer(ShieldedLayer):
 
     @property
     def cosines(self) -> paddle.Tensor:
-        """Cosines of the angles between the gradients g_i of the last update, shape [n_loss, n_loss].
+        """Cosines of the angles between the gradients g_i of the last update.
 
-        Of the gradients on the shared parameters, and of this process's points. NaN before
-        the first update since the balancer was made or loaded.
+        Shape [n_loss, n_loss]; of the gradients on the shared parameters, and of this process's
+        points. NaN before the first update since the balancer was made or loaded.
         """
         gradients = self._noted.task_gradients
         with paddle.no_grad():

@@ -18,16 +18,17 @@ from paddlescience_gradnorm.training.history import QUANTITIES, History
 HISTORY, METRICS, PAGE = "history.npz", "metrics.json", "report.html"
 _TRAINING = "training.png"  # of the same curves as the page's own
 # Of metrics.json, what has a place of its own on the page; the rest are results.
-_PLACED = ("equation", "diagnosis", "settings", "versions", "machine")
-# These the history has too.
-_PLACED += ("final_losses", "final_weights", "steps")
+_PLACED = (
+    *("equation", "diagnosis", "settings", "versions", "machine"),
+    *("final_losses", "final_weights", "steps"),  # which the history has too
+)
 
 _CURVES = {  # quantity -> heading, and how to read it
     "losses": ("Losses", "Unweighted, at the start of every step."),
     "weights": ("Weights", "Those that acted in the step."),
     "gradient_norms": (
         "Gradient norms",
-        "Of the unweighted losses, on the shared parameters; measured when the weights are updated.",
+        "Of the unweighted losses, on the shared parameters, when the weights were last updated.",
     ),
     "training_rates": (
         "Training rates",
