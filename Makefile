@@ -39,6 +39,7 @@ lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m mypy --config-file tests/typing/mypy.ini tests/typing/user_program.py
 
 $(VENV)/installed-%: setup.py pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
