@@ -30,7 +30,7 @@ test-all: $(VENV)/installed-test
 test-ppsci:
 	$(MAKE) VENV=.venv-ppsci .venv-ppsci/installed-ppsci-test
 	.venv-ppsci/bin/python -m pytest tests/test_ppsci.py tests/network/test_shared_layer.py \
-		tests/examples/test_ppsci.py paddlescience_gradnorm/ppsci.py
+		tests/training/test_visualdl.py tests/examples/test_ppsci.py paddlescience_gradnorm/ppsci.py
 	.venv-ppsci/bin/python -m pytest tests/test_readme.py -k 'ppsci or migrating'
 
 # PEERS=path/to/python adds PyTorch and JAX from that environment: see benchmarks/README.md.
@@ -41,6 +41,7 @@ lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m mypy --config-file tests/typing/mypy.ini tests/typing/user_program.py
 
 # The site, in site/index.html; warnings are errors. In an environment of its own, without Paddle.
 docs:

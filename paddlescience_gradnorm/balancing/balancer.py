@@ -186,6 +186,22 @@ class LossBalancer(ShieldedLayer):
         with paddle.no_grad():
             return inverse_training_rates(self._buffers["_losses"], self.initial_losses)
 
+    @property
+    def cosines(self) -> paddle.Tensor:
+        """Cosines of the angles between the gradients g_i of the last update.
+
+        Shape [n_loss, n_loss]; of the gradients on the shared parameters, and of this process's
+        points. NaN before the first update since the balancer was made or loaded.
+        """
+        gradients = self._noted.task_gradients
+        with paddle.no_grad():
+            if gradients is None:
+                return paddle.full([self.n_loss, self.n_loss], math.nan, self._weights.dtype)
+            by_task = rows(paddle.ones_like(self._weights), gradients, self.shared)
+            lengths = by_task.norm(axis=1, keepdim=True).clip(min=1e-30)
+            directions = by_task / lengths
+            return paddle.matmul(directions, directions, transpose_y=True)
+
     def backward(
         self,
         losses: Losses,
@@ -368,18 +384,13 @@ class LossBalancer(ShieldedLayer):
         """
         if self._noted.task_gradients is None:
             raise RuntimeError("there is nothing to diagnose yet: call backward(losses) first")
-        with paddle.no_grad():
-            by_task = rows(paddle.ones_like(self._weights), self._noted.task_gradients, self.shared)
-            lengths = by_task.norm(axis=1, keepdim=True).clip(min=1e-30)
-            directions = by_task / lengths
-            cosines = paddle.matmul(directions, directions, transpose_y=True)
         return diagnose(
             self._order.names,
             self.get_weights(),
             self._buffers["_losses"].numpy(),
             self.initial_losses.numpy(),
             self.gradient_norms.numpy(),
-            cosines.numpy(),
+            self.cosines.numpy(),
             self.rule,
             self.floor,
             self._current_step() // self.update_every,

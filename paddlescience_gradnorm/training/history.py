@@ -12,6 +12,7 @@ import paddle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 QUANTITIES = ("losses", "weights", "gradient_norms", "training_rates")
 # Steps whose numbers stay on the device, so that an accelerator is asked for them seldom.
@@ -73,22 +74,22 @@ class History:
             self._read()
 
     @property
-    def losses(self) -> dict[str, np.ndarray]:
+    def losses(self) -> dict[str, NDArray[np.float64]]:
         """Name -> the unweighted loss in every step, shape [steps]."""
         return self._by_name("losses")
 
     @property
-    def weights(self) -> dict[str, np.ndarray]:
+    def weights(self) -> dict[str, NDArray[np.float64]]:
         """Name -> the weight that acted in every step, shape [steps]."""
         return self._by_name("weights")
 
     @property
-    def gradient_norms(self) -> dict[str, np.ndarray]:
+    def gradient_norms(self) -> dict[str, NDArray[np.float64]]:
         """Name -> the norm of the unweighted loss's gradient, shape [steps]."""
         return self._by_name("gradient_norms")
 
     @property
-    def training_rates(self) -> dict[str, np.ndarray]:
+    def training_rates(self) -> dict[str, NDArray[np.float64]]:
         """Name -> the inverse training rate, shape [steps]; above 1 for a slow loss."""
         return self._by_name("training_rates")
 
@@ -193,6 +194,25 @@ class History:
             axes.set(ylim=(0, None))
         return axes
 
+    def plot_gradient_norms(self, axes: Axes | None = None) -> Axes:
+        """Draw the norms of the unweighted losses' gradients, on a logarithmic scale.
+
+        See ``plot_losses``. Without a balancer they have not been measured.
+        """
+        axes = self._plot("gradient_norms", axes)
+        axes.set(ylabel="gradient norm, unweighted", yscale="log")
+        return axes
+
+    def plot_training_rates(self, axes: Axes | None = None) -> Axes:
+        """Draw the inverse training rates over the steps; a loss above 1 is slower than the mean.
+
+        See ``plot_losses``. Without a balancer they have not been measured.
+        """
+        axes = self._plot("training_rates", axes)
+        axes.axhline(1.0, color="gray", linewidth=0.8, linestyle=":")
+        axes.set(ylabel="inverse training rate", ylim=(0, None))
+        return axes
+
     def _plot(self, quantity: str, axes: Any) -> Any:
         if axes is None:
             try:
@@ -209,7 +229,7 @@ class History:
             axes.legend()
         return axes
 
-    def _by_name(self, quantity: str) -> dict[str, np.ndarray]:
+    def _by_name(self, quantity: str) -> dict[str, NDArray[np.float64]]:
         return dict(zip(self.names, self.to_numpy()[quantity].T))
 
     def _read(self) -> None:

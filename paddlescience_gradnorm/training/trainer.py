@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Protocol, Union
@@ -285,11 +286,12 @@ class Trainer:
         """What a user should know of the run so far, in words; an empty list if all is well.
 
         The history's findings (``History.diagnose``) and the balancer's
-        (``LossBalancer.diagnose``).
+        (``LossBalancer.diagnose``), which knows only of updates since it was loaded.
         """
         found = self.history.diagnose()
-        if isinstance(self.balancer, LossBalancer) and len(self.history):
-            found += self.balancer.diagnose(falling=False)
+        if isinstance(self.balancer, LossBalancer):
+            with contextlib.suppress(RuntimeError):  # there has been no update
+                found += self.balancer.diagnose(falling=False)
         return found
 
     def _run(
