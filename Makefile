@@ -31,7 +31,8 @@ test-ppsci:
 	$(MAKE) VENV=.venv-ppsci .venv-ppsci/installed-ppsci-test
 	.venv-ppsci/bin/python -m pytest tests/test_ppsci.py tests/network/test_shared_layer.py \
 		tests/training/test_visualdl.py tests/examples/test_ppsci.py paddlescience_gradnorm/ppsci.py
-	.venv-ppsci/bin/python -m pytest tests/test_readme.py -k 'ppsci or migrating'
+	.venv-ppsci/bin/python -m pytest tests/test_readme.py tests/test_main.py \
+		-k 'ppsci or migrating or visualdl'
 
 # PEERS=path/to/python adds PyTorch and JAX from that environment: see benchmarks/README.md.
 bench: $(VENV)/installed-plot

@@ -20,8 +20,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-
 import paddlescience_gradnorm
 
 # What only one command needs is imported by that command.
@@ -49,7 +47,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code, 0 if all went well."""
-    options = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    options = _parser(argv).parse_args(argv)
     try:
         code: int = options.command(options)
     except KeyboardInterrupt:
@@ -244,6 +243,8 @@ def _plot_training(path: Path, history: History) -> None:
 
 def _plot_solution(path: Path, problem: Problem, net: Network) -> None:
     """A row for each quantity: network, solution, absolute error, over the two coordinates."""
+    import numpy as np
+
     (left, right), (bottom, top) = zip(problem.low, problem.high)
     # In the middles of cells: on the faces a solution may jump.
     middles = (np.arange(PIXELS) + 0.5) / PIXELS
@@ -290,81 +291,101 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
-    from paddlescience_gradnorm.balancing.algorithm import RULES
-    from paddlescience_gradnorm.runtime import add_options
-
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """All commands, but options only of the one in ``argv``: some take Paddle to be known."""
     parser = _Parser(
         prog=PROGRAM,
         description="GradNorm loss balancing for physics-informed neural networks.",
         epilog="COMMAND --help lists the options of a command.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, act: Callable[..., int], help: str, more: str = "") -> _Parser:
-        added: _Parser = commands.add_parser(name, help=help, description=f"{help}. {more}")
+    for name, act, add_options, help, more in (
+        ("problems", list_problems, None, "list the problems: names, equations, losses", ""),
+        (
+            "run",
+            run,
+            _add_run_options,
+            "train a network on a problem and say how good it is",
+            f" A tanh network with {HIDDEN_LAYERS} hidden layers of {WIDTH} is trained by Adam at "
+            f"a rate that falls from {LEARNING_RATE:g} to zero along a cosine. Ctrl-C ends the run "
+            "after the step; what came of it is written all the same.",
+        ),
+        (
+            "report",
+            report,
+            _add_report_options,
+            "make an HTML page of a finished run: settings, curves, figures, diagnosis, versions",
+            " The page is one file, which needs no network.",
+        ),
+        (
+            "doctor",
+            doctor,
+            _add_doctor_options,
+            "print versions, and settings and speed on this machine",
+            "",
+        ),
+    ):
+        added = commands.add_parser(name, help=help, description=f"{help}.{more}")
         added.set_defaults(command=act, parser=added)
-        return added
+        if add_options is not None and name in argv:
+            add_options(added)
+    return parser
 
-    command("problems", list_problems, "list the problems: names, equations, losses")
-    trained = command(
-        "run",
-        run,
-        "train a network on a problem and say how good it is",
-        f"A tanh network with {HIDDEN_LAYERS} hidden layers of {WIDTH} is trained by Adam at a "
-        f"rate that falls from {LEARNING_RATE:g} to zero along a cosine. Ctrl-C ends the run after "
-        "the step; what came of it is written all the same.",
-    )
-    trained.add_argument(
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    from paddlescience_gradnorm.balancing.algorithm import RULES
+
+    parser.add_argument(
         "problem", type=_problem, metavar="PROBLEM", help="see the command problems"
     )
-    trained.add_argument(
+    parser.add_argument(
         "--balance",
         choices=(*RULES, "equal"),
         default="pinn",
         help="GradNorm by the PINN rule or as published, or equal weights (default: pinn)",
     )
-    trained.add_argument(
+    parser.add_argument(
         "--alpha",
         type=_alpha,
         help=f"GradNorm's, at least 0 (default: the PINN rule's; {ALPHA:g} if published)",
     )
-    trained.add_argument("--steps", type=_at_least(1), default=5000, help="default: 5000")
-    trained.add_argument(
+    parser.add_argument("--steps", type=_at_least(1), default=5000, help="default: 5000")
+    parser.add_argument(
         "--points", type=_at_least(1), default=1000, help="in the interior (default: 1000)"
     )
-    trained.add_argument(
+    parser.add_argument(
         "--seed", type=_at_least(0), default=0, help="of points, noise and network (default: 0)"
     )
-    trained.add_argument(
+    parser.add_argument(
         "--output",
         type=Path,
         metavar="DIR",
         help="where files are written, in place of an earlier run's "
         "(default: outputs/PROBLEM_BALANCE)",
     )
-    trained.add_argument(
+    parser.add_argument(
         "--live", action="store_true", help="draw weights and losses while it runs, by rich"
     )
-    trained.add_argument(
+    parser.add_argument(
         "--visualdl",
         action="store_true",
         help="log the curves for VisualDL; the command that opens it is printed",
     )
-    reported = command(
-        "report",
-        report,
-        "make an HTML page of a finished run: settings, curves, figures, diagnosis, versions",
-        "The page is one file, which needs no network.",
-    )
-    reported.add_argument(
+
+
+def _add_report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "folder", type=Path, metavar="RUN_DIR", help="what run, or an example, has written"
     )
-    reported.add_argument(
+    parser.add_argument(
         "--output", type=Path, metavar="FILE", help="default: report.html in RUN_DIR"
     )
-    add_options(command("doctor", doctor, "print versions, and settings and speed on this machine"))
-    return parser
+
+
+def _add_doctor_options(parser: argparse.ArgumentParser) -> None:
+    from paddlescience_gradnorm.runtime import add_options
+
+    add_options(parser)
 
 
 def _problem(name: str) -> Problem:

@@ -30,6 +30,19 @@ def test_help_lists_the_commands(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("arguments", [["--help"], [], ["reports"]])
+def test_help_answers_without_paddle(arguments):
+    code = (
+        "import sys\n"
+        "from paddlescience_gradnorm.__main__ import main\n"
+        f"try: main({arguments})\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'paddle', 'numpy', 'sympy', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_problems_has_a_line_for_each(tmp_path):
     result = command_line("problems", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
