@@ -109,7 +109,7 @@ def conflict(folder: Path, steps: int) -> None:
     axes = figure.axes[2]
     axes.axhline(0, color="0.8", linewidth=1)
     axes.plot(at, cosines, color="0.3", linewidth=1)
-    axes.set(xlabel="step", ylabel="cosine of boundary and data", ylim=(-1.05, 1.05))
+    axes.set(xlabel="step", title="cosine of boundary and data", ylim=(-1.05, 1.05))
     save(folder / "curves_conflict.png", figure)
     train("sensors without a fault", sensors(0.0), steps, rule="pinn")
 
@@ -122,7 +122,7 @@ def rate(folder: Path, steps: int) -> None:
 
 def norms(folder: Path, steps: int) -> None:
     """How the published rule brings the gradient norms together, on two quantities to fit."""
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3), layout="constrained")
     for axis, alpha, balance in zip(axes, (None, 0.12), ("equal weights", "GradNorm")):
         history = two_tasks(alpha, steps)
         for name in TASKS:
@@ -136,7 +136,7 @@ def norms(folder: Path, steps: int) -> None:
 
 def targets(folder: Path, steps: int) -> None:
     """Where the PINN rule's weights rest, and how they get there."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.2), layout="constrained")
     ratios = np.logspace(-7, 5, 49)
     for rule, label in (
         (PinnRule(strength=1.0, lead=1.0), "equal norms: strength 1, lead 1"),
@@ -259,14 +259,14 @@ def smooth(values: np.ndarray, window: int = 50) -> np.ndarray:
 
 
 def draw(history: History, panels: int = 2) -> Any:
-    figure, axes = plt.subplots(1, panels, figsize=(4.6 * panels, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, panels, figsize=(3.6 * panels, 3), layout="constrained")
     history.plot_losses(axes[0])
     history.plot_weights(axes[1]).get_legend().remove()
     return figure
 
 
 def save(path: Path, figure: Any) -> None:
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=160)
     plt.close(figure)
     print(path.name)
 

@@ -24,7 +24,7 @@ def text_of(page):
 
 def anchors(page):
     """As they are made where the pages are read in a repository, and by mkdocs.yml's slugify."""
-    found = []
+    found = re.findall(r' id="([^"]+)"', text_of(page))
     for heading in HEADING.findall(text_of(page)):
         shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
         found.append(re.sub(r"[^\w\- ]", "", shown.lower()).strip().replace(" ", "-"))
