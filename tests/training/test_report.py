@@ -99,6 +99,8 @@ def test_nothing_of_the_users_becomes_part_of_the_page(run):
     page = Page(write_report(run))
     assert not {"script", "b>", "iframe"} & set(page.tags)
     assert page.tags.count("b") == page.tags.count("img")  # of the captions alone
+    colors = [a["style"] for tag, a in zip(page.tags, page.attributes) if tag == "i"]
+    assert colors == ["background: #1f77b4", "background: #ff7f0e"]  # of the curves, by name
     assert not any(name.startswith("on") for a in page.attributes for name in a)
     text = (run / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r"(?:https?:)?//\w", re.sub(r"base64,[^\"]*", "", text))
