@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from paddlescience_gradnorm.training.checkpoint_file import PathLike
 from paddlescience_gradnorm.training.history import QUANTITIES, History
 
@@ -190,7 +192,7 @@ def _curves(history: History) -> Iterable[str]:
         ) from error
     numbers, names = history.to_numpy(), history.names
     for quantity, (heading, reading) in _CURVES.items():
-        if all(map(math.isnan, numbers[quantity].ravel())):
+        if quantity != "losses" and np.isnan(numbers[quantity]).all():
             continue  # without a balancer there are no norms and rates
         figure = Figure(figsize=(5, 3.2), layout="constrained")
         axes = getattr(history, f"plot_{quantity}")(figure.subplots())

@@ -125,6 +125,16 @@ def test_without_findings_of_the_run_those_of_the_history_are_shown(tmp_path):
     assert found and html.escape(found[0]) in write_report(tmp_path).read_text(encoding="utf-8")
 
 
+def test_a_run_of_bad_numbers_has_a_page_too(tmp_path):
+    history = History()
+    for loss in (1.0, float("inf"), float("nan")):
+        row = paddle.to_tensor([loss, float("nan")])
+        history.record(NAMES, row, row, row, row)
+    history.save(tmp_path / "history.npz")
+    page = Page(write_report(tmp_path))
+    assert len(page.images) == 4 and page.tags.count("i") == 2
+
+
 def change_history(folder, **changed):
     with np.load(folder / "history.npz") as arrays:
         arrays = {**arrays, **changed}
