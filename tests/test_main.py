@@ -224,7 +224,7 @@ def test_run_draws_a_live_view_when_asked(tmp_path):
     bar, header, *rows = result.stderr.splitlines()[-len(names) - 2 :]
     assert re.search(r"20/20 \d+ steps/s", bar) and header.startswith("loss")
     assert [row.split()[0] for row in rows] == names
-    assert all("━" in row for row in rows)
+    assert all("█" in row for row in rows)
 
 
 def test_run_logs_for_visualdl_when_asked(tmp_path):

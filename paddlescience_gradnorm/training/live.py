@@ -109,7 +109,7 @@ class LiveView(paddle.callbacks.Callback):
 
 def _table(last: dict[str, dict[str, float]]) -> RenderableType:
     """A line for each loss: its name, value, weight, and the weight's bar."""
-    from rich.progress_bar import ProgressBar
+    from rich.bar import Bar
     from rich.table import Table
     from rich.text import Text
 
@@ -127,6 +127,6 @@ def _table(last: dict[str, dict[str, float]]) -> RenderableType:
             Text(name),  # in which brackets are no markup
             f"{loss:.2e}",
             f"{weight:.3g}" if known else "",
-            ProgressBar(largest, weight, width=_WIDTH) if known else "",
+            Bar(largest, 0, weight, width=_WIDTH, color="cyan") if known else "",
         )
     return table

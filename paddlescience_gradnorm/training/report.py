@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from paddlescience_gradnorm.training.checkpoint_file import PathLike
 from paddlescience_gradnorm.training.history import QUANTITIES, History
 
@@ -149,7 +151,7 @@ def _page(
         style=_STYLE,
         equation=f"<p>{_escaped(metrics['equation'])}</p>" if "equation" in metrics else "",
         results="".join(
-            f"<div><dt>{_escaped(key)}</dt><dd>{_escaped(value)}</dd></div>"
+            f"<div><dt>{_escaped(key.replace('_', ' '))}</dt><dd>{_escaped(value)}</dd></div>"
             for key, value in results.items()
         ),
         sections="\n".join(sections),
@@ -182,6 +184,7 @@ def _losses(history: History) -> str:
 
 def _curves(history: History) -> Iterable[str]:
     try:
+        from matplotlib.colors import to_hex
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
@@ -189,20 +192,26 @@ def _curves(history: History) -> Iterable[str]:
         ) from error
     numbers, names = history.to_numpy(), history.names
     for quantity, (heading, reading) in _CURVES.items():
-        if all(map(math.isnan, numbers[quantity].ravel())):
+        if quantity != "losses" and np.isnan(numbers[quantity]).all():
             continue  # without a balancer there are no norms and rates
         figure = Figure(figsize=(5, 3.2), layout="constrained")
         axes = getattr(history, f"plot_{quantity}")(figure.subplots())
         axes.grid(alpha=0.25)
-        legend = axes.legend(
-            loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncol=min(4, len(names)), frameon=False
-        )
-        for text in legend.get_texts():
-            text.set_parse_math(False)  # a $ in a name is no formula
+        axes.get_legend().remove()
+        if quantity == "losses":  # one key for all, which is as long as the names are
+            yield _key(names, [to_hex(line.get_color()) for line in axes.lines])
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=200)
         alt = f"{heading} of {', '.join(names)} over {len(history)} steps"
         yield _figure(heading, image.getvalue(), alt, reading)
+
+
+def _key(names: Sequence[str], colors: Sequence[str]) -> str:
+    items = (
+        f'<li><i style="background: {color}"></i>{_escaped(name)}</li>'
+        for name, color in zip(names, colors)
+    )
+    return f'<ul class="key">{"".join(items)}</ul>\n'
 
 
 def _figure(heading: str, png: bytes, alt: str, reading: str = "", scrolls: bool = False) -> str:
@@ -314,6 +323,10 @@ header p { margin: .25rem 0; }
 .curves { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 .tables { grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
 .grid > * { min-width: 0; }
+.key { grid-column: 1 / -1; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; }
+.key { margin: 0; padding: 0; list-style: none; }
+.key i { display: inline-block; width: 1.25rem; height: .25rem; margin-right: .5rem; }
+.key i { vertical-align: middle; border-radius: .125rem; }
 figure { margin: 0 0 1rem; padding: .75rem; }
 .grid figure { margin: 0; }
 figcaption { margin-bottom: .5rem; color: var(--faint); font-size: .875rem; }

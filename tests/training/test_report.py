@@ -99,6 +99,8 @@ def test_nothing_of_the_users_becomes_part_of_the_page(run):
     page = Page(write_report(run))
     assert not {"script", "b>", "iframe"} & set(page.tags)
     assert page.tags.count("b") == page.tags.count("img")  # of the captions alone
+    colors = [a["style"] for tag, a in zip(page.tags, page.attributes) if tag == "i"]
+    assert colors == ["background: #1f77b4", "background: #ff7f0e"]  # of the curves, by name
     assert not any(name.startswith("on") for a in page.attributes for name in a)
     text = (run / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r"(?:https?:)?//\w", re.sub(r"base64,[^\"]*", "", text))
@@ -121,6 +123,16 @@ def test_without_findings_of_the_run_those_of_the_history_are_shown(tmp_path):
     history.save(tmp_path / "history.npz")
     found = history.diagnose()
     assert found and html.escape(found[0]) in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_a_run_of_bad_numbers_has_a_page_too(tmp_path):
+    history = History()
+    for loss in (1.0, float("inf"), float("nan")):
+        row = paddle.to_tensor([loss, float("nan")])
+        history.record(NAMES, row, row, row, row)
+    history.save(tmp_path / "history.npz")
+    page = Page(write_report(tmp_path))
+    assert len(page.images) == 4 and page.tags.count("i") == 2
 
 
 def change_history(folder, **changed):
