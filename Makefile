@@ -4,9 +4,11 @@ PYTHON ?= python3
 PADDLE ?=
 VENV := .venv$(if $(PADDLE),-$(PADDLE))
 RUN := $(VENV)/bin/python
+# Of Paddle, among the extras that are installed.
+DISTRIBUTION := cpu,
 REQUIREMENTS := $(if $(PADDLE),paddlepaddle==$(PADDLE) $(if $(filter 2.%,$(PADDLE)),'numpy<2' setuptools))
 
-.PHONY: demo rotograd-toy kovasznay test test-all test-ppsci lint bench clean
+.PHONY: demo rotograd-toy kovasznay test test-all test-ppsci lint docs bench clean
 
 demo: $(VENV)/installed-plot
 	$(RUN) examples/pinn_laplace/pinn_laplace.py
@@ -28,8 +30,9 @@ test-all: $(VENV)/installed-test
 test-ppsci:
 	$(MAKE) VENV=.venv-ppsci .venv-ppsci/installed-ppsci-test
 	.venv-ppsci/bin/python -m pytest tests/test_ppsci.py tests/network/test_shared_layer.py \
-		tests/examples/test_ppsci.py paddlescience_gradnorm/ppsci.py
-	.venv-ppsci/bin/python -m pytest tests/test_readme.py -k ppsci
+		tests/training/test_visualdl.py tests/examples/test_ppsci.py paddlescience_gradnorm/ppsci.py
+	.venv-ppsci/bin/python -m pytest tests/test_readme.py tests/test_main.py \
+		-k 'ppsci or migrating or visualdl'
 
 # PEERS=path/to/python adds PyTorch and JAX from that environment: see benchmarks/README.md.
 bench: $(VENV)/installed-plot
@@ -39,11 +42,17 @@ lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m mypy --config-file tests/typing/mypy.ini tests/typing/user_program.py
+
+# The site, in site/index.html; warnings are errors. In an environment of its own, without Paddle.
+docs:
+	$(MAKE) VENV=.venv-docs DISTRIBUTION= .venv-docs/installed-docs
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 $(VENV)/installed-%: setup.py pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[cpu,$*]' $(REQUIREMENTS)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[$(DISTRIBUTION)$*]' $(REQUIREMENTS)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-* outputs
+	rm -rf .venv .venv-* outputs site

@@ -8,9 +8,17 @@ version = next(
     for line in (root / "paddlescience_gradnorm/__init__.py").read_text().splitlines()
     if line.startswith("__version__")
 )
-plot = ["matplotlib>=3.5"]
-test = [*plot, "pytest>=7", "hypothesis>=6.80", "build>=1.0"]
+plot = ["matplotlib>=3.6", "rich>=12"]
+visualdl = ["visualdl>=2.5"]
+notebook = ["nbclient>=0.6", "nbformat>=5", "ipykernel>=6"]
+test = [*plot, *notebook, "pytest>=7", "hypothesis>=6.80", "build>=1.0"]
 ppsci = ["paddlesci>=1.4,<1.5"]
+docs = [
+    "mkdocs-material>=9.5",
+    "mkdocs-static-i18n>=1.2",
+    "mkdocstrings[python]>=0.26",
+    "ruff>=0.6,<1",  # formats the signatures
+]
 dev = [*test, "ruff>=0.6,<1", "mypy>=1.11,<3"]
 
 setup(
@@ -41,10 +49,12 @@ setup(
         # The newest paddlepaddle-gpu on PyPI is 2.6.2, which was built for numpy 1.
         "gpu": ["paddlepaddle-gpu>=2.6.2", "numpy<2"],
         "plot": plot,
+        "visualdl": visualdl,
         "test": test,
         "dev": dev,
+        "docs": docs,  # without Paddle: the docstrings are read, not imported
         # PaddleScience, which asks for numpy 1, and what its Solver can log to.
         "ppsci": ppsci,
-        "ppsci-test": [*test, *ppsci, "tensorboardX>=2.6", "visualdl>=2.5", "wandb>=0.16"],
+        "ppsci-test": [*test, *ppsci, *visualdl, "tensorboardX>=2.6", "wandb>=0.16"],
     },
 )

@@ -3,30 +3,18 @@
 # Before Paddle: its 2.6 carries a zlib of its own, and Python's zlib crashes if it is
 # loaded only afterwards (PaddlePaddle/Paddle issue 70538).
 import zlib as _zlib  # noqa: F401
+from importlib import import_module as _import_module
+from importlib.util import find_spec as _find_spec
+from typing import TYPE_CHECKING
 
-try:
-    import paddle as _paddle  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != "paddle":
-        raise
+if _find_spec("paddle") is None:
     raise ImportError(
         "paddlescience_gradnorm needs PaddlePaddle, which is not installed. Install "
         "one of its two distributions through an extra: "
         "pip install 'paddlescience_gradnorm[cpu]', or [gpu] on a machine with CUDA."
-    ) from error
+    )
 
-from paddlescience_gradnorm.balancing import LossBalancer
-from paddlescience_gradnorm.network import (
-    FCNet,
-    GradNorm,
-    NetworkBase,
-    RotateOnly,
-    RotoGrad,
-    RotoGradNorm,
-    cached,
-)
-
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 __all__ = [
     "FCNet",
     "GradNorm",
@@ -38,3 +26,30 @@ __all__ = [
     "__version__",
     "cached",
 ]
+
+# Imported as they are asked for: `python -m paddlescience_gradnorm --help` answers without Paddle,
+# which takes seconds to load.
+if TYPE_CHECKING:
+    from paddlescience_gradnorm.balancing import LossBalancer
+    from paddlescience_gradnorm.network import (
+        FCNet,
+        GradNorm,
+        NetworkBase,
+        RotateOnly,
+        RotoGrad,
+        RotoGradNorm,
+        cached,
+    )
+else:  # a type checker would take every name for one that is there
+
+    def __getattr__(name):
+        if name in ("balancing", "network"):
+            return _import_module(f"{__name__}.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = "balancing" if name == "LossBalancer" else "network"
+        globals()[name] = value = getattr(_import_module(f"{__name__}.{module}"), name)
+        return value
+
+    def __dir__():
+        return [*globals(), *__all__]

@@ -1,7 +1,8 @@
 """The command line: ``python -m paddlescience_gradnorm --help``.
 
 ``problems`` lists what there is to train on, ``run`` trains on one of them and writes what came
-of it, ``doctor`` prints versions, settings and speed of this installation.
+of it, ``report`` makes a page of that, ``doctor`` prints versions, settings and speed of this
+installation.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import json
 import math
 import platform
+import shlex
 import sys
 import tempfile
 import time
@@ -22,11 +24,16 @@ import paddlescience_gradnorm
 
 # What only one command needs is imported by that command.
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from paddlescience_gradnorm.pde.problems import Problem
+    from paddlescience_gradnorm.pde.residual import Network
     from paddlescience_gradnorm.training import History, Trainer
 
+PROGRAM = "python -m paddlescience_gradnorm"
 HIDDEN_LAYERS, WIDTH = 4, 50
 LEARNING_RATE = 2e-3  # at first; it falls to zero along a cosine
+PIXELS = 100  # of a figure's side
 ALPHA = 1.0  # of the published rule, which has no default of its own
 DISTRIBUTIONS = ("numpy", "scipy", "sympy", "matplotlib", "paddlesci")
 
@@ -40,7 +47,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code, 0 if all went well."""
-    options = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    options = _parser(argv).parse_args(argv)
     try:
         code: int = options.command(options)
     except KeyboardInterrupt:
@@ -81,7 +89,8 @@ def run(options: argparse.Namespace) -> int:
             f"argument --output: cannot write to {str(output)!r} ({error.strerror}); choose "
             "another folder"
         )
-    trainer, metrics, code = _train(options)
+    callbacks = _callbacks(options, output)
+    net, trainer, metrics, code = _train(options, callbacks)
     metrics["settings"]["output"] = str(output)
     _print_metrics(options.problem, metrics)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
@@ -89,12 +98,26 @@ def run(options: argparse.Namespace) -> int:
     written = ["metrics.json", "history.npz"]
     try:
         _plot_training(output / "training.png", trainer.history)
+        _plot_solution(output / "solution.png", options.problem, net)
     except ImportError as error:
-        print(f"no figure: {error}")
+        print(f"no figures: {error}")
     else:
-        written.append("training.png")
+        written += ["training.png", "solution.png"]
     print(f"{', '.join(written)} in {output}")
+    print(f"as a page: {PROGRAM} report {shlex.quote(str(output))}")
     return code
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write the page of a finished run and say where it is."""
+    from paddlescience_gradnorm.training import write_report
+
+    try:
+        page = write_report(options.folder, options.output)
+    except (ValueError, ImportError, OSError) as error:
+        options.parser.error(str(error))
+    print(f"{page}: open it in a browser; it needs no network")
+    return 0
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -108,15 +131,32 @@ def doctor(options: argparse.Namespace) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace) -> tuple[Trainer, dict[str, Any], int]:
-    """The finished run, what is to be known of it, and the exit code that it asks for."""
+def _callbacks(options: argparse.Namespace, output: Path) -> list[Any]:
+    """The views of the running training that were asked for."""
+    from paddlescience_gradnorm.training import LiveView, ProgressBar, VisualDL
+
+    try:
+        views: list[Any] = [LiveView() if options.live else ProgressBar()]
+        if options.visualdl:
+            views.append(VisualDL(output / "visualdl"))
+            print(f"curves: visualdl --logdir {shlex.quote(str(output))}")
+    except ImportError as error:
+        options.parser.error(str(error))
+    return views
+
+
+def _train(
+    options: argparse.Namespace, callbacks: Sequence[Any]
+) -> tuple[Any, Trainer, dict[str, Any], int]:
+    """Network, finished run, what is to be known of it, and the exit code that it asks for."""
+    from paddlescience_gradnorm.machine import find_machine
     from paddlescience_gradnorm.runtime import tune_cpu
 
     print(tune_cpu(), end="\n\n")
     import paddle
 
     from paddlescience_gradnorm import FCNet, GradNorm
-    from paddlescience_gradnorm.training import ProgressBar, StopOnSignals, Trainer
+    from paddlescience_gradnorm.training import StopOnSignals, Trainer
 
     problem = options.problem
     print(f"{problem.name}: {problem.equation}", flush=True)
@@ -136,7 +176,7 @@ def _train(options: argparse.Namespace) -> tuple[Trainer, dict[str, Any], int]:
     adam = paddle.optimizer.Adam(schedule, parameters=parameters)
     start = time.perf_counter()
     with StopOnSignals() as stop:
-        trainer = Trainer(net, training.losses, adam, callbacks=[ProgressBar(), stop])
+        trainer = Trainer(net, training.losses, adam, callbacks=[*callbacks, stop])
         trainer.fit(epochs=options.steps)
     seconds = time.perf_counter() - start
     if stop.received:
@@ -144,6 +184,7 @@ def _train(options: argparse.Namespace) -> tuple[Trainer, dict[str, Any], int]:
     last = trainer.history.last()
     settings = {name: getattr(options, name) for name in ("balance", "steps", "points", "seed")}
     metrics = {
+        "equation": problem.equation,
         "errors": problem.relative_errors(net),
         "coefficients": training.coefficients(),
         "coefficient_errors": training.coefficient_errors(),
@@ -161,8 +202,9 @@ def _train(options: argparse.Namespace) -> tuple[Trainer, dict[str, Any], int]:
             "learning_rate": LEARNING_RATE,
         },
         "versions": _versions(),
+        "machine": str(find_machine()),
     }
-    return trainer, metrics, stop.exit_code
+    return net, trainer, metrics, stop.exit_code
 
 
 def _print_metrics(problem: Problem, metrics: dict[str, Any]) -> None:
@@ -179,22 +221,57 @@ def _print_metrics(problem: Problem, metrics: dict[str, Any]) -> None:
     print(f"{metrics['steps']} steps, {metrics['seconds']:.0f} s")
 
 
-def _plot_training(path: Path, history: History) -> None:
-    """Losses above weights; ``ImportError`` without matplotlib."""
+def _figure(width: float, height: float) -> Figure:
+    """Of that size in inches; ``ImportError`` without matplotlib."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
             "matplotlib is not installed; pip install 'paddlescience_gradnorm[plot]'"
         ) from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    return Figure(figsize=(width, height), layout="constrained")
 
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
+
+def _plot_training(path: Path, history: History) -> None:
+    """Losses above weights."""
+    figure = _figure(8, 6)
+    top, bottom = figure.subplots(2, 1, sharex=True)
     history.plot_losses(top).set(xlabel="")
     history.plot_weights(bottom)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
+
+
+def _plot_solution(path: Path, problem: Problem, net: Network) -> None:
+    """A row for each quantity: network, solution, absolute error, over the two coordinates."""
+    import numpy as np
+
+    (left, right), (bottom, top) = zip(problem.low, problem.high)
+    # In the middles of cells: on the faces a solution may jump.
+    middles = (np.arange(PIXELS) + 0.5) / PIXELS
+    grid = np.meshgrid(left + (right - left) * middles, bottom + (top - bottom) * middles)
+    points = np.stack(grid, axis=-1).reshape(-1, 2)
+    found, truth = problem.evaluate(net, points), problem.solution(points)
+    figure = _figure(12, 3.6 * len(problem.quantities))
+    axes = figure.subplots(len(problem.quantities), 3, squeeze=False)
+    for k, name in enumerate(problem.quantities):
+        limits = {"vmin": truth[:, k].min(), "vmax": truth[:, k].max()}
+        for axis, title, values, style in zip(
+            axes[k],
+            (f"{name}, network", f"{name}, solution", f"{name}, absolute error"),
+            (found[:, k], truth[:, k], np.abs(found - truth)[:, k]),
+            (limits, limits, {"cmap": "magma"}),
+        ):
+            image = axis.imshow(
+                values.reshape(PIXELS, PIXELS),
+                origin="lower",
+                extent=(left, right, bottom, top),
+                aspect="auto",
+                **style,
+            )
+            x, y = map(str, problem.coordinates)
+            axis.set(title=title, xlabel=x, ylabel=y)
+            figure.colorbar(image, ax=axis)
+    figure.savefig(path, dpi=120)
 
 
 def _versions() -> dict[str, str | None]:
@@ -214,61 +291,101 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
-    from paddlescience_gradnorm.balancing.algorithm import RULES
-    from paddlescience_gradnorm.runtime import add_options
-
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """All commands, but options only of the one in ``argv``: some take Paddle to be known."""
     parser = _Parser(
-        prog="python -m paddlescience_gradnorm",
+        prog=PROGRAM,
         description="GradNorm loss balancing for physics-informed neural networks.",
         epilog="COMMAND --help lists the options of a command.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, act: Callable[..., int], help: str, more: str = "") -> _Parser:
-        added: _Parser = commands.add_parser(name, help=help, description=f"{help}. {more}")
+    for name, act, add_options, help, more in (
+        ("problems", list_problems, None, "list the problems: names, equations, losses", ""),
+        (
+            "run",
+            run,
+            _add_run_options,
+            "train a network on a problem and say how good it is",
+            f" A tanh network with {HIDDEN_LAYERS} hidden layers of {WIDTH} is trained by Adam at "
+            f"a rate that falls from {LEARNING_RATE:g} to zero along a cosine. Ctrl-C ends the run "
+            "after the step; what came of it is written all the same.",
+        ),
+        (
+            "report",
+            report,
+            _add_report_options,
+            "make an HTML page of a finished run: settings, curves, figures, diagnosis, versions",
+            " The page is one file, which needs no network.",
+        ),
+        (
+            "doctor",
+            doctor,
+            _add_doctor_options,
+            "print versions, and settings and speed on this machine",
+            "",
+        ),
+    ):
+        added = commands.add_parser(name, help=help, description=f"{help}.{more}")
         added.set_defaults(command=act, parser=added)
-        return added
+        if add_options is not None and name in argv:
+            add_options(added)
+    return parser
 
-    command("problems", list_problems, "list the problems: names, equations, losses")
-    trained = command(
-        "run",
-        run,
-        "train a network on a problem and say how good it is",
-        f"A tanh network with {HIDDEN_LAYERS} hidden layers of {WIDTH} is trained by Adam at a "
-        f"rate that falls from {LEARNING_RATE:g} to zero along a cosine. Ctrl-C ends the run after "
-        "the step; what came of it is written all the same.",
-    )
-    trained.add_argument(
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    from paddlescience_gradnorm.balancing.algorithm import RULES
+
+    parser.add_argument(
         "problem", type=_problem, metavar="PROBLEM", help="see the command problems"
     )
-    trained.add_argument(
+    parser.add_argument(
         "--balance",
         choices=(*RULES, "equal"),
         default="pinn",
         help="GradNorm by the PINN rule or as published, or equal weights (default: pinn)",
     )
-    trained.add_argument(
+    parser.add_argument(
         "--alpha",
         type=_alpha,
         help=f"GradNorm's, at least 0 (default: the PINN rule's; {ALPHA:g} if published)",
     )
-    trained.add_argument("--steps", type=_at_least(1), default=5000, help="default: 5000")
-    trained.add_argument(
+    parser.add_argument("--steps", type=_at_least(1), default=5000, help="default: 5000")
+    parser.add_argument(
         "--points", type=_at_least(1), default=1000, help="in the interior (default: 1000)"
     )
-    trained.add_argument(
+    parser.add_argument(
         "--seed", type=_at_least(0), default=0, help="of points, noise and network (default: 0)"
     )
-    trained.add_argument(
+    parser.add_argument(
         "--output",
         type=Path,
         metavar="DIR",
         help="where files are written, in place of an earlier run's "
         "(default: outputs/PROBLEM_BALANCE)",
     )
-    add_options(command("doctor", doctor, "print versions, and settings and speed on this machine"))
-    return parser
+    parser.add_argument(
+        "--live", action="store_true", help="draw weights and losses while it runs, by rich"
+    )
+    parser.add_argument(
+        "--visualdl",
+        action="store_true",
+        help="log the curves for VisualDL; the command that opens it is printed",
+    )
+
+
+def _add_report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", type=Path, metavar="RUN_DIR", help="what run, or an example, has written"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: report.html in RUN_DIR"
+    )
+
+
+def _add_doctor_options(parser: argparse.ArgumentParser) -> None:
+    from paddlescience_gradnorm.runtime import add_options
+
+    add_options(parser)
 
 
 def _problem(name: str) -> Problem:

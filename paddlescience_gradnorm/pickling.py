@@ -25,7 +25,7 @@ class PicklableLayer(paddle.nn.Layer):
         return {}
 
     def note(self, noted: dict[str, Any]) -> None:
-        """Go on from what :meth:`noted` of an equal layer has given; types and lengths agree."""
+        """Go on from what ``noted`` of an equal layer has given; types and lengths agree."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PicklableLayer:
         # Without this, deepcopy would take the way of pickle below, which keeps the

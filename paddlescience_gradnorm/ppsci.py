@@ -43,13 +43,13 @@ class GradNormAggregator(LossAggregator):
     optimizer. On several ranks they are those of one rank with all points.
 
     Args:
-        model: The Solver's model. If it is a :class:`GradNorm`, its own weights are used, and
+        model: The Solver's model. If it is a ``GradNorm``, its own weights are used, and
             the arguments below are its business.
         num_losses: Number of losses T, at least 2. The Solver has one loss for each name of an
             output, and adds up those of the same name in different constraints.
-        alpha: As of :class:`LossBalancer`: with it the paper's rule, without it the PINN's.
-        shared: The shared parameters, as for :class:`GradNorm`.
-        options: Those of :class:`LossBalancer`: ``lr``, ``warmup_steps``, ``weight_attr``,
+        alpha: As of ``LossBalancer``: with it the paper's rule, without it the PINN's.
+        shared: The shared parameters, as for ``GradNorm``.
+        **options: Those of ``LossBalancer``: ``lr``, ``warmup_steps``, ``weight_attr``,
             ``update_every``, ``floor``, ``rule``, ``residuals``. With ``lr=None``, by the paper's
             rule, the Solver's optimizer steps the weights: build it as
             ``ppsci.optimizer.Adam(1e-3)((model, aggregator.balancer))``.
@@ -58,7 +58,7 @@ class GradNormAggregator(LossAggregator):
         TypeError: An argument is of the wrong type, or missing.
         ValueError: An argument is out of range, or there is no shared layer to be found.
 
-    Example:
+    Examples:
         >>> import paddle, ppsci
         >>> model = ppsci.arch.MLP(("x", "y"), ("u",), num_layers=2, hidden_size=8)
         >>> aggregator = GradNormAggregator(model, num_losses=2, alpha=0.12)
@@ -183,7 +183,7 @@ class GradNormAggregator(LossAggregator):
         return self.balancer.state_dict()
 
     def set_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load what :meth:`state_dict` gave."""
+        """Load what ``state_dict`` gave."""
         return self.balancer.set_state_dict(state_dict)
 
 

@@ -62,7 +62,7 @@ class Setting(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What :func:`tune_cpu` did; prints as one line for each setting."""
+    """What ``tune_cpu`` did; prints as one line for each setting."""
 
     kernels: Setting
     memory: Setting
@@ -105,7 +105,7 @@ def tune_cpu(threads: int | None = None, build: bool = False) -> Report:
         ValueError: ``threads`` is below 1.
         RuntimeError: The operators cannot be built.
 
-    Example:
+    Examples:
         >>> print(tune_cpu())  # doctest: +SKIP
         kernels   done      MKL_DEBUG_CPU_TYPE=5: Intel MKL uses AVX2 on this AMD processor
         memory    done      mallopt: freed memory stays in the process
@@ -345,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of :func:`report`."""
+    """Options of ``report``."""
     parser.add_argument("--repetitions", type=int, default=3, help="fresh processes of each kind")
     parser.add_argument("--points", type=int, nargs="+", default=_POINTS)
     parser.add_argument("--seconds", type=float, default=0.7, help="for each size and process")

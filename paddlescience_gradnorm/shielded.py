@@ -58,7 +58,7 @@ class ShieldedLayer(PicklableLayer):
     precision cannot resolve a step of theirs. Its 64-bit integers are counts: never converted,
     and kept on the host, so that reading one waits for nothing.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> layer = ShieldedLayer()
         >>> layer.register_buffer("count", paddle.zeros([], "int64"))

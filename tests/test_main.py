@@ -1,3 +1,4 @@
+import html
 import json
 import re
 import signal
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 import paddlescience_gradnorm
-from paddlescience_gradnorm.__main__ import main
+from paddlescience_gradnorm.__main__ import PROGRAM, main
 from paddlescience_gradnorm.pde.problems import PROBLEMS, problem
 from paddlescience_gradnorm.training import History
 
@@ -24,7 +25,22 @@ def command_line(*arguments, cwd):
 def test_help_lists_the_commands(tmp_path):
     result = command_line("--help", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert re.findall(r"^ {4}(\w+) ", result.stdout, re.MULTILINE) == ["problems", "run", "doctor"]
+    assert re.findall(r"^ {4}(\w+) ", result.stdout, re.MULTILINE) == [
+        *("problems", "run", "report", "doctor"),
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["reports"]])
+def test_help_answers_without_paddle(arguments):
+    code = (
+        "import sys\n"
+        "from paddlescience_gradnorm.__main__ import main\n"
+        f"try: main({arguments})\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'paddle', 'numpy', 'sympy', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_problems_has_a_line_for_each(tmp_path):
@@ -48,9 +64,9 @@ def test_run_writes_what_it_prints(tmp_path, name, balance, alpha):
     result = command_line(*arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     output = tmp_path / "outputs" / f"{name}_{balance}"
-    assert f"metrics.json, history.npz, training.png in {output.relative_to(tmp_path)}" in (
-        result.stdout
-    )
+    shown = output.relative_to(tmp_path)
+    files = "metrics.json, history.npz, training.png, solution.png"
+    assert f"{files} in {shown}\nas a page: {PROGRAM} report {shown}\n" in result.stdout
 
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["steps"] == 20 and "20/20" in result.stderr  # of the progress bar
@@ -79,8 +95,18 @@ def test_run_writes_what_it_prints(tmp_path, name, balance, alpha):
         assert sum(weights) == pytest.approx(len(weights), abs=1e-5)
     assert (weights == [1] * len(weights)) == (balance == "equal")
 
-    pixels = np.asarray(Image.open(output / "training.png").convert("L"))
-    assert pixels.shape[0] > 300 and pixels.std() > 10  # not an empty sheet
+    for figure in ("training", "solution"):
+        pixels = np.asarray(Image.open(output / f"{figure}.png").convert("L"))
+        assert pixels.shape[0] > 300 and pixels.std() > 10  # not an empty sheet
+
+    result = command_line("report", str(shown), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"{shown / 'report.html'}: open it in a browser")
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert f"<h1>{name}</h1>" in page and html.escape(problem(name).equation) in page
+    assert f"{next(iter(metrics['errors'].values())):.4g}" in page
+    assert html.escape(metrics["machine"]) in page
+    assert page.count("<img") == (3 if balance == "equal" else 5)
 
 
 def test_a_run_learns_and_the_seed_decides_it(tmp_path, capsys):
@@ -131,7 +157,7 @@ def test_without_matplotlib_there_is_no_figure_and_a_line_that_says_why(tmp_path
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr
-    missing = "no figure: matplotlib is not installed; pip install 'paddlescience_gradnorm[plot]'"
+    missing = "no figures: matplotlib is not installed; pip install 'paddlescience_gradnorm[plot]'"
     assert missing in result.stdout.splitlines()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.npz", "metrics.json"]
 
@@ -153,7 +179,10 @@ def test_doctor_prints_versions_settings_and_speed(tmp_path):
     "arguments, message",
     [
         ([], "required: COMMAND"),
-        (["report"], "invalid choice: 'report'"),
+        (["reports"], "invalid choice: 'reports'"),
+        (["report"], "required: RUN_DIR"),
+        (["report", "nowhere"], "'nowhere' does not exist; give the folder that a run has written"),
+        (["report", "tests"], "'tests' has no history.npz, so no finished run; give the folder"),
         (["run"], "required: PROBLEM"),
         (["run", "nope"], "PROBLEM: name must be one of laplace, .*, got 'nope'"),
         (["run", "heat", "--balance", "magic"], "--balance: invalid choice: 'magic'"),
@@ -177,6 +206,49 @@ def test_mistakes_are_named_in_one_line(capsys, arguments, message):
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert re.search(message, said) and said.count("\n") == 1 and said.endswith("--help\n")
+
+
+def test_a_report_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    assert main(["run", "laplace", *TINY, "--output", str(tmp_path)]) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", str(tmp_path), "--output", str(tmp_path / "none" / "page.html")])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1 and "No such file" in said
+
+
+def test_run_draws_a_live_view_when_asked(tmp_path):
+    result = command_line("run", "heat", *TINY, "--live", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    names = [condition.name for condition in problem("heat").conditions]
+    bar, header, *rows = result.stderr.splitlines()[-len(names) - 2 :]
+    assert re.search(r"20/20 \d+ steps/s", bar) and header.startswith("loss")
+    assert [row.split()[0] for row in rows] == names
+    assert all("█" in row for row in rows)
+
+
+def test_run_logs_for_visualdl_when_asked(tmp_path):
+    pytest.importorskip("visualdl", reason="needs visualdl: pip install -e '.[visualdl]'")
+    result = command_line("run", "heat", *TINY, "--visualdl", "--output", "a run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "curves: visualdl --logdir 'a run'\n" in result.stdout
+    assert len(list((tmp_path / "a run" / "visualdl").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "option, module, extra",
+    [("--live", "rich.console", "plot"), ("--visualdl", "visualdl", "visualdl")],
+)
+def test_a_view_that_is_not_installed_is_named(
+    tmp_path, capsys, monkeypatch, option, module, extra
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "laplace", *TINY, option, "--output", str(tmp_path)])
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2 and captured.err.count("\n") == 1
+    assert f"pip install 'paddlescience_gradnorm[{extra}]'" in captured.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_mistake_has_no_traceback(tmp_path):

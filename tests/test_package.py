@@ -35,17 +35,39 @@ def test_public_names_are_there():
         assert getattr(paddlescience_gradnorm, name) is getattr(network, name)
 
 
+def test_names_are_imported_as_they_are_asked_for():
+    code = (
+        "import sys, paddlescience_gradnorm as package\n"
+        "assert 'paddle' not in sys.modules\n"
+        "assert set(package.__all__) <= set(dir(package))\n"
+        "from paddlescience_gradnorm import *\n"
+        "assert GradNorm is package.GradNorm is package.network.GradNorm\n"
+        "assert LossBalancer is package.balancing.LossBalancer and 'paddle' in sys.modules"
+    )
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_name_that_is_not_there_is_no_attribute():
+    with pytest.raises(AttributeError, match=r"'paddlescience_gradnorm' has no attribute 'Grad'"):
+        _ = paddlescience_gradnorm.Grad
+    with pytest.raises(ImportError, match="cannot import name 'Grad'"):
+        from paddlescience_gradnorm import Grad  # noqa: F401
+
+
 @pytest.mark.parametrize("module", ["matplotlib", "ppsci", "scipy", "sympy"])
 def test_import_takes_no_more_than_it_needs(module):
     # Paddle itself may bring some of them.
-    code = "import zlib, sys, paddle; before = set(sys.modules); import paddlescience_gradnorm;"
+    code = "import zlib, sys, paddle; before = set(sys.modules);"
+    code += "from paddlescience_gradnorm import *;"
     result = run(code + f"sys.exit({module!r} in set(sys.modules) - before)")
     assert result.returncode == 0, result.stderr
 
 
 def test_python_zlib_works_after_the_package_was_imported_first():
     # Paddle 2.6 carries a zlib of its own that crashes Python's, depending on the order.
-    code = "import paddlescience_gradnorm, zlib; print(len(zlib.decompress(zlib.compress(b'a'))))"
+    code = "import paddlescience_gradnorm, paddle, zlib;"
+    code += "print(len(zlib.decompress(zlib.compress(b'a'))))"
     assert run(code).stdout.split()[-1:] == ["1"]
 
 

@@ -33,6 +33,14 @@ def test_the_citation_is_of_this_version():
     assert "license: Apache-2.0" in lines
 
 
+def test_the_changelog_begins_with_this_version_and_its_day():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    (day,) = (line.split()[1] for line in citation if line.startswith("date-released:"))
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    headings = [line for line in changes if line.startswith("## ")]
+    assert headings[0] == f"## {paddlescience_gradnorm.__version__} ({day})"
+
+
 def run(*command, cwd):
     # Without the paths by which this process may find the working copy.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -81,13 +89,13 @@ def test_the_sdist_holds_what_one_can_work_from(built):
     for folder in ("paddlescience_gradnorm", "tests", "docs", "examples", "benchmarks"):
         files = {
             str(path.relative_to(ROOT))
-            for suffix in (".py", ".md", ".npz", ".png", ".yaml", ".cc", ".h")
+            for suffix in (".py", ".md", ".npz", ".png", ".yaml", ".ipynb", ".cc", ".h")
             for path in (ROOT / folder).rglob(f"*{suffix}")
             if "outputs" not in path.parts
         }
         assert files and not files - names
-    top = {"LICENSE", "CITATION.cff", "CHANGELOG.md", "README.md", "Makefile", "pyproject.toml"}
-    assert top | {"setup.py", "conftest.py"} <= names
+    top = {"LICENSE", "CITATION.cff", "Makefile", "pyproject.toml", "setup.py", "conftest.py"}
+    assert top | {path.name for path in ROOT.glob("*.md")} <= names
     assert not [name for name in names if "__pycache__" in name or "outputs/" in name]
 
 

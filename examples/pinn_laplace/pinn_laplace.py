@@ -12,6 +12,7 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -23,15 +24,18 @@ import sympy
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet, GradNorm
+from paddlescience_gradnorm.machine import find_machine
 from paddlescience_gradnorm.pde import Residual, sample_boundary, sample_interior
 from paddlescience_gradnorm.runtime import tune_cpu
 from paddlescience_gradnorm.training import (
     CheckpointError,
     Checkpoints,
     History,
+    LiveView,
     ProgressBar,
     StopOnSignals,
     Trainer,
+    VisualDL,
 )
 
 import paddle  # isort: skip, after the package that sees to its loading
@@ -82,8 +86,9 @@ def train(
     learning_rate: float,
     checkpoints: Checkpoints,
     resume: str | None,
-) -> History:
-    """Train in place, by one step an epoch; what every step has measured.
+    views: Sequence[paddle.callbacks.Callback],
+) -> Trainer:
+    """Train in place, by one step an epoch; the finished run.
 
     SIGINT and SIGTERM end the program after the step, with a checkpoint.
     """
@@ -96,13 +101,12 @@ def train(
         ]
     optimizer = paddle.optimizer.Adam(schedule, parameters=groups)
     with StopOnSignals() as stop:
-        callbacks = [ProgressBar(unit="epoch"), stop]
-        trainer = Trainer(net, problem.losses, optimizer, callbacks=callbacks)
-        history = trainer.fit(epochs=epochs, checkpoints=checkpoints, resume=resume)
+        trainer = Trainer(net, problem.losses, optimizer, callbacks=[*views, stop])
+        trainer.fit(epochs=epochs, checkpoints=checkpoints, resume=resume)
     if stop.received:
         print(f"stopped at step {trainer.step}; go on with --resume latest", flush=True)
         raise SystemExit(stop.exit_code)
-    return history
+    return trainer
 
 
 def errors(net: paddle.nn.Layer, n: int = 101) -> tuple[np.ndarray, np.ndarray]:
@@ -152,40 +156,53 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
         net = GradNorm(net, len(LOSSES), options.alpha, rule=options.rule, residuals=without_lead)
 
     checkpoints = Checkpoints(options.output / "checkpoints", options.checkpoint_every)
+    views: list[paddle.callbacks.Callback]
+    try:
+        views = [LiveView(unit="epoch") if options.live else ProgressBar(unit="epoch")]
+        if options.visualdl:
+            views.append(VisualDL(options.output / "visualdl"))
+            print(f"curves: visualdl --logdir {options.output}")
+    except ImportError as error:
+        raise SystemExit(f"pinn_laplace: {error}") from error
     start = time.perf_counter()
     try:
-        history = train(
-            net, problem, options.epochs, options.learning_rate, checkpoints, options.resume
+        trainer = train(
+            net, problem, options.epochs, options.learning_rate, checkpoints, options.resume, views
         )
     except (CheckpointError, OSError) as error:
         raise SystemExit(f"pinn_laplace: {error}") from error
     seconds = time.perf_counter() - start
 
-    last = history.last()
+    history, last = trainer.history, trainer.history.last()
     prediction, truth = errors(net)
     difference = prediction - truth
     metrics = {
+        "equation": "u_xx + u_yy = 0 on the unit square, u given on its sides, noisy measurements",
         "relative_l2_error": float(np.linalg.norm(difference) / np.linalg.norm(truth)),
         "max_error": float(np.abs(difference).max()),
         "seconds": seconds,
         "final_losses": last["losses"],
         "final_weights": last["weights"],
-        "settings": {**vars(options), "output": str(options.output)},
+        "diagnosis": trainer.diagnose(),
+        "settings": {"problem": "laplace", **vars(options), "output": str(options.output)},
         "versions": {
             "paddlescience_gradnorm": paddlescience_gradnorm.__version__,
             "paddle": paddle.__version__,
             "python": platform.python_version(),
         },
+        "machine": str(find_machine()),
     }
     options.output.mkdir(parents=True, exist_ok=True)
     plot_solution(options.output / "solution.png", prediction, truth)
     plot_training(options.output / "training.png", history)
     paddle.save(net.state_dict(), str(options.output / "net.pdparams"))
+    history.save(options.output / "history.npz")
     (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(
         f"relative L2 error {metrics['relative_l2_error']:.2e}, "
         f"max error {metrics['max_error']:.2e}, {seconds:.0f} s\n"
-        f"figures: {options.output / 'solution.png'}, {options.output / 'training.png'}"
+        f"figures: {options.output / 'solution.png'}, {options.output / 'training.png'}\n"
+        f"as a page: python -m paddlescience_gradnorm report {options.output}"
     )
     return metrics
 
@@ -207,6 +224,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument("--device", default="cpu", help="cpu, gpu, gpu:1, ...")
     parser.add_argument("--output", type=Path, default=Path("outputs/pinn_laplace"))
+    parser.add_argument(
+        "--live", action="store_true", help="draw weights and losses while it runs, by rich"
+    )
+    parser.add_argument("--visualdl", action="store_true", help="log the curves for VisualDL")
     parser.add_argument(
         "--checkpoint-every",
         type=_positive,

@@ -247,7 +247,7 @@ def train(
 
 
 def train_alone(problem: Problem, settings: Settings, progress: bool = True) -> np.ndarray:
-    """As :func:`train`, for a network of its own for each task."""
+    """As ``train``, for a network of its own for each task."""
     runs = [
         train("equal weights", problem.alone(task), settings, progress)[0]
         for task in range(len(problem.sigmas))

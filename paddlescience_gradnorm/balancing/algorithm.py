@@ -38,7 +38,7 @@ class RuleStep(NamedTuple):
     Attributes:
         loss: What the rule makes small, shape []; 0 where all norms are at their targets.
         weights: The new weights, shape [T]; those of before where ``usable`` is false.
-        usable: As of :class:`RuleOutput`.
+        usable: As of ``RuleOutput``.
     """
 
     loss: paddle.Tensor
@@ -74,7 +74,7 @@ class Rule(ABC):
     ) -> RuleStep:
         """The weights of the next step, by references that are up to date.
 
-        The arguments are those of :meth:`step_in_place`, none of which it overwrites.
+        The arguments are those of ``step_in_place``, none of which it overwrites.
         """
 
     def rate_of_update(self, lr: float, update_every: int) -> float:
@@ -152,7 +152,7 @@ class GradNormRule(Rule):
         TypeError: ``alpha`` is not a number.
         ValueError: ``alpha`` is negative or not finite.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> rule = GradNormRule(alpha=1.0)
         >>> ones = paddle.ones([2])
@@ -235,7 +235,7 @@ class GradNormRule(Rule):
         usable: paddle.Tensor,
         known: bool = False,
     ) -> Union[bool, paddle.Tensor]:
-        """Set dLgrad/dw for somebody else's step, and otherwise as :meth:`Rule.step_in_place`.
+        """Set dLgrad/dw for somebody else's step, and otherwise as ``Rule.step_in_place``.
 
         Args:
             weights: w, shape [T].
@@ -309,7 +309,7 @@ class PinnRule(Rule):
         TypeError: An argument is no number.
         ValueError: An argument is out of range.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> ones = paddle.ones([3])
         >>> norms = paddle.to_tensor([100.0, 1.0, 1.0])  # of an equation and two conditions
@@ -358,7 +358,7 @@ class PinnRule(Rule):
         floor: float,
         residuals: Sequence[int] = (),
     ) -> RuleStep:
-        """A step in log w; see :meth:`Rule.step_in_place`.
+        """A step in log w; see ``Rule.step_in_place``.
 
         A loss that is zero or has no gradient, and so nothing to be balanced, is given the
         geometric mean of the others' targets.
@@ -419,7 +419,7 @@ def find_rule(rule: Union[str, Rule, None], alpha: float | None) -> Rule:
         ValueError: There is no rule of this name, ``rule`` has its own alpha, or alpha is out
             of range.
 
-    Example:
+    Examples:
         >>> find_rule(None, None) == PinnRule(), find_rule(None, 1.5)
         (True, GradNormRule(alpha=1.5))
     """
@@ -476,7 +476,7 @@ def _can_be_reference(losses: paddle.Tensor) -> paddle.Tensor:
 def inverse_training_rates(losses: paddle.Tensor, initial_losses: paddle.Tensor) -> paddle.Tensor:
     """r_i = (L_i / L_i(0)) / mean_j(L_j / L_j(0)), all of shape [T]; above 1 for a slow loss.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> halved_and_kept = paddle.to_tensor([1.0, 6.0])
         >>> inverse_training_rates(halved_and_kept, paddle.to_tensor([2.0, 4.0])).tolist()
@@ -496,7 +496,7 @@ def inverse_rate_powers(
         initial_losses: Their references L(0), shape [T].
         alpha: The exponent, at least 0.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> losses, initial = paddle.to_tensor([1.0, 6.0]), paddle.to_tensor([2.0, 4.0])
         >>> [round(r, 3) for r in inverse_rate_powers(losses, initial, 1.0).tolist()]
@@ -523,7 +523,7 @@ def renormalized(weights: paddle.Tensor, floor: float) -> paddle.Tensor:
         weights: Any finite numbers, shape [T]; those at or below zero end on the floor.
         floor: The smallest weight allowed, in (0, 1).
 
-    Example:
+    Examples:
         >>> import paddle
         >>> renormalized(paddle.to_tensor([1.0, 3.0]), floor=0.125).tolist()
         [0.5, 1.5]
@@ -557,9 +557,9 @@ def stepped(
         gradient: dLgrad/dw, shape [T].
         usable: Whether the step is to be made, boolean, shape [].
         rate: Of the descent, above 0.
-        floor: As for :func:`renormalized`.
+        floor: As for ``renormalized``.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> ones, gradient = paddle.ones([2]), paddle.to_tensor([4.0, -4.0])
         >>> stepped(ones, gradient, paddle.to_tensor(True), rate=0.125, floor=0.01).tolist()
@@ -577,9 +577,9 @@ def settled(
         weights: As they are, shape [T].
         acted: As they were before, shape [T].
         usable: Whether a step is to count; otherwise ``acted`` is put back. Boolean, shape [].
-        floor: As for :func:`renormalized`.
+        floor: As for ``renormalized``.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> acted, true = paddle.to_tensor([3.0, 3.0]), paddle.to_tensor(True)
         >>> settled(acted, acted, true, floor=0.125).tolist()
@@ -597,16 +597,16 @@ def settle_in_place(
     finite: paddle.Tensor,
     floor: float,
 ) -> None:
-    """Overwrite ``weights`` and ``acted`` with :func:`settled`, as ``acted`` if not finite.
+    """Overwrite ``weights`` and ``acted`` with ``settled``, as ``acted`` if not finite.
 
     Both are contiguous and of one dtype.
 
     Args:
         weights: As they are, shape [T].
         acted: As they were before, shape [T].
-        usable: As for :func:`settled`.
+        usable: As for ``settled``.
         finite: Overwritten with whether the weights were, boolean, shape [].
-        floor: As for :func:`renormalized`.
+        floor: As for ``renormalized``.
     """
     if operators.apply_to(weights):
         operators.balancing.settle(weights, acted, usable, finite, floor)

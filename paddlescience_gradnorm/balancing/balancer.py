@@ -48,7 +48,7 @@ class LossBalancer(ShieldedLayer):
     """Learns the weights of several losses by GradNorm, inside anybody's training loop.
 
     Source: Chen et al., "GradNorm", ICML 2018, arXiv:1711.02257; with ``rule="pinn"``
-    :class:`PinnRule`. By the published rule the weights always sum to ``n_loss`` after the first
+    ``PinnRule``. By the published rule the weights always sum to ``n_loss`` after the first
     step, which uses ``weight_attr`` as given; by ``"pinn"`` the equations' are about 1.
 
     Args:
@@ -79,7 +79,7 @@ class LossBalancer(ShieldedLayer):
         TypeError: An argument is of the wrong type.
         ValueError: An argument is out of range, or ``shared`` holds nothing trainable.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> net = paddle.nn.Linear(2, 1)
         >>> optimizer = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
@@ -186,6 +186,22 @@ class LossBalancer(ShieldedLayer):
         with paddle.no_grad():
             return inverse_training_rates(self._buffers["_losses"], self.initial_losses)
 
+    @property
+    def cosines(self) -> paddle.Tensor:
+        """Cosines of the angles between the gradients g_i of the last update.
+
+        Shape [n_loss, n_loss]; of the gradients on the shared parameters, and of this process's
+        points. NaN before the first update since the balancer was made or loaded.
+        """
+        gradients = self._noted.task_gradients
+        with paddle.no_grad():
+            if gradients is None:
+                return paddle.full([self.n_loss, self.n_loss], math.nan, self._weights.dtype)
+            by_task = rows(paddle.ones_like(self._weights), gradients, self.shared)
+            lengths = by_task.norm(axis=1, keepdim=True).clip(min=1e-30)
+            directions = by_task / lengths
+            return paddle.matmul(directions, directions, transpose_y=True)
+
     def backward(
         self,
         losses: Losses,
@@ -228,7 +244,7 @@ class LossBalancer(ShieldedLayer):
                 negative, or zero when the references are taken. The weights then
                 stay as they are; the network's gradients are those of the losses.
 
-        Example:
+        Examples:
             >>> import paddle
             >>> net = paddle.nn.Linear(2, 1)
             >>> adam = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
@@ -285,7 +301,7 @@ class LossBalancer(ShieldedLayer):
         return total
 
     def take_back(self) -> None:
-        """Undo the last step, and let the next :meth:`backward` add to the losses it was made from.
+        """Undo the last step, and let the next ``backward`` add to the losses it was made from.
 
         For loops that accumulate gradients and never say which backward is the last
         before the optimizer's step. It needs to have been given another ``scale`` than 1.
@@ -309,7 +325,7 @@ class LossBalancer(ShieldedLayer):
         the weighted sum with ``loss_weights`` read afresh in every step.
 
         Args:
-            losses: As for :meth:`backward`.
+            losses: As for ``backward``.
 
         Returns:
             Lgrad, detached, shape []; between the updates of ``update_every`` the
@@ -317,7 +333,8 @@ class LossBalancer(ShieldedLayer):
 
         Raises:
             RuntimeError: The losses' graphs are gone.
-            TypeError, ValueError: As for :meth:`backward`.
+            TypeError: As for ``backward``.
+            ValueError: As for ``backward``.
         """
         scalars = self._order.scalars(losses)
         self._settle(a_step_begins=True)
@@ -366,18 +383,13 @@ class LossBalancer(ShieldedLayer):
         """
         if self._noted.task_gradients is None:
             raise RuntimeError("there is nothing to diagnose yet: call backward(losses) first")
-        with paddle.no_grad():
-            by_task = rows(paddle.ones_like(self._weights), self._noted.task_gradients, self.shared)
-            lengths = by_task.norm(axis=1, keepdim=True).clip(min=1e-30)
-            directions = by_task / lengths
-            cosines = paddle.matmul(directions, directions, transpose_y=True)
         return diagnose(
             self._order.names,
             self.get_weights(),
             self._buffers["_losses"].numpy(),
             self.initial_losses.numpy(),
             self.gradient_norms.numpy(),
-            cosines.numpy(),
+            self.cosines.numpy(),
             self.rule,
             self.floor,
             self._current_step() // self.update_every,
@@ -446,7 +458,7 @@ class LossBalancer(ShieldedLayer):
         }
 
     def note(self, noted: dict[str, Any]) -> None:
-        """Go on from what :meth:`noted` of an equal balancer has given."""
+        """Go on from what ``noted`` of an equal balancer has given."""
         self._noted = _Noted(
             next_step=noted["next_step"],
             knows_reference=noted["knows_reference"],

@@ -42,7 +42,7 @@ def diagnose(
         updates: How many there have been.
         falling: Whether to name losses that no longer fall.
 
-    Example:
+    Examples:
         >>> ones = np.ones(2)
         >>> against = np.array([[1.0, -0.5], [-0.5, 1.0]])
         >>> values = (ones, ones, ones, ones, against, PinnRule(), 1e-3, 10)

@@ -16,7 +16,7 @@ def number() -> int:
 def mean(tensor: paddle.Tensor) -> paddle.Tensor:
     """The mean of a tensor over all processes, in one all-reduce, which every one must join.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> mean(paddle.to_tensor([1.0, 3.0])).tolist()  # a single process
         [1.0, 3.0]

@@ -62,7 +62,7 @@ class FactoredGradients(LatentGradients):
         outputs: T matrices P_k, shape [N, M_k] each.
         entries: T matrices F_k, shape [D, M_k] each.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> ones = paddle.ones([4, 1])
         >>> gradients = FactoredGradients([ones, -ones], [paddle.ones([9, 1])] * 2)
@@ -180,7 +180,7 @@ def cooperative(turning: paddle.Tensor, own: paddle.Tensor) -> paddle.Tensor:
     Source: version 0.1.2 of the released package.
 
     Args:
-        turning: From :func:`rotation_gradients`, the whole, shape [T, D, D].
+        turning: From ``rotation_gradients``, the whole, shape [T, D, D].
         own: R_k^T dL_k/dR_k of the tasks' own losses, shape [T, D, D].
     """
     combined = []
@@ -201,7 +201,7 @@ def size_factors(norms: paddle.Tensor, initial_norms: paddle.Tensor) -> paddle.T
         norms: ||G_k||, shape [T].
         initial_norms: ||G_k|| when the references were taken, shape [T].
 
-    Example:
+    Examples:
         >>> import paddle
         >>> norms = paddle.to_tensor([1.0, 4.0])
         >>> (size_factors(norms, paddle.to_tensor([1.0, 4.0])) * norms).tolist()

@@ -157,7 +157,7 @@ def measured(
         weights: The losses' weights, shape [T].
         factors: What the losses were multiplied by before ``gradients`` were taken, shape [T].
         losses: T scalar tensors, shape [] each, unweighted.
-        gradients: As of :func:`backward_by_task` or :func:`task_gradients`.
+        gradients: As of ``backward_by_task`` or ``task_gradients``.
         into: Two tensors like ``weights`` that may be overwritten with the second and third
             result, and returned. These four are contiguous and of one dtype.
 
@@ -196,8 +196,8 @@ def rows(
     """dL_i/dW of the unweighted losses, for a mean that is taken before the norm.
 
     Args:
-        factors: As for :func:`measured`.
-        gradients: As for :func:`measured`.
+        factors: As for ``measured``.
+        gradients: As for ``measured``.
         shared: The shared parameters W.
 
     Returns:

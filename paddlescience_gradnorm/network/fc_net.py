@@ -28,7 +28,7 @@ class FCNet(NetworkBase):
         TypeError: A size is not an integer, or ``activation`` is no string.
         ValueError: A size is below its minimum, or the activation is not known.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> net = FCNet(num_ins=2, num_outs=1, num_layers=4, hidden_size=16)
         >>> list(net(paddle.ones([8, 2])).shape)
@@ -97,7 +97,7 @@ class FCNet(NetworkBase):
             A tensor of shape [N, num_outs] for each index; or ``None`` if one is of an order
             above 2, or this is no longer the plain tanh network that the formulas are for.
 
-        Example:
+        Examples:
             >>> import paddle
             >>> net = FCNet(num_ins=2, num_outs=1, num_layers=3, hidden_size=8)
             >>> value, laplacian = net.partial_derivatives(paddle.rand([4, 2]), [(), (0, 0)])
@@ -124,5 +124,5 @@ class FCNet(NetworkBase):
         return self.linears[-1].weight
 
     def get_shared_layer(self) -> paddle.Tensor:
-        """Same as :meth:`get_last_shared_layer`, the hook's other name."""
+        """Same as ``get_last_shared_layer``, the hook's other name."""
         return self.get_last_shared_layer()

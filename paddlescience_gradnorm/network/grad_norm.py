@@ -63,14 +63,14 @@ class GradNorm(NetworkBase):
         update_every: Update the weights on every this-many-th step only; by default every
             10th by ``"pinn"``, and every one by the published rule.
         floor: The smallest weight allowed, in (0, 1).
-        rule: ``"published"``, ``"pinn"``, or a ``PinnRule``: see :class:`LossBalancer`.
-        residuals: Which losses are residuals of equations: see :class:`LossBalancer`.
+        rule: ``"published"``, ``"pinn"``, or a ``PinnRule``: see ``LossBalancer``.
+        residuals: Which losses are residuals of equations: see ``LossBalancer``.
 
     Raises:
         TypeError: An argument is of the wrong type, such as a ``net`` that is no layer.
         ValueError: An argument is out of range, or there is no shared layer to be found.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> from paddlescience_gradnorm import FCNet
         >>> net = GradNorm(FCNet(2, 1, 3, 16), n_loss=2, alpha=1.0)
@@ -222,7 +222,7 @@ class GradNorm(NetworkBase):
         scale: float = 1.0,
         scaler: paddle.amp.GradScaler | None = None,
     ) -> paddle.Tensor:
-        """The whole backward pass in one: see :meth:`LossBalancer.backward`.
+        """The whole backward pass in one: see ``LossBalancer.backward``.
 
         Fills ``.grad`` of the network and, with ``weight_lr=None``, of
         ``loss_weights``; returns the weighted total, detached, shape [].
@@ -233,7 +233,7 @@ class GradNorm(NetworkBase):
         """Lgrad, after the caller's own ``backward(retain_graph=True)``, shape [].
 
         Writes ``loss_weights.grad``, or, with ``weight_lr``, steps the weights:
-        see :meth:`LossBalancer.step`.
+        see ``LossBalancer.step``.
         """
         return self.balancer.step(losses)
 
@@ -242,7 +242,7 @@ class GradNorm(NetworkBase):
         return self.balancer.get_weights()
 
     def diagnose(self) -> list[str]:
-        """What the last update says, in words: see :meth:`LossBalancer.diagnose`."""
+        """What the last update says, in words: see ``LossBalancer.diagnose``."""
         return self.balancer.diagnose()
 
     def reset_initial_losses(self) -> None:
@@ -262,5 +262,5 @@ class GradNorm(NetworkBase):
         self.balancer.set_grad()
 
     def renormalize(self) -> None:
-        """Scale the weights in place to sum to ``n_loss``: see :meth:`LossBalancer.renormalize`."""
+        """Scale the weights in place to sum to ``n_loss``: see ``LossBalancer.renormalize``."""
         self.balancer.renormalize()

@@ -15,7 +15,7 @@ class NetworkBase(PicklableLayer):
 
     Instances can be pickled on every Paddle version, parameters and all.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> class Cubic(NetworkBase):
         ...     def __init__(self):
@@ -32,5 +32,5 @@ class NetworkBase(PicklableLayer):
         raise NotImplementedError(f"{type(self).__name__} does not define nn_func")
 
     def forward(self, ins: paddle.Tensor) -> paddle.Tensor:
-        """Same as :meth:`nn_func`."""
+        """Same as ``nn_func``."""
         return self.nn_func(ins)

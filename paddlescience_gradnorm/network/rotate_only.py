@@ -32,7 +32,7 @@ class RotateOnly(PicklableLayer):
 
     Source: Javaloy and Valera, "RotoGrad", ICLR 2022, arXiv:2103.02631, the part that acts on
     directions; details as in its released package. Head k gets R_k z in place of z.
-    :meth:`backward` differentiates every head once and the backbone once, and gives each
+    ``backward`` differentiates every head once and the backbone once, and gives each
     rotation its gradient towards a common direction. Rotations start as the identity.
 
     In training mode the backbone is cut off its heads, so a prediction cannot be
@@ -60,7 +60,7 @@ class RotateOnly(PicklableLayer):
         TypeError: An argument is of the wrong type.
         ValueError: An argument is out of range, or there are fewer than two heads.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> from paddlescience_gradnorm import FCNet
         >>> heads = [paddle.nn.Linear(16, 1) for _ in range(2)]
@@ -140,8 +140,8 @@ class RotateOnly(PicklableLayer):
             then a tuple for every head that has some.
 
         Raises:
-            TypeError, ValueError: The backbone's output does not match ``latent_size`` and
-                ``post_shape``.
+            TypeError: The backbone returns no tensor.
+            ValueError: The tensor does not match ``latent_size`` and ``post_shape``.
         """
         latent, extras = _split(self.backbone(ins))
         self.space.check(latent)
@@ -216,7 +216,7 @@ class RotateOnly(PicklableLayer):
         cuts: list[LatentCut],
         retain_graph: bool,
     ) -> paddle.Tensor:
-        """As :meth:`backward`, of losses that are what they should be."""
+        """As ``backward``, of losses that are what they should be."""
         references = self.references
         references.begin_step()
         losses = values_of(scalars, references.dtype)
@@ -322,7 +322,7 @@ class RotateOnly(PicklableLayer):
         return {"names": self._order.names, "named": self._order.named}
 
     def note(self, noted: dict[str, Any]) -> None:
-        """Go on from what :meth:`noted` has given."""
+        """Go on from what ``noted`` has given."""
         self._order.resume(noted["names"] if noted["named"] else None)
 
     def coop(self, value: bool = True) -> RotateOnly:

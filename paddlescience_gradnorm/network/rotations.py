@@ -22,7 +22,7 @@ def cached() -> Iterator[None]:
     Without it a rotation is looked up afresh at each use, in case an optimizer has stepped
     it; inside, such a step takes effect only after the block. Blocks may be nested.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> from paddlescience_gradnorm import RotateOnly
         >>> model = RotateOnly(paddle.nn.Linear(2, 3), [paddle.nn.Linear(3, 1)] * 2, 3)
@@ -106,7 +106,7 @@ class Rotations(ShieldedLayer):
         return {"drift": self._noted.drift}
 
     def note(self, noted: dict[str, Any]) -> None:
-        """Go on from what :meth:`noted` has given."""
+        """Go on from what ``noted`` has given."""
         self._noted.drift = noted["drift"]
 
     def add_gradient(self, gradients: paddle.Tensor) -> None:

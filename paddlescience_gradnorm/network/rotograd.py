@@ -20,15 +20,15 @@ from paddlescience_gradnorm.shielded import add_gradient, shield, shielded_param
 
 
 class RotoGrad(RotateOnly):
-    """Rotations as in :class:`RotateOnly`, and gradients of one size.
+    """Rotations as in ``RotateOnly``, and gradients of one size.
 
     The gradients on the representation are scaled to one norm before they are added, a mean of
     theirs in which slow tasks count more. In version 0.1.2, which came before the
-    paper's last form, they are added as they are, and this is :class:`RotateOnly`.
+    paper's last form, they are added as they are, and this is ``RotateOnly``.
 
-    Args and Raises: as for :class:`RotateOnly`.
+    Args and Raises: as for ``RotateOnly``.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> trunk = paddle.nn.Sequential(paddle.nn.Linear(2, 8), paddle.nn.Tanh())
         >>> model = RotoGrad(trunk, [paddle.nn.Linear(8, 1) for _ in range(3)], latent_size=8)
@@ -50,7 +50,7 @@ class RotoGrad(RotateOnly):
 
 
 class RotoGradNorm(RotateOnly):
-    """Rotations as in :class:`RotateOnly`, and learned weights for the gradients' sizes.
+    """Rotations as in ``RotateOnly``, and learned weights for the gradients' sizes.
 
     The weights are RotoGrad's variant of GradNorm (Chen et al., ICML 2018, arXiv:1711.02257):
     a softmax times T, trained by the same optimizer as the rotations. They
@@ -60,14 +60,20 @@ class RotoGradNorm(RotateOnly):
     ``alpha`` acts on the rotations as well.
 
     Args:
-        backbone, heads, latent_size: As for :class:`RotateOnly`.
+        backbone: As for ``RotateOnly``, as is all but alpha.
+        heads: T layers, at least 2.
+        latent_size: What is rotated.
         alpha: Strength of the pull towards equal training rates, at least 0.
-        burn_in_period, normalize_losses, post_shape, version: As for :class:`RotateOnly`.
+        burn_in_period: Number of steps after which the references are taken once more.
+        normalize_losses: Differentiate L / L(0) in place of L.
+        post_shape: Trailing dimensions of z that are not rotated.
+        version: The release of the package to follow.
 
     Raises:
-        TypeError, ValueError: As for :class:`RotateOnly`.
+        TypeError: As for ``RotateOnly``.
+        ValueError: As for ``RotateOnly``.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> trunk = paddle.nn.Sequential(paddle.nn.Linear(2, 8), paddle.nn.Tanh())
         >>> model = RotoGradNorm(trunk, [paddle.nn.Linear(8, 1) for _ in range(3)], 8, alpha=1.0)

@@ -75,7 +75,7 @@ def find_shared(
         TypeError: ``shared`` holds something else.
         ValueError: There is no shared layer to be found, or nothing trainable in it.
 
-    Example:
+    Examples:
         >>> from paddlescience_gradnorm import FCNet
         >>> [list(parameter.shape) for parameter in find_shared(FCNet(2, 1, 3, 16))]
         [[16, 1]]

@@ -1,7 +1,7 @@
 """Operators in C++, compiled on the user's machine for its processor; an option.
 
-Without them everything works, in Paddle's own operators. :func:`build` compiles them once,
-:func:`load` makes this process use them; ``tune_cpu`` does both.
+Without them everything works, in Paddle's own operators. ``build`` compiles them once,
+``load`` makes this process use them; ``tune_cpu`` does both.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def apply_to(*tensors: paddle.Tensor) -> bool:
 
 
 def apply_in_place_to(*tensors: paddle.Tensor) -> bool:
-    """Whether :mod:`.balancing` is there and made for these tensors, all of the same dtype."""
+    """Whether ``.balancing`` is there and made for these tensors, all of the same dtype."""
     return apply_to(*tensors) and all(x.is_contiguous() for x in tensors)
 
 

@@ -110,7 +110,7 @@ def compile_expressions(
     Raises:
         ValueError: A function in the expressions has no counterpart in Paddle.
 
-    Example:
+    Examples:
         >>> import paddle, sympy
         >>> x = sympy.Symbol("x")
         >>> double = compile_expressions([2 * x, sympy.sqrt(4) + x], [x])

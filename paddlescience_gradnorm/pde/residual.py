@@ -39,7 +39,7 @@ class Residual(paddle.nn.Layer):
         ValueError: A symbol or function in the expression is not explained by the
             arguments, or a field is asked for elsewhere than at the point itself.
 
-    Example:
+    Examples:
         >>> import paddle, sympy
         >>> from paddlescience_gradnorm import FCNet
         >>> x, y = sympy.symbols("x y")

@@ -32,7 +32,7 @@ def sample_interior(
     Raises:
         ValueError: ``n`` is below 1, the corners do not make a box, or the method is not known.
 
-    Example:
+    Examples:
         >>> sample_interior(100, [0, 0], [1, 2], seed=0).shape
         (100, 2)
     """
@@ -60,9 +60,9 @@ def sample_boundary(
         The points, float64, shape [n, d].
 
     Raises:
-        ValueError: As for :func:`sample_interior`.
+        ValueError: As for ``sample_interior``.
 
-    Example:
+    Examples:
         >>> points = sample_boundary(100, [0, 0], [1, 1], seed=0)
         >>> bool(((points == 0) | (points == 1)).any(axis=1).all())
         True
@@ -113,9 +113,9 @@ def sample_face(
         The points, float64, shape [n, d].
 
     Raises:
-        ValueError: As for :func:`sample_interior`, or ``fixed`` leaves the box.
+        ValueError: As for ``sample_interior``, or ``fixed`` leaves the box.
 
-    Example:
+    Examples:
         >>> sample_face(3, [0, 0], [1, 2], {1: 2.0}, seed=0)[:, 1].tolist()
         [2.0, 2.0, 2.0]
     """

@@ -4,18 +4,24 @@ from paddlescience_gradnorm.training.checkpoint_file import CheckpointError
 from paddlescience_gradnorm.training.checkpoints import Checkpoints
 from paddlescience_gradnorm.training.gradnorm_run import train_gradnorm
 from paddlescience_gradnorm.training.history import History
+from paddlescience_gradnorm.training.live import LiveView
 from paddlescience_gradnorm.training.progress import ProgressBar
+from paddlescience_gradnorm.training.report import write_report
 from paddlescience_gradnorm.training.run_state import RunState
 from paddlescience_gradnorm.training.signals import StopOnSignals
 from paddlescience_gradnorm.training.trainer import Trainer
+from paddlescience_gradnorm.training.visualdl import VisualDL
 
 __all__ = [
     "CheckpointError",
     "Checkpoints",
     "History",
+    "LiveView",
     "ProgressBar",
     "RunState",
     "StopOnSignals",
     "Trainer",
+    "VisualDL",
     "train_gradnorm",
+    "write_report",
 ]

@@ -63,7 +63,7 @@ def write(path: PathLike, state: Any) -> None:
         OSError: It cannot be written: the disk is full, the folder may not be written to.
             What was in the file is still there.
 
-    Example:
+    Examples:
         >>> import os, tempfile
         >>> import numpy as np
         >>> path = os.path.join(tempfile.mkdtemp(), "state.ckpt")
@@ -93,7 +93,7 @@ def write(path: PathLike, state: Any) -> None:
 
 
 def read(path: PathLike) -> Any:
-    """Read what :func:`write` has written.
+    """Read what ``write`` has written.
 
     Args:
         path: The file.
@@ -117,7 +117,7 @@ def read(path: PathLike) -> Any:
 
 
 def parse(content: bytes) -> Any:
-    """The state in a file's content; ``CheckpointError`` as for :func:`read`."""
+    """The state in a file's content; ``CheckpointError`` as for ``read``."""
     if not content.startswith(_MAGIC):
         raise CheckpointError("is no checkpoint of paddlescience_gradnorm, or its start is damaged")
     body = memoryview(content)[_START:]

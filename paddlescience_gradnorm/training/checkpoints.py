@@ -29,7 +29,7 @@ class Checkpoints:
         TypeError: ``every`` or ``keep`` is no integer.
         ValueError: One of them is below 1.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import paddle
         >>> from paddlescience_gradnorm.training import RunState
@@ -89,7 +89,7 @@ class Checkpoints:
             )
 
     def step(self, state: Any, step: int, **position: Any) -> None:
-        """Write a checkpoint if it is time: see :meth:`save`. Call it at the end of a step."""
+        """Write a checkpoint if it is time: see ``save``. Call it at the end of a step."""
         if self.every is not None and step % self.every == 0:
             self.save(state, step, **position)
 
@@ -97,7 +97,7 @@ class Checkpoints:
         """Write a checkpoint now.
 
         Args:
-            state: A :class:`RunState`.
+            state: A ``RunState``.
             step: How many steps the run has made.
             **position: As of ``RunState.save``.
 
@@ -116,7 +116,7 @@ class Checkpoints:
         """Load the last checkpoint that is not damaged.
 
         Args:
-            state: A :class:`RunState`.
+            state: A ``RunState``.
 
         Returns:
             Its position; ``None`` if there is no checkpoint.
@@ -131,7 +131,7 @@ class Checkpoints:
         return None if found is None else state.take(*found)
 
     def read_latest(self) -> tuple[Path, Any] | None:
-        """The last file that is not damaged, and what is in it: see :meth:`load_latest`."""
+        """The last file that is not damaged, and what is in it: see ``load_latest``."""
         paths = self.paths()
         for path in reversed(paths):
             try:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
 
 from paddlescience_gradnorm.balancing.balancer import LossBalancer, Shared
 from paddlescience_gradnorm.training.trainer import Trainer, as_arguments, count
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def train_gradnorm(
@@ -21,11 +24,11 @@ def train_gradnorm(
     lr: float,
     weight_lr: float,
     log: bool = True,
-) -> tuple[np.ndarray, np.ndarray] | None:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """Train a multitask network and the weights of its losses, both by Adam.
 
     Source: Chen et al., "GradNorm", ICML 2018, arXiv:1711.02257. For schedules, other
-    optimizers, callbacks and the gradient norms use :class:`Trainer`.
+    optimizers, callbacks and the gradient norms use ``Trainer``.
 
     Args:
         net: Gives the losses: ``net(*batch)`` is a list or tuple of scalars, a 1-D
@@ -49,7 +52,7 @@ def train_gradnorm(
         ValueError: An argument is out of range, there is no batch, or a loss does not depend
             on ``layer``.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> class Fit(paddle.nn.Layer):
         ...     def __init__(self):

@@ -12,6 +12,7 @@ import paddle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 QUANTITIES = ("losses", "weights", "gradient_norms", "training_rates")
 # Steps whose numbers stay on the device, so that an accelerator is asked for them seldom.
@@ -26,7 +27,7 @@ class History:
     unweighted losses' gradients on the shared parameters, and the rates r_i. What a step
     has not measured is NaN, such as norms and rates without a balancer.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> history = History()
         >>> for loss in (4.0, 1.0):
@@ -73,22 +74,22 @@ class History:
             self._read()
 
     @property
-    def losses(self) -> dict[str, np.ndarray]:
+    def losses(self) -> dict[str, NDArray[np.float64]]:
         """Name -> the unweighted loss in every step, shape [steps]."""
         return self._by_name("losses")
 
     @property
-    def weights(self) -> dict[str, np.ndarray]:
+    def weights(self) -> dict[str, NDArray[np.float64]]:
         """Name -> the weight that acted in every step, shape [steps]."""
         return self._by_name("weights")
 
     @property
-    def gradient_norms(self) -> dict[str, np.ndarray]:
+    def gradient_norms(self) -> dict[str, NDArray[np.float64]]:
         """Name -> the norm of the unweighted loss's gradient, shape [steps]."""
         return self._by_name("gradient_norms")
 
     @property
-    def training_rates(self) -> dict[str, np.ndarray]:
+    def training_rates(self) -> dict[str, NDArray[np.float64]]:
         """Name -> the inverse training rate, shape [steps]; above 1 for a slow loss."""
         return self._by_name("training_rates")
 
@@ -100,7 +101,7 @@ class History:
         return {"names": np.array(self.names, dtype=str), **numbers}
 
     def replace(self, names: Sequence[str], rows: Mapping[str, np.ndarray]) -> None:
-        """Hold these steps instead, in the form that :meth:`to_numpy` gives."""
+        """Hold these steps instead, in the form that ``to_numpy`` gives."""
         self.names = list(names)
         for quantity in QUANTITIES:
             self._pending[quantity].clear()
@@ -121,14 +122,14 @@ class History:
         }
 
     def save(self, path: Union[str, os.PathLike[str]]) -> None:
-        """Write :meth:`to_numpy` to a ``.npz`` file, for ``numpy.load`` or :meth:`load`."""
+        """Write ``to_numpy`` to a ``.npz`` file, for ``numpy.load`` or ``load``."""
         arrays: dict[str, Any] = self.to_numpy()
         with Path(path).open("wb") as file:  # numpy would add a suffix to a path
             np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: Union[str, os.PathLike[str]]) -> History:
-        """Read what :meth:`save` has written."""
+        """Read what ``save`` has written."""
         history = cls()
         with np.load(path) as arrays:
             history.names = arrays["names"].tolist()
@@ -142,7 +143,7 @@ class History:
         A loss is one of these if its median over the last tenth of the steps is at most 2 %
         below that of the tenth before.
 
-        Example:
+        Examples:
             >>> import paddle
             >>> history = History()
             >>> for step in range(100):
@@ -181,7 +182,7 @@ class History:
     def plot_weights(self, axes: Axes | None = None) -> Axes:
         """Draw the weights over the steps, far apart on a logarithmic scale.
 
-        See :meth:`plot_losses`.
+        See ``plot_losses``.
         """
         axes = self._plot("weights", axes)
         axes.set(ylabel="weight")
@@ -191,6 +192,25 @@ class History:
             axes.set_yscale("log")
         else:
             axes.set(ylim=(0, None))
+        return axes
+
+    def plot_gradient_norms(self, axes: Axes | None = None) -> Axes:
+        """Draw the norms of the unweighted losses' gradients, on a logarithmic scale.
+
+        See ``plot_losses``. Without a balancer they have not been measured.
+        """
+        axes = self._plot("gradient_norms", axes)
+        axes.set(ylabel="gradient norm, unweighted", yscale="log")
+        return axes
+
+    def plot_training_rates(self, axes: Axes | None = None) -> Axes:
+        """Draw the inverse training rates over the steps; a loss above 1 is slower than the mean.
+
+        See ``plot_losses``. Without a balancer they have not been measured.
+        """
+        axes = self._plot("training_rates", axes)
+        axes.axhline(1.0, color="gray", linewidth=0.8, linestyle=":")
+        axes.set(ylabel="inverse training rate", ylim=(0, None))
         return axes
 
     def _plot(self, quantity: str, axes: Any) -> Any:
@@ -209,7 +229,7 @@ class History:
             axes.legend()
         return axes
 
-    def _by_name(self, quantity: str) -> dict[str, np.ndarray]:
+    def _by_name(self, quantity: str) -> dict[str, NDArray[np.float64]]:
         return dict(zip(self.names, self.to_numpy()[quantity].T))
 
     def _read(self) -> None:

@@ -41,7 +41,7 @@ def as_plain(state: Any, where: str) -> Any:
     Raises:
         TypeError: Something else is in it.
 
-    Example:
+    Examples:
         >>> as_plain({"rate": np.float64(0.5), "range": (1, 2)}, "state")
         {'rate': 0.5, 'range': [1, 2]}
     """

@@ -35,7 +35,7 @@ def state(optimizer: paddle.optimizer.Optimizer) -> dict[str, Any]:
     Raises:
         TypeError: Its accumulators are fused (``use_multi_tensor``).
 
-    Example:
+    Examples:
         >>> import paddle
         >>> net = paddle.nn.Linear(2, 1)
         >>> adam = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
@@ -66,7 +66,7 @@ def prepare(optimizer: paddle.optimizer.Optimizer, loaded: Any) -> Callable[[], 
 
     Args:
         optimizer: Of the same kind, with parameters of the same shapes in the same order.
-        loaded: From :func:`state`, perhaps from a file that nobody has checked.
+        loaded: From ``state``, perhaps from a file that nobody has checked.
 
     Returns:
         A function without arguments; nothing has been changed before it is called.

@@ -13,7 +13,7 @@ _SECONDS = 0.5  # between two looks at the numbers, for which an accelerator has
 
 
 class ProgressBar(paddle.callbacks.Callback):
-    """Shows how far a :class:`Trainer` is, its losses and, in brackets, their weights.
+    """Shows how far a ``Trainer`` is, its losses and, in brackets, their weights.
 
     Args:
         **options: Options of ``tqdm.tqdm``, such as ``disable`` and ``file``.

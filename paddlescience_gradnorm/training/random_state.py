@@ -22,7 +22,7 @@ def global_state() -> dict[str, Any]:
     They are Paddle's, on the host and on all accelerators of the current kind, Python's
     ``random`` and numpy's.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> state = global_state()
         >>> first = paddle.rand([3])
@@ -41,7 +41,7 @@ def prepare_global(state: Any) -> Callable[[], None]:
     """What puts the generators into this state.
 
     Args:
-        state: From :func:`global_state`, perhaps from a file that nobody has checked.
+        state: From ``global_state``, perhaps from a file that nobody has checked.
 
     Returns:
         A function without arguments; nothing has been changed before it is called.
@@ -78,7 +78,7 @@ def python_state(generator: Any) -> dict[str, Any]:
 
 
 def prepare_python(generator: Any, state: Any) -> Callable[[], None]:
-    """As :func:`prepare_global`, for a state from :func:`python_state`."""
+    """As ``prepare_global``, for a state from ``python_state``."""
     try:
         words = tuple(_checked_words(state["words"], "uint32", 625).tolist())
         if not (state["gauss"] is None or type(state["gauss"]) is float) or words[-1] > 624:
@@ -98,7 +98,7 @@ def numpy_state(generator: Any) -> dict[str, Any]:
 
 
 def prepare_numpy(generator: Any, state: Any) -> Callable[[], None]:
-    """As :func:`prepare_global`, for a state from :func:`numpy_state`."""
+    """As ``prepare_global``, for a state from ``numpy_state``."""
     if not _alike(numpy_state(generator), state):
         raise CheckpointError(
             f"has no state of random numbers for {_name_of(generator)}, or of another kind"

@@ -25,7 +25,7 @@ Apply = Callable[[], None]
 
 
 class RunState:
-    """What a run consists of, by name, for loops without a :class:`Trainer`.
+    """What a run consists of, by name, for loops without a ``Trainer``.
 
     The global random generators of Paddle, Python and numpy belong to it without being named,
     and so do parameters that an optimizer steps and no layer holds.
@@ -39,7 +39,7 @@ class RunState:
     Raises:
         TypeError: A part is of no such kind.
 
-    Example:
+    Examples:
         >>> import os, tempfile
         >>> import paddle
         >>> net = paddle.nn.Linear(2, 1)
@@ -65,7 +65,7 @@ class RunState:
         self._parts["parameters outside of layers"] = _part("", list(loose.values()))
 
     def save(self, path: PathLike, **position: Any) -> None:
-        """Write everything to a file: see :func:`checkpoint_file.write`.
+        """Write everything to a file: see ``checkpoint_file.write``.
 
         Args:
             path: The file; its folder must exist.
@@ -78,7 +78,7 @@ class RunState:
         checkpoint_file.write(path, {**self.state(), "position": position})
 
     def load(self, path: PathLike) -> dict[str, Any]:
-        """Put everything back as it was at :meth:`save`, in this process or another.
+        """Put everything back as it was at ``save``, in this process or another.
 
         Args:
             path: The file.
@@ -94,7 +94,7 @@ class RunState:
         return self.take(path, checkpoint_file.read(path))
 
     def take(self, path: PathLike, state: Any) -> dict[str, Any]:
-        """As :meth:`load`, with what :func:`checkpoint_file.read` has read from the file."""
+        """As ``load``, with what ``checkpoint_file.read`` has read from the file."""
         try:
             if not isinstance(state, dict) or set(state) != {"parts", "random", "position"}:
                 raise CheckpointError("has no parts, random state and position")

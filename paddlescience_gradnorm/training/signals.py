@@ -18,7 +18,7 @@ class StopOnSignals(paddle.callbacks.Callback):
     Args:
         *signals: Which, if not these two.
 
-    Example:
+    Examples:
         >>> import signal
         >>> with StopOnSignals() as stop:
         ...     for step in range(100):

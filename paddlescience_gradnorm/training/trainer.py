@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Protocol, Union
@@ -56,7 +57,7 @@ class Trainer:
             They find this object in ``self.model``.
         schedule_by: ``"step"`` or ``"epoch"``: how often the optimizers' learning-rate
             schedules advance.
-        extras: What else belongs into a checkpoint, by name, as for :class:`RunState`: layers
+        extras: What else belongs into a checkpoint, by name, as for ``RunState``: layers
             that the losses use, random generators of the sampling.
 
     Raises:
@@ -64,7 +65,7 @@ class Trainer:
         ValueError: ``schedule_by`` is neither, there is no optimizer, or a schedule needs a
             number to step by or is in ``callbacks`` too.
 
-    Example:
+    Examples:
         >>> import paddle
         >>> from paddlescience_gradnorm import FCNet, GradNorm
         >>> net = GradNorm(FCNet(1, 1, 3, 16), n_loss=2, alpha=1.0)
@@ -198,16 +199,16 @@ class Trainer:
         )
 
     def save(self, path: PathLike) -> None:
-        """Write all that decides how the run goes on: see :meth:`RunState.save`.
+        """Write all that decides how the run goes on: see ``RunState.save``.
 
         Callbacks may call it: at the end of a batch, or of an epoch.
         """
         self._state.save(path, step=self.step)
 
     def load(self, path: PathLike) -> None:
-        """Go on, with the next :meth:`fit`, where :meth:`save` has been: see ``RunState.load``.
+        """Go on, with the next ``fit``, where ``save`` has been: see ``RunState.load``.
 
-        Within an epoch the rest of it comes first, as one of the epochs of :meth:`fit`, which
+        Within an epoch the rest of it comes first, as one of the epochs of ``fit``, which
         must be given the same data.
         """
         self._state.load(path)
@@ -228,11 +229,11 @@ class Trainer:
         that does not change. What it minimises is sum_i w_i L_i.
 
         Args:
-            data: As for :meth:`fit`; best one batch, all points.
+            data: As for ``fit``; best one batch, all points.
             epochs: Their number, at least 1; for each batch of an epoch L-BFGS makes up to
                 ``max_iter`` iterations, and the history one row, with what they start from.
-            validate: As for :meth:`fit`.
-            validate_every: As for :meth:`fit`.
+            validate: As for ``fit``.
+            validate_every: As for ``fit``.
             line_search_fn: As of ``paddle.optimizer.LBFGS``; without the line search, which
                 is Paddle's default, L-BFGS often diverges.
             **options: More of ``paddle.optimizer.LBFGS``, such as ``max_iter``.
@@ -241,8 +242,8 @@ class Trainer:
             The history of the whole run. Norms and rates of these steps are not measured.
 
         Raises:
-            TypeError: The balancer's gradients are no weighted sum's; or as for :meth:`fit`.
-            ValueError: As for :meth:`fit`.
+            TypeError: The balancer's gradients are no weighted sum's; or as for ``fit``.
+            ValueError: As for ``fit``.
         """
         weights, own = None, set()
         if self.balancer is not None:
@@ -284,12 +285,13 @@ class Trainer:
     def diagnose(self) -> list[str]:
         """What a user should know of the run so far, in words; an empty list if all is well.
 
-        The history's findings (:meth:`History.diagnose`) and the balancer's
-        (:meth:`LossBalancer.diagnose`).
+        The history's findings (``History.diagnose``) and the balancer's
+        (``LossBalancer.diagnose``), which knows only of updates since it was loaded.
         """
         found = self.history.diagnose()
-        if isinstance(self.balancer, LossBalancer) and len(self.history):
-            found += self.balancer.diagnose(falling=False)
+        if isinstance(self.balancer, LossBalancer):
+            with contextlib.suppress(RuntimeError):  # there has been no update
+                found += self.balancer.diagnose(falling=False)
         return found
 
     def _run(

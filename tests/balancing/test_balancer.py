@@ -690,6 +690,23 @@ def test_gradient_norms_are_those_of_the_unweighted_losses(fc_net, make_losses):
     np.testing.assert_allclose(balancer.gradient_norms.numpy(), expected, rtol=1e-5)
 
 
+def test_cosines_are_of_the_gradients_of_the_last_update(fc_net, make_losses):
+    shared = [fc_net.linears[1].weight, fc_net.linears[-1].weight]
+    balancer = LossBalancer(shared, 3, 1.0, weight_attr=[0.5, 2.0, 0.25], update_every=2)
+    assert balancer.cosines.shape == [3, 3] and np.isnan(balancer.cosines.numpy()).all()
+    rows = []
+    for loss in make_losses(fc_net):
+        gradients = paddle.grad(loss, shared)
+        rows.append(np.concatenate([g.numpy().ravel() for g in gradients]))
+    directions = np.stack(rows) / np.linalg.norm(rows, axis=1, keepdims=True)
+    for seed in (0, 1):  # the second is no update
+        balancer.backward(make_losses(fc_net, seed=seed))
+        np.testing.assert_allclose(balancer.cosines.numpy(), directions @ directions.T, atol=1e-5)
+    assert "cosines" not in balancer.state_dict()
+    balancer.set_state_dict(balancer.state_dict())
+    assert np.isnan(balancer.cosines.numpy()).all()
+
+
 def test_the_pinn_rule_goes_at_one_pace_however_seldom_it_is_updated(fc_net, make_losses):
     weights = {}
     for every in (1, 10, 50):

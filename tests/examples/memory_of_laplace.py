@@ -21,11 +21,8 @@ import paddle  # noqa: E402  after the package that sees to its loading
 from paddlescience_gradnorm import FCNet, GradNorm  # noqa: E402
 
 
-class PrintMemory(pinn_laplace.ProgressBar):
+class PrintMemory(paddle.callbacks.Callback):
     """In the progress bar's place among the callbacks."""
-
-    def __init__(self, **options):
-        super().__init__(disable=True)
 
     def on_train_batch_end(self, step, logs=None):
         if self.model.step % 1000 == 0:
@@ -35,12 +32,11 @@ class PrintMemory(pinn_laplace.ProgressBar):
 
 def main(steps, points, layers, hidden_size):
     paddle.seed(0)
-    pinn_laplace.ProgressBar = PrintMemory
     problem = pinn_laplace.Problem(points, seed=0)
     net = GradNorm(FCNet(2, 1, layers, hidden_size), n_loss=3, alpha=0.12)
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = pinn_laplace.Checkpoints(folder, every=None)
-        pinn_laplace.train(net, problem, steps, 1e-2, checkpoints, None)
+        pinn_laplace.train(net, problem, steps, 1e-2, checkpoints, None, [PrintMemory()])
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import html
 import importlib.util
 import json
 import os
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from paddlescience_gradnorm import FCNet, GradNorm
+from paddlescience_gradnorm.training import History, write_report
 
 PATH = Path(__file__).parents[2] / "examples/pinn_laplace/pinn_laplace.py"
 spec = importlib.util.spec_from_file_location("pinn_laplace", PATH)
@@ -53,7 +55,14 @@ def test_a_short_run_learns_and_writes_everything(tmp_path, capsys, balance, rul
     for figure in ("solution.png", "training.png"):
         pixels = np.asarray(Image.open(output / figure).convert("L"))
         assert pixels.shape[0] > 300 and pixels.std() > 10  # not an empty sheet
+    history = History.load(output / "history.npz")
+    assert len(history) == 300 and history.last()["losses"] == metrics["final_losses"]
+    page = write_report(output).read_text(encoding="utf-8")
+    assert "<h1>laplace</h1>" in page and f"{metrics['relative_l2_error']:.4g}" in page
+    assert page.count("<img") == (5 if balance == "gradnorm" else 2 + 1)
+    assert all(html.escape(finding) in page for finding in metrics["diagnosis"])
     printed = capsys.readouterr().out
+    assert f"report {output}" in printed
     assert f"{metrics['relative_l2_error']:.2e}" in printed
     assert str(output / "solution.png") in printed
 
@@ -65,6 +74,24 @@ def test_a_short_run_learns_and_writes_everything(tmp_path, capsys, balance, rul
     prediction, truth = pinn_laplace.errors(net)
     error = np.linalg.norm(prediction - truth) / np.linalg.norm(truth)
     assert error == pytest.approx(metrics["relative_l2_error"], rel=1e-5)
+
+
+def test_a_live_view_and_curves_are_there_when_asked(tmp_path, capsys, monkeypatch):
+    arguments = ["--epochs", "5", "--points", "16", "--output", str(tmp_path), "--live"]
+    pinn_laplace.main(arguments)
+    said = capsys.readouterr().err
+    assert "5/5" in said and all(name in said for name in pinn_laplace.LOSSES)
+    monkeypatch.setitem(sys.modules, "visualdl", None)
+    with pytest.raises(SystemExit, match=r"pinn_laplace: .*'paddlescience_gradnorm\[visualdl\]'"):
+        pinn_laplace.main([*arguments, "--visualdl"])
+
+
+def test_a_finished_run_may_be_resumed_only_to_be_looked_at_again(tmp_path):
+    arguments = options(tmp_path, "--checkpoint-every", "20")
+    expected = pinn_laplace.main(arguments)
+    again = pinn_laplace.main([*arguments, "--resume", "latest"])
+    assert again["final_losses"] == expected["final_losses"]
+    assert set(again["diagnosis"]) <= set(expected["diagnosis"])
 
 
 def test_exact_solution_has_no_loss_but_the_noise():

@@ -83,7 +83,7 @@ def test_other_names_are_refused(history):
     assert len(history) == STEPS
 
 
-@pytest.mark.parametrize("quantity", ["losses", "weights"])
+@pytest.mark.parametrize("quantity", QUANTITIES)
 def test_plots_draw_every_line(history, quantity):
     _, given = plt.subplots()
     for axes in (getattr(history, f"plot_{quantity}")(), given):
@@ -92,8 +92,12 @@ def test_plots_draw_every_line(history, quantity):
         for line, (name, values) in zip(axes.lines, getattr(history, quantity).items()):
             assert line.get_label() == name
             np.testing.assert_array_equal(line.get_ydata(), values)
-        assert len(axes.lines) == 2 and axes.get_legend() is not None
-        assert axes.get_yscale() == ("log" if quantity == "losses" else "linear")
+        assert axes.get_legend() is not None
+        # And one where a loss is as fast as the mean.
+        others = [line.get_ydata() for line in axes.lines[2:]]
+        assert others == ([[1, 1]] if quantity == "training_rates" else [])
+        logarithmic = quantity in ("losses", "gradient_norms")
+        assert axes.get_yscale() == ("log" if logarithmic else "linear")
         plt.close(axes.figure)
 
 

@@ -710,7 +710,7 @@ def test_bad_numbers_are_named(fc_net, named_losses, stage, arguments, error, ma
     assert trainer.step == 0
 
 
-def test_diagnosis_of_a_run_is_the_historys_and_the_balancers(fc_net):
+def test_diagnosis_of_a_run_is_the_historys_and_the_balancers(fc_net, tmp_path):
     net = GradNorm(fc_net, n_loss=2, rule="pinn")
     x = paddle.rand([8, 2])
 
@@ -724,3 +724,9 @@ def test_diagnosis_of_a_run_is_the_historys_and_the_balancers(fc_net):
     words = " ".join(trainer.diagnose())
     assert "'against' no longer falls" in words
     assert "'pde' and 'against' point against each other (cosine -1.00)" in words
+
+    trainer.save(tmp_path / "run.ckpt")
+    trainer.load(tmp_path / "run.ckpt")  # after which the balancer has seen nothing yet
+    assert trainer.diagnose() == trainer.history.diagnose()
+    trainer.fit(epochs=10)
+    assert "point against each other" in " ".join(trainer.diagnose())

@@ -36,19 +36,20 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
         *(convection, kovasznay, cavity, burgers_inverse, helmholtz_inverse),
     )
 }
+"""Name -> a function without arguments that builds the ``Problem``; for one, call ``problem``."""
 
 
 @functools.cache
 def problem(name: str) -> Problem:
-    """The problem of that name in :data:`PROBLEMS`.
+    """The problem of that name in ``PROBLEMS``.
 
     Args:
-        name: One of the keys of :data:`PROBLEMS`.
+        name: One of the keys of ``PROBLEMS``.
 
     Raises:
         ValueError: There is no such problem.
 
-    Example:
+    Examples:
         >>> poisson = problem("poisson")
         >>> [condition.name for condition in poisson.conditions]
         ['pde', 'left', 'right', 'bottom', 'top']

@@ -125,7 +125,7 @@ def burgers() -> Problem:
     """Burgers' equation, in which a front forms at t = 0.3.
 
     From Raissi, Perdikaris, Karniadakis, "Physics-informed neural networks", J. Comput. Phys.
-    378 (2019). The solution is :func:`reference_solutions.burgers`.
+    378 (2019). The solution is ``reference_solutions.burgers``.
     """
     viscosity = sympy.Float(reference_solutions.BURGERS_VISCOSITY)
     residual = U.diff(t) + U * U.diff(x) - viscosity * U.diff(x, 2)
@@ -152,7 +152,7 @@ def allen_cahn() -> Problem:
     """The Allen-Cahn equation, whose solution falls apart into two phases.
 
     From Raissi, Perdikaris, Karniadakis, "Physics-informed neural networks", J. Comput. Phys.
-    378 (2019). The solution is :func:`reference_solutions.allen_cahn`.
+    378 (2019). The solution is ``reference_solutions.allen_cahn``.
     """
     diffusion = sympy.Float(reference_solutions.ALLEN_CAHN_DIFFUSION)
     residual = U.diff(t) - diffusion * U.diff(x, 2) + 5 * U**3 - 5 * U

@@ -68,7 +68,7 @@ def cavity() -> Problem:
 
     The network has two outputs, psi and p; the velocity is u = psi_y, v = -psi_x, so that
     continuity holds by itself. Only gradients of p count; it and psi stay free up to a constant.
-    Evaluated are u, v and the speed. The solution is :func:`reference_solutions.cavity`.
+    Evaluated are u, v and the speed. The solution is ``reference_solutions.cavity``.
     """
     reynolds = sympy.Float(reference_solutions.CAVITY_REYNOLDS)
     stream, pressure = psi(x, y), p(x, y)

@@ -35,7 +35,7 @@ class Region:
         periodic: Instead of faces, a coordinate: points are on the box's low face in it, and a
             condition is on what an expression is there minus what it is opposite.
 
-    Example:
+    Examples:
         >>> x, y = sympy.symbols("x y")
         >>> walls = Region("walls", 100, faces=({x: 0.0}, {x: 1.0}))
     """
@@ -91,7 +91,7 @@ class Problem:
     """A differential equation with its conditions and its solution.
 
     Attributes:
-        name: In :data:`PROBLEMS`, or of your own.
+        name: In ``PROBLEMS``, or of your own.
         equation: The equation and what matters of the domain, for people.
         coordinates: Sympy symbols, the network's inputs.
         fields: Sympy functions, the network's outputs.
@@ -108,7 +108,7 @@ class Problem:
         TypeError: The expressions of a condition are no tuple, or a number of points no integer.
         ValueError: The parts do not fit together.
 
-    Example:
+    Examples:
         >>> x = sympy.Symbol("x")
         >>> u = sympy.Function("u")
         >>> ends = Region("ends", 2, faces=({x: 0.0}, {x: 1.0}))
@@ -272,7 +272,7 @@ class Problem:
             TypeError: A number is no integer.
             ValueError: A number is below 1, or ``points`` names no region.
 
-        Example:
+        Examples:
             >>> from paddlescience_gradnorm import FCNet
             >>> from paddlescience_gradnorm.pde.problems import problem
             >>> training = problem("heat").sample(500, seed=1, points={"data": 50})
@@ -320,6 +320,20 @@ class Problem:
             ]
         )
 
+    def evaluate(self, network: Network, points: np.ndarray) -> np.ndarray:
+        """The quantities that a network gives, to be compared with ``solution``.
+
+        Args:
+            network: Maps points of shape [N, d] to fields of shape [N, number of fields].
+            points: In the domain, shape [N, d].
+
+        Returns:
+            Shape [N, number of quantities].
+        """
+        with paddle.no_grad():
+            found = self._quantities(network, paddle.to_tensor(points, paddle.get_default_dtype()))
+        return np.concatenate([f.numpy() for f in found], axis=1)
+
     def relative_errors(self, network: Network) -> dict[str, float]:
         """Relative L2 error of every quantity, at 10,000 random points, always the same.
 
@@ -329,15 +343,13 @@ class Problem:
         Returns:
             Quantity -> the norm of its error over the norm of the solution.
 
-        Example:
+        Examples:
             >>> from paddlescience_gradnorm.pde.problems import problem
             >>> problem("laplace").relative_errors(lambda points: 0.0 * points[:, :1])
             {'u': 1.0}
         """
         points, truth = self._evaluation
-        with paddle.no_grad():
-            found = self._quantities(network, paddle.to_tensor(points, paddle.get_default_dtype()))
-        errors = np.concatenate([f.numpy() for f in found], axis=1) - truth
+        errors = self.evaluate(network, points) - truth
         norms = np.linalg.norm(errors, axis=0) / np.linalg.norm(truth, axis=0)
         return dict(zip(self.quantities, norms.tolist()))
 

@@ -50,7 +50,7 @@ def helmholtz_inverse() -> Problem:
 
     k is 3 and starts from 1. With sin(pi x) sin(pi y) for its solution the term with k is
     about half of the Laplacian, and k can be told. (With k = 1 and sin(pi x) sin(4 pi y), the
-    field of :func:`helmholtz`, it is less than a hundredth.)
+    field of ``helmholtz``, it is less than a hundredth.)
     """
     field = u(x, y)
     k = sympy.Symbol("k")

@@ -32,7 +32,7 @@ def burgers(points: np.ndarray, nodes: int = 100) -> np.ndarray:
     Returns:
         u, shape [N, 1].
 
-    Example:
+    Examples:
         >>> burgers(np.array([[0.5, 0.0], [-0.5, 0.0]])).round(12).tolist()
         [[-1.0], [1.0]]
     """
@@ -54,7 +54,7 @@ def allen_cahn(points: np.ndarray) -> np.ndarray:
     Returns:
         u, shape [N, 1].
 
-    Example:
+    Examples:
         >>> allen_cahn(np.array([[-1.0, 0.0], [1.0, 0.0]])).round(6).tolist()
         [[-1.0], [-1.0]]
     """
@@ -118,7 +118,7 @@ def solve_allen_cahn(
 def interpolate_allen_cahn(
     times: np.ndarray, solution: np.ndarray, refine: int = 4
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of points [N, 2] from what :func:`solve_allen_cahn` returns.
+    """A function of points [N, 2] from what ``solve_allen_cahn`` returns.
 
     Trigonometric interpolation makes the grid ``refine`` times finer in x, a cubic spline
     goes through that.
@@ -146,7 +146,7 @@ def cavity(points: np.ndarray) -> np.ndarray:
     Returns:
         u, v and the speed sqrt(u^2 + v^2), shape [N, 3].
 
-    Example:
+    Examples:
         >>> cavity(np.array([[0.5, 1.0], [0.5, 0.4581]])).round(3).tolist()
         [[1.0, 0.0, 1.0], [-0.214, 0.042, 0.218]]
     """
@@ -231,7 +231,7 @@ def solve_cavity(cells: int, stretching: float = 0.8) -> tuple[np.ndarray, np.nd
 def interpolate_velocity(
     nodes: np.ndarray, stream: np.ndarray
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The velocity, shape [N, 2], at points [N, 2], from what :func:`solve_cavity` returns."""
+    """The velocity, shape [N, 2], at points [N, 2], from what ``solve_cavity`` returns."""
     spline = RectBivariateSpline(nodes, nodes, stream)
 
     def velocity(points: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ class _Evaluation(NamedTuple):
 
 
 class SampledProblem(paddle.nn.Layer):
-    """What :meth:`Problem.sample` gives: the losses of a problem at fixed points.
+    """What ``Problem.sample`` gives: the losses of a problem at fixed points.
 
     Every loss is the mean square of its condition's residual over the points of its region;
     the sum of these for a condition with several expressions. Conditions of one region are
@@ -39,7 +39,7 @@ class SampledProblem(paddle.nn.Layer):
         problem: The problem.
         points: Region -> its points, a tensor of shape [N, d].
 
-    Example:
+    Examples:
         >>> import paddle
         >>> from paddlescience_gradnorm import FCNet, GradNorm
         >>> from paddlescience_gradnorm.pde.problems import problem
@@ -141,7 +141,7 @@ class SampledProblem(paddle.nn.Layer):
         return {condition.name: losses[condition.name] for condition in self.problem.conditions}
 
     def forward(self, network: Network) -> dict[str, paddle.Tensor]:
-        """Same as :meth:`losses`."""
+        """Same as ``losses``."""
         return self.losses(network)
 
     def coefficients(self) -> dict[str, float]:

@@ -135,6 +135,8 @@ def test_solution_fulfils_equation_and_conditions(name, float64):
     scale = 1e3 if name == "plate" else 1e2  # of the terms that cancel
     assert losses == pytest.approx(dict.fromkeys(losses, 0.0), abs=(1e-14 * scale) ** 2 * 100)
     assert p.relative_errors(exact) == pytest.approx(dict.fromkeys(p.quantities, 0), abs=1e-14)
+    points = training.points[p.regions[0].name].numpy()
+    np.testing.assert_allclose(p.evaluate(exact, points), p.solution(points), atol=1e-12)
 
 
 @pytest.mark.parametrize("name", WITH_FORMULA)

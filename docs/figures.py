@@ -1,0 +1,294 @@
+"""The pictures of how_it_works.md and reading_the_curves.md, each from a run that is made here.
+
+    python docs/figures.py                  # all of them, in docs/images; two minutes on one core
+    python docs/figures.py healthy floor    # some
+
+What the pages say of the runs is printed beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import sympy
+
+from paddlescience_gradnorm import FCNet, GradNorm
+from paddlescience_gradnorm.balancing import PinnRule
+from paddlescience_gradnorm.pde.problems import Condition, Problem, Region, problem
+from paddlescience_gradnorm.training import History, Trainer
+
+import paddle  # isort: skip, after the package that sees to its loading
+
+IMAGES = Path(__file__).with_name("images")
+STEPS, POINTS, LAYERS, WIDTH, LEARNING_RATE = 2000, 400, 4, 30, 2e-3
+STEEL = 2.1e5  # Young's modulus in N/mm^2
+TASKS, SCALES = ("scale 1", "scale 5"), paddle.to_tensor([1.0, 5.0])
+OFFSET = 0.2  # of sensors that are wrong; the solution lies between 0.54 and 1.54
+
+
+def train(
+    title: str,
+    posed: Problem,
+    steps: int,
+    each: Callable[[int, Any, Any], None] | None = None,
+    **balance: Any,
+) -> Trainer:
+    """A run by Adam at a rate that falls to zero along a cosine; prints what came of it.
+
+    Args:
+        title: Of what is printed.
+        posed: The problem.
+        steps: Their number.
+        each: Called in every step with its number, the network and the losses.
+        balance: Options of ``GradNorm``; none for equal weights.
+    """
+    paddle.seed(0)
+    sampled = posed.sample(POINTS, seed=0)
+    net: Any = FCNet(len(posed.coordinates), len(posed.fields), LAYERS, WIDTH)
+    if balance:
+        balance.setdefault("residuals", [c.name for c in posed.conditions if c.kind == "pde"])
+        net = GradNorm(net, len(posed.conditions), **balance)
+    schedule = paddle.optimizer.lr.CosineAnnealingDecay(LEARNING_RATE, T_max=steps)
+    adam = paddle.optimizer.Adam(schedule, parameters=net.parameters())
+
+    def losses(net: Any) -> Any:
+        values = sampled.losses(net)
+        if each is not None:
+            each(trainer.step, net, values)
+        return values
+
+    trainer = Trainer(net, losses, adam)
+    trainer.fit(epochs=steps)
+    last = trainer.history.last()
+    print(title, {k: f"{v:.2g}" for k, v in posed.relative_errors(net).items()})
+    for name in trainer.history.names:
+        print(f"  {name:10}", *(f"{quantity} {last[quantity][name]:.3g}" for quantity in last))
+    for finding in trainer.diagnose():
+        print("  -", finding)
+    return trainer
+
+
+def healthy(folder: Path, steps: int) -> None:
+    posed = problem("poisson")
+    train("poisson, equal weights", posed, steps)
+    trainer = train("poisson, PINN rule", posed, steps, rule="pinn")
+    save(folder / "curves_healthy.png", draw(trainer.history))
+
+
+def floor(folder: Path, steps: int) -> None:
+    trainer = train("helmholtz, published", problem("helmholtz"), steps, alpha=1.0)
+    save(folder / "curves_floor.png", draw(trainer.history))
+    train("helmholtz, PINN rule", problem("helmholtz"), steps, rule="pinn")
+
+
+def bound(folder: Path, steps: int) -> None:
+    trainer = train("bar in N/mm^2", bar(STEEL), steps, rule="pinn")
+    save(folder / "curves_bound.png", draw(trainer.history))
+    train("bar, divided by its modulus", bar(1.0), steps, rule="pinn")
+
+
+def conflict(folder: Path, steps: int) -> None:
+    measured = []
+
+    def measure(step: int, net: Any, losses: Any) -> None:
+        if step % 20 == 0:
+            measured.append((step, cosine(net, losses["boundary"], losses["data"])))
+
+    posed = sensors(OFFSET)
+    trainer = train("sensors 0.2 too high", posed, steps, measure, rule="pinn")
+    figure = draw(trainer.history, panels=3)
+    at, cosines = zip(*measured)
+    axes = figure.axes[2]
+    axes.axhline(0, color="0.8", linewidth=1)
+    axes.plot(at, cosines, color="0.3", linewidth=1)
+    axes.set(xlabel="step", title="cosine of boundary and data", ylim=(-1.05, 1.05))
+    save(folder / "curves_conflict.png", figure)
+    train("sensors without a fault", sensors(0.0), steps, rule="pinn")
+
+
+def rate(folder: Path, steps: int) -> None:
+    options = {"alpha": 0.12, "weight_lr": 1e-2}
+    trainer = train("helmholtz, a rate too high", problem("helmholtz"), steps, **options)
+    save(folder / "curves_rate.png", draw(trainer.history))
+
+
+def norms(folder: Path, steps: int) -> None:
+    """How the published rule brings the gradient norms together, on two quantities to fit."""
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3), layout="constrained")
+    for axis, alpha, balance in zip(axes, (None, 0.12), ("equal weights", "GradNorm")):
+        history = two_tasks(alpha, steps)
+        for name in TASKS:
+            weighted = history.weights[name] * history.gradient_norms[name]
+            axis.plot(smooth(weighted), label=name)
+        axis.set(ylim=(0, 4), xlabel="step", title=f"w ‖g‖, {balance}")
+        axis.legend()
+    history.plot_weights(axes[2]).set(title="weights", ylabel="")
+    save(folder / "how_norms.png", figure)
+
+
+def targets(folder: Path, steps: int) -> None:
+    """Where the PINN rule's weights rest, and how they get there."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.2), layout="constrained")
+    ratios = np.logspace(-7, 5, 49)
+    for rule, label in (
+        (PinnRule(strength=1.0, lead=1.0), "equal norms: strength 1, lead 1"),
+        (PinnRule(), "default: strength 1/3, lead 20"),
+        (PinnRule(lead=1.0), "strength 1/3, lead 1"),
+    ):
+        left.plot(ratios, [weight_at_rest(rule, ratio) for ratio in ratios], label=label)
+    left.set(xscale="log", yscale="log", title="where it rests")
+    left.set(xlabel="gradient norm, condition / equation", ylabel="weight of the condition")
+    left.legend(fontsize=8)
+    for ratio in (1e-4, 1e-2, 1.0, 1e2):
+        path = [weight for _, weight in zip(range(100), follow(PinnRule(), ratio, 0.1))]
+        right.plot(10 * np.arange(100), path, label=f"norms 1 : {ratio:g}")
+    right.set(
+        yscale="log", xlabel="step", ylabel="weight of the condition", title="how it gets there"
+    )
+    right.legend(fontsize=8)
+    save(folder / "how_targets.png", figure)
+
+
+def bar(modulus: float) -> Problem:
+    """A clamped bar under its own weight, E u'' + E = 0, with the solution x (2 - x) / 2."""
+    x, u = sympy.Symbol("x"), sympy.Function("u")
+    clamp = Region("clamp", 1, faces=({x: 0.0},))
+    end = Region("end", 1, faces=({x: 1.0},))
+    return Problem(
+        name="bar",
+        equation="E u'' + E = 0, u(0) = 0, u'(1) = 0",
+        coordinates=(x,),
+        fields=(u,),
+        low=(0.0,),
+        high=(1.0,),
+        conditions=(
+            Condition("pde", "pde", Region("interior", 250), (modulus * (u(x).diff(x, 2) + 1),)),
+            Condition("clamp", "boundary", clamp, (u(x),)),
+            Condition("end", "boundary", end, (u(x).diff(x),)),
+        ),
+        reference=(x * (2 - x) / 2,),
+    )
+
+
+def sensors(offset: float) -> Problem:
+    """Laplace's equation with values on the edge, and sensors inside that show too much."""
+    x, y = sympy.symbols("x y")
+    u = sympy.Function("u")
+    exact = sympy.cos(x) * sympy.cosh(y)
+    edge = Region("edge", 200, faces=({x: 0.0}, {x: 1.0}, {y: 0.0}, {y: 1.0}))
+    return Problem(
+        name="sensors",
+        equation="Laplace's equation, u on the edge and at sensors",
+        coordinates=(x, y),
+        fields=(u,),
+        low=(0.0, 0.0),
+        high=(1.0, 1.0),
+        conditions=(
+            Condition(
+                "pde", "pde", Region("interior", 1000), (u(x, y).diff(x, 2) + u(x, y).diff(y, 2),)
+            ),
+            Condition("boundary", "boundary", edge, (u(x, y) - exact,)),
+            Condition("data", "boundary", Region("sensors", 50), (u(x, y) - exact - offset,)),
+        ),
+        reference=(exact,),
+    )
+
+
+def two_tasks(alpha: float | None, steps: int) -> History:
+    """Two noisy quantities of different scale and one network, much as the paper's section 4."""
+    paddle.seed(0)
+    common, own = paddle.randn([10, 1]), 0.5 * paddle.randn([10, 2])
+    net = GradNorm(FCNet(10, 2, LAYERS, 2 * WIDTH), 2, alpha=alpha or 0.0)
+    if alpha is None:
+        net.freeze()  # equal weights; what they do to the norms is measured below
+    adam = paddle.optimizer.Adam(LEARNING_RATE, parameters=net.parameters())
+    history = History()
+    for _ in range(steps):
+        inputs = paddle.randn([100, 10])
+        exact = paddle.tanh(inputs @ (common + own))
+        outputs = SCALES * (exact + 0.5 * paddle.randn([100, 2]))
+        losses = (net(inputs) - outputs).square().mean(axis=0).unbind()
+        weights = paddle.to_tensor(net.get_weights())
+        shared = net.get_last_shared_layer()
+        sizes = [paddle.grad(x, [shared], retain_graph=True)[0].norm() for x in losses]
+        net.backward(losses)
+        values = paddle.stack(losses).detach()
+        history.record(TASKS, values, weights, paddle.stack(sizes))
+        adam.step()
+        adam.clear_grad()
+    return history
+
+
+def weight_at_rest(rule: PinnRule, ratio: float) -> float:
+    """Of a condition whose gradient is so many times the equation's."""
+    weights = [weight for _, weight in zip(range(60), follow(rule, ratio, 1.0))]
+    return weights[-1]
+
+
+def follow(rule: PinnRule, ratio: float, rate: float) -> Any:
+    """The condition's weight from update to update while the norms stay as they are."""
+    weights = ones = paddle.ones([2], "float64")
+    sizes = paddle.to_tensor([1.0, ratio], "float64")
+    while True:
+        yield float(weights[1])
+        weights = rule.step(weights, ones, ones, sizes, rate, 1e-6, residuals=[0]).weights
+
+
+def cosine(net: Any, one: paddle.Tensor, other: paddle.Tensor) -> float:
+    """Between the gradients of two losses on all parameters of the network."""
+    parameters = net.net.parameters()
+    flat = []
+    for loss in (one, other):
+        # The output layer's bias is in no derivative.
+        found = paddle.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        flat.append(paddle.concat([g.flatten() for g in found if g is not None]))
+    return float(paddle.nn.functional.cosine_similarity(*flat, axis=0))
+
+
+def smooth(values: np.ndarray, window: int = 50) -> np.ndarray:
+    """Running medians, for what jumps from step to step."""
+    return np.median(np.lib.stride_tricks.sliding_window_view(values, window), axis=1)
+
+
+def draw(history: History, panels: int = 2) -> Any:
+    figure, axes = plt.subplots(1, panels, figsize=(3.6 * panels, 3), layout="constrained")
+    history.plot_losses(axes[0])
+    history.plot_weights(axes[1]).get_legend().remove()
+    return figure
+
+
+def save(path: Path, figure: Any) -> None:
+    figure.savefig(path, dpi=160)
+    plt.close(figure)
+    print(path.name)
+
+
+FIGURES = {f.__name__: f for f in (norms, targets, healthy, floor, bound, conflict, rate)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES))
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--output", type=Path, default=IMAGES)
+    options = parser.parse_args(arguments)
+    unknown = set(options.figures) - set(FIGURES)
+    if unknown:
+        parser.error(f"no such figure: {', '.join(unknown)}; there are {', '.join(FIGURES)}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name in options.figures or FIGURES:
+        FIGURES[name](options.output, options.steps)
+
+
+if __name__ == "__main__":
+    main()

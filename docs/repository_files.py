@@ -1,0 +1,103 @@
+"""MkDocs hook: what the pages link to in the repository, outside docs/, becomes part of the site.
+
+The pages are read in the repository too, where ``../examples/own_loop/README.md`` is a link like
+any other. On the site Markdown from there is a page, and any other file a page that shows it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File, InclusionLevel
+from mkdocs.utils import get_relative_url
+
+ROOT = Path(__file__).parents[1]
+FOLDER = "repository"  # of these pages on the site
+LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)\s#]+)")
+LANGUAGES = {".py": "python", ".cc": "cpp", ".h": "cpp", ".yaml": "yaml", ".cff": "yaml"}
+
+
+@event_priority(-200)  # after i18n, which takes the files of docs/ alone
+def on_files(files: Any, config: Any) -> Any:
+    """Add the files that the pages, or what they link to, lead to."""
+    language = config.plugins["i18n"].current_language
+    pages = [file.src_uri for file in files.documentation_pages()]
+    contents = {_in_repository(page): _text(_in_repository(page)) for page in pages}
+    to_read = list(contents)
+    while to_read:
+        page = to_read.pop()
+        for target in LINK.findall(contents[page]):
+            linked = _resolved(page, target)
+            if _is_of_docs(linked) or linked in contents or not (ROOT / linked).is_file():
+                continue  # a link that leads nowhere is left to MkDocs, which says so
+            contents[linked] = _text(linked)
+            content = contents[linked] if linked.endswith(".md") else _shown(linked)
+            if linked.endswith(".md"):
+                to_read.append(linked)
+            else:
+                contents[linked] = ""
+            file = File.generated(
+                config, _on_site(linked), content=content, inclusion=InclusionLevel.NOT_IN_NAV
+            )
+            if language != "en":
+                file.dest_uri = f"{language}/{file.dest_uri}"
+            files.append(file)
+    return files
+
+
+@event_priority(100)  # before anybody makes HTML of it
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Let links into the repository lead to these pages."""
+    source = page.file.src_uri
+    here = _in_repository(source)
+
+    def on_site(match: re.Match[str]) -> str:
+        linked = _resolved(here, match[1])
+        if here == linked.replace(".md", ".zh.md"):  # from a translation to its original
+            return f"original:{posixpath.relpath(linked, 'docs')}".replace(".md", ".html")
+        if (_is_of_docs(here) and _is_of_docs(linked)) or not (ROOT / linked).is_file():
+            return match[0]
+        return posixpath.relpath(_on_site(linked), posixpath.dirname(source) or ".")
+
+    return LINK.sub(on_site, markdown)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Let a translation's links to its original, which i18n leads back to it, lead there."""
+    return re.sub(
+        'href="original:([^"#]*)', lambda m: f'href="{get_relative_url(m[1], page.url)}', html
+    )
+
+
+def _in_repository(source: str) -> str:
+    """The path in the repository of a page of the site, from the site's."""
+    path = posixpath.relpath(source, FOLDER)
+    return posixpath.join("docs", source) if path.startswith("..") else path
+
+
+def _on_site(path: str) -> str:
+    """The source that the site has of a file of the repository."""
+    if _is_of_docs(path):
+        return posixpath.relpath(path, "docs")
+    return posixpath.join(FOLDER, path if path.endswith(".md") else f"{path}.md")
+
+
+def _is_of_docs(path: str) -> bool:
+    return path.startswith("docs/")
+
+
+def _resolved(page: str, target: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
+
+
+def _text(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def _shown(path: str) -> str:
+    language = LANGUAGES.get(Path(path).suffix, "text")
+    return f"# {path}\n\n``````{language}\n{_text(path)}\n``````\n"

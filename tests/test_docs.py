@@ -1,0 +1,85 @@
+"""What can be checked of the pages without building the site: links, anchors, images, names."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("", "docs/**/", "examples/*/", "benchmarks/")
+PAGES = sorted(page for folder in FOLDERS for page in ROOT.glob(f"{folder}*.md"))
+FENCED = re.compile(r"^(`{3,}).*?^\1", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`[^`\n]*`")
+LINK = re.compile(r"\]\((?![a-z]+:)([^)\s]+)\)")
+HEADING = re.compile(r"^#+ +(.+?)\s*$", re.MULTILINE)
+MODULES = ("", ".balancing", ".network", ".pde", ".pde.problems", ".training")
+
+
+def text_of(page):
+    """The page without code, in which brackets and # mean something else."""
+    return FENCED.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors(page):
+    """As they are made where the pages are read in a repository, and by mkdocs.yml's slugify."""
+    found = re.findall(r' id="([^"]+)"', text_of(page))
+    for heading in HEADING.findall(text_of(page)):
+        shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
+        found.append(re.sub(r"[^\w\- ]", "", shown.lower()).strip().replace(" ", "-"))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_anchors_and_images_lead_somewhere(page):
+    for link in LINK.findall(INLINE.sub("", text_of(page))):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_list_has_an_empty_line_before_it(page):
+    # Without one it is a list in the repository, and a part of the paragraph on the site.
+    lines = text_of(page).splitlines()
+    for before, line in zip(lines, lines[1:]):
+        if re.match(r"([-*]|\d+\.) ", line):
+            assert not before.strip() or re.match(r" |[-*] |\d+\. ", before), line
+
+
+def test_every_page_is_in_the_navigation():
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r": ([\w/]+\.md)$", settings, re.MULTILINE))
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in ROOT.glob("docs/**/*.md")}
+    assert named == {page for page in pages if not page.endswith(".zh.md")}
+    assert all(page.replace(".zh.md", ".md") in named for page in pages)
+
+
+def test_every_public_name_is_in_the_api():
+    listed = set(re.findall(r"^::: ([\w.]+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE))
+    package = "paddlescience_gradnorm"
+    described = {resolved(name) for name in listed}
+    for module in MODULES:
+        for name in importlib.import_module(package + module).__all__:
+            if name != "__version__":
+                assert resolved(f"{package}{module}.{name}") in described, f"{module}.{name}"
+
+
+def resolved(path):
+    """The object of this name; of one that has an identity of its own, by that."""
+    if path.startswith("paddlescience_gradnorm.ppsci"):  # which needs PaddleScience
+        return path
+    module, _, name = path.rpartition(".")
+    return id(getattr(importlib.import_module(module), name))
+
+
+def test_docstrings_are_markdown_in_the_layout_that_the_site_reads():
+    for file in ROOT.glob("paddlescience_gradnorm/**/*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                docstring = ast.get_docstring(node) or ""
+                where = f"{file.name}: {getattr(node, 'name', 'module')}"
+                assert not re.search(r":(class|func|meth|mod|data|attr):`", docstring), where
+                assert not re.search(r"^ *Example:$", docstring, re.MULTILINE), where

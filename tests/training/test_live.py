@@ -1,0 +1,100 @@
+import io
+import re
+
+import paddle
+import pytest
+from rich.console import Console
+
+from paddlescience_gradnorm import GradNorm
+from paddlescience_gradnorm.training import LiveView, Trainer, live
+
+EIGHTHS = {block: k / 8 for k, block in enumerate("▏▎▍▌▋▊▉", 1)}
+NAMES = ["pde", "[bold]bc[/bold]", "data"]
+
+
+@pytest.fixture
+def fit(fc_net, make_losses):
+    def run(console, epochs, data=None, balanced=True):
+        net = fc_net
+        if balanced:
+            net = GradNorm(fc_net, n_loss=3, weight_attr=[1.0, 4.0, 2.0], update_every=1000)
+        optimizer = paddle.optimizer.SGD(1e-5, parameters=net.parameters())
+        return Trainer(
+            net,
+            lambda net, seed=0: dict(zip(NAMES, make_losses(net, seed=int(seed)))),
+            optimizer,
+            callbacks=[LiveView(console, unit="epoch")],
+        ).fit(data, epochs)
+
+    return run
+
+
+def terminal(**options):
+    return Console(file=io.StringIO(), width=100, record=True, **options)
+
+
+def test_it_ends_with_the_last_steps_losses_weights_and_bars(fit):
+    console = terminal()
+    history = fit(console, 3, data=[1, 2])
+    first, header, *lines = console.export_text().splitlines()
+    assert "6/6" in first and re.search(r"\d epochs/s", first) and "left 0:00:00" in first
+    assert header.split() == ["loss", "value", "weight"]
+    last = history.last()
+    lengths = {}
+    for line, name in zip(lines, NAMES):
+        assert line.startswith(name)  # brackets are no markup
+        assert f"{last['losses'][name]:.2e}" in line
+        assert f"{last['weights'][name]:.3g}" in line
+        lengths[name] = line.count("█") + EIGHTHS.get(line.rstrip()[-1], 0)
+    assert len(lines) == 3
+    largest = max(last["weights"].values())
+    for name, weight in last["weights"].items():
+        assert lengths[name] == pytest.approx(30 * weight / largest, abs=1 / 8)
+    assert max(lengths.values()) == 30 and min(lengths.values()) < 12
+
+
+def test_equal_weights_have_full_bars_all(fit):
+    console = terminal()
+    fit(console, 2, balanced=False)
+    *_, line = console.export_text().splitlines()
+    assert line.count("█") == 30
+
+
+def test_an_unknown_number_of_steps_is_counted(fit):
+    class Batches:
+        def __iter__(self):
+            return iter([1, 2, 3])
+
+    console = terminal()
+    fit(console, 2, data=Batches())
+    assert "6/?" in console.export_text()
+
+
+def test_a_terminal_sees_it_before_the_end_and_a_file_once(fit, monkeypatch):
+    monkeypatch.setattr(live, "_SECONDS", 0.0)
+    seen, written = (terminal(force_terminal=shown) for shown in (True, False))
+    for console in (seen, written):
+        fit(console, 4)
+    for number in (1, 2, 3, 4):
+        assert f"{number}/4" in seen.file.getvalue()
+    assert written.file.getvalue().count("/4") == 1
+
+
+def test_a_run_that_fails_leaves_the_terminal_in_order(fc_net):
+    def fail(net):
+        raise RuntimeError("no losses")
+
+    optimizer = paddle.optimizer.SGD(1e-5, parameters=fc_net.parameters())
+    console = terminal(force_terminal=True)
+    trainer = Trainer(fc_net, fail, optimizer, callbacks=[LiveView(console)])
+    with pytest.raises(RuntimeError, match="no losses"):
+        trainer.fit(epochs=3)
+    output = console.file.getvalue()
+    assert "0/3" in output
+    assert output.rfind("\x1b[?25h") > output.rfind("\x1b[?25l")  # the cursor is shown again
+
+
+def test_without_rich_it_says_which_extra_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
+    with pytest.raises(ImportError, match=r"pip install 'paddlescience_gradnorm\[plot\]'"):
+        LiveView()
