@@ -87,7 +87,8 @@ def test_equal_gradients_turn_nothing(rng):
 def test_a_task_without_a_gradient_does_not_disturb_the_others(rng):
     gradients = random_gradients(rng)
     gradients[1] *= 0
-    found = rotation_gradients(LatentGradients([tensor(g) for g in gradients]), None, 1).whole().numpy()
+    latent = LatentGradients([tensor(g) for g in gradients])
+    found = rotation_gradients(latent, None, 1).whole().numpy()
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found[1], found[1].T, rtol=1e-12)  # no way to turn
     assert np.abs(found[0] - found[0].T).max() > 1e-3
