@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -55,7 +56,11 @@ def run(*command, cwd):
 def built(tmp_path_factory):
     """What ``python -m build`` makes: the sdist, and the wheel from it."""
     folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=folder)
+    # From a copy, for it writes into the tree, where others may be at work.
+    tree = shutil.copytree(
+        ROOT, folder / "tree", ignore=shutil.ignore_patterns(".*", "outputs", "site", "*.egg-info")
+    )
+    run(sys.executable, "-m", "build", "--outdir", folder, tree, cwd=folder)
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return {"wheel": wheel, "sdist": sdist}
 
