@@ -48,7 +48,7 @@ def diagnose(
         >>> values = (ones, ones, ones, ones, against, PinnRule(), 1e-3, 10)
         >>> for finding in diagnose(["pde", "data"], *values):
         ...     print(finding[:75])
-        The gradients of 'pde' and 'data' point against each other (cosine -0.50):
+        The gradients of 'pde' and 'data' (cosine -0.50) point against each other:
     """
     found = []
     for name, weight in zip(names, weights):
@@ -88,13 +88,16 @@ def diagnose(
                 f"The loss of {name!r} no longer falls: {loss:.3g}, {reference:.3g} on the "
                 f"average of about {1 / (1 - rule.memory):.0f} updates."
             )
-    for i in range(len(names)):
-        for j in range(i):
-            if cosines[i, j] < 0:
-                found.append(
-                    f"The gradients of {names[j]!r} and {names[i]!r} point against each other "
-                    f"(cosine {cosines[i, j]:.2f}): what one gains the other loses. Seen once "
-                    "it is noise; seen often, no weights resolve it, and a larger network or "
-                    "RotoGrad may."
-                )
+    conflicts = [
+        f"{names[j]!r} and {names[i]!r} (cosine {cosines[i, j]:.2f})"
+        for i in range(len(names))
+        for j in range(i)
+        if cosines[i, j] < 0
+    ]
+    if conflicts:
+        found.append(
+            f"The gradients of {', '.join(conflicts)} point against each other: what one gains "
+            "the other loses. Seen once it is noise; seen often, no weights resolve it, and a "
+            "larger network or RotoGrad may."
+        )
     return found

@@ -723,7 +723,7 @@ def test_diagnosis_of_a_run_is_the_historys_and_the_balancers(fc_net, tmp_path):
     trainer.fit(epochs=20)
     words = " ".join(trainer.diagnose())
     assert "'against' no longer falls" in words
-    assert "'pde' and 'against' point against each other (cosine -1.00)" in words
+    assert "'pde' and 'against' (cosine -1.00) point against each other" in words
 
     trainer.save(tmp_path / "run.ckpt")
     trainer.load(tmp_path / "run.ckpt")  # after which the balancer has seen nothing yet
