@@ -27,6 +27,7 @@ import sympy
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet, GradNorm, NetworkBase, RotoGradNorm, cached
+from paddlescience_gradnorm.arguments import at_least, non_negative, positive
 from paddlescience_gradnorm.pde import Residual, sample_boundary, sample_interior
 from paddlescience_gradnorm.runtime import tune_cpu
 from paddlescience_gradnorm.training import (
@@ -282,16 +283,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--balance", choices=("rotogradnorm", "gradnorm", "equal"), default="rotogradnorm"
     )
-    parser.add_argument("--alpha", type=_not_negative, default=0.12, help="GradNorm's alpha")
-    parser.add_argument("--epochs", type=_positive, default=4000)
-    parser.add_argument("--learning-rate", type=_rate, default=5e-3)
-    parser.add_argument("--points", type=_positive, default=500, help="collocation points inside")
-    parser.add_argument("--seed", type=_seed, default=0)
+    parser.add_argument("--alpha", type=non_negative, default=0.12, help="GradNorm's alpha")
+    parser.add_argument("--epochs", type=at_least(1), default=4000)
+    parser.add_argument("--learning-rate", type=positive, default=5e-3)
+    parser.add_argument("--points", type=at_least(1), default=500, help="collocation points inside")
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--device", default="cpu", help="cpu, gpu, gpu:1, ...")
     parser.add_argument("--output", type=Path, default=Path("outputs/pinn_kovasznay"))
     parser.add_argument(
         "--checkpoint-every",
-        type=_positive,
+        type=at_least(1),
         metavar="N",
         help="steps from one checkpoint to the next; without it there is one only if a signal "
         "stops the run",
@@ -300,34 +301,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--resume", metavar="PATH", help="'latest', or a checkpoint's file, to go on from"
     )
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
-def _not_negative(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return number
-
-
-def _rate(text: str) -> float:
-    number = _not_negative(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("0 would leave the network untrained")
-    return number
-
-
-def _seed(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
 
 
 def _tensor(array: np.ndarray) -> paddle.Tensor:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet, GradNorm, RotoGrad, RotoGradNorm
+from paddlescience_gradnorm.arguments import at_least, non_negative, positive
 from paddlescience_gradnorm.training import CheckpointError, Checkpoints, RunState, StopOnSignals
 
 import paddle  # isort: skip, after the package that sees to its loading
@@ -305,17 +306,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=_positive, default=600)
-    parser.add_argument("--learning-rate", type=_rate, default=2e-3, help="of the network")
+    parser.add_argument("--steps", type=at_least(1), default=600)
+    parser.add_argument("--learning-rate", type=positive, default=2e-3, help="of the network")
     parser.add_argument(
-        "--own-rate", type=_rate, default=10.0, help="of rotations and weights, times the network's"
+        "--own-rate",
+        type=positive,
+        default=10.0,
+        help="of rotations and weights, times the network's",
     )
-    parser.add_argument("--alpha", type=_not_negative, default=0.5, help="GradNorm's alpha")
-    parser.add_argument("--seed", type=_seed, default=0)
+    parser.add_argument("--alpha", type=non_negative, default=0.5, help="GradNorm's alpha")
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/rotograd_toy"))
     parser.add_argument(
         "--checkpoint-every",
-        type=_positive,
+        type=at_least(1),
         metavar="N",
         help="steps from one checkpoint to the next; without it there is one only if a signal "
         "stops the run",
@@ -324,34 +328,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--resume", metavar="PATH", help="'latest', or a checkpoint's file, to go on from"
     )
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
-def _not_negative(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return number
-
-
-def _rate(text: str) -> float:
-    number = _not_negative(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("0 would leave everything as it is")
-    return number
-
-
-def _seed(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import numpy as np
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import LossBalancer, RotoGradNorm
+from paddlescience_gradnorm.arguments import at_least, non_negative, positive
 from paddlescience_gradnorm.runtime import tune_cpu
 from paddlescience_gradnorm.training import (
     CheckpointError,
@@ -474,15 +475,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tasks", type=int, nargs="+", choices=list(SIGMAS), default=[*SIGMAS])
-    parser.add_argument("--seeds", type=_seed, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2])
     parser.add_argument("--inputs", choices=("normal", "uniform"), default="normal")
-    parser.add_argument("--steps", type=_positive, default=Settings.steps)
-    parser.add_argument("--learning-rate", type=_rate, default=Settings.learning_rate)
+    parser.add_argument("--steps", type=at_least(1), default=Settings.steps)
+    parser.add_argument("--learning-rate", type=positive, default=Settings.learning_rate)
     parser.add_argument(
-        "--weights-rate", type=_rate, default=Settings.weights_rate, help="of GradNorm's weights"
+        "--weights-rate", type=positive, default=Settings.weights_rate, help="of GradNorm's weights"
     )
     parser.add_argument(
-        "--alphas", type=_not_negative, nargs="+", default=[0.0, PAPER_ALPHA, 0.5, 1.0]
+        "--alphas", type=non_negative, nargs="+", default=[0.0, PAPER_ALPHA, 0.5, 1.0]
     )
     parser.add_argument(
         "--quick", action="store_true", help="one seed, 250 steps, two alphas: under a minute"
@@ -491,7 +492,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("outputs/toy_regression"))
     parser.add_argument(
         "--checkpoint-every",
-        type=_positive,
+        type=at_least(1),
         metavar="N",
         help="steps from one checkpoint to the next; without it there is one at the end of each "
         "training, and if a signal stops one",
@@ -505,34 +506,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.quick:
         options.seeds, options.steps, options.alphas = [0], 250, [PAPER_ALPHA, 1.0]
     return options
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
-def _not_negative(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return number
-
-
-def _rate(text: str) -> float:
-    number = _not_negative(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("a rate of 0 would train nothing")
-    return number
-
-
-def _seed(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
 
 
 if __name__ == "__main__":

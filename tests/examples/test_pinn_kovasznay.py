@@ -97,11 +97,11 @@ def test_flow_derivatives_are_those_of_its_values():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--epochs", "0"], "0 is not at least 1"),
-        (["--learning-rate", "0"], "0 would leave the network untrained"),
-        (["--alpha", "-1"], "-1 is not a finite number of at least 0"),
+        (["--epochs", "0"], "must be an integer from 1 to 2147483647, got '0'"),
+        (["--learning-rate", "0"], "must be a finite number above 0, got '0'"),
+        (["--alpha", "-1"], "must be a finite number of at least 0, got '-1'"),
         (["--balance", "magic"], "invalid choice: 'magic'"),
-        (["--checkpoint-every", "0"], "0 is not at least 1"),
+        (["--checkpoint-every", "0"], "must be an integer from 1 to 2147483647, got '0'"),
     ],
 )
 def test_bad_options_are_named(capsys, arguments, message):

@@ -60,11 +60,11 @@ def test_losses_are_those_of_the_landscape_and_zero_in_the_minimum(task):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--steps", "0"], "0 is not at least 1"),
-        (["--own-rate", "0"], "0 would leave everything as it is"),
-        (["--alpha", "-1"], "-1 is not a finite number of at least 0"),
-        (["--seed", "-1"], "-1 is below 0"),
-        (["--checkpoint-every", "0"], "0 is not at least 1"),
+        (["--steps", "0"], "must be an integer from 1 to 2147483647, got '0'"),
+        (["--own-rate", "0"], "must be a finite number above 0, got '0'"),
+        (["--alpha", "-1"], "must be a finite number of at least 0, got '-1'"),
+        (["--seed", "-1"], "must be an integer from 0 to 2147483647, got '-1'"),
+        (["--checkpoint-every", "0"], "must be an integer from 1 to 2147483647, got '0'"),
     ],
 )
 def test_bad_options_are_named(capsys, arguments, message):

@@ -245,13 +245,13 @@ def test_quick_is_one_seed_and_few_steps():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--steps", "0"], "0 is not at least 1"),
-        (["--alphas", "0.1", "-1"], "-1 is not a finite number of at least 0"),
-        (["--learning-rate", "0"], "a rate of 0 would train nothing"),
-        (["--weights-rate", "inf"], "inf is not a finite number of at least 0"),
-        (["--seeds", "-1"], "-1 is below 0"),
+        (["--steps", "0"], "must be an integer from 1 to 2147483647, got '0'"),
+        (["--alphas", "0.1", "-1"], "must be a finite number of at least 0, got '-1'"),
+        (["--learning-rate", "0"], "must be a finite number above 0, got '0'"),
+        (["--weights-rate", "inf"], "must be a finite number above 0, got 'inf'"),
+        (["--seeds", "-1"], "must be an integer from 0 to 2147483647, got '-1'"),
         (["--tasks", "3"], "invalid choice: 3"),
-        (["--checkpoint-every", "0"], "0 is not at least 1"),
+        (["--checkpoint-every", "0"], "must be an integer from 1 to 2147483647, got '0'"),
         (["--resume", "some.ckpt"], "invalid choice: 'some.ckpt'"),
     ],
 )
