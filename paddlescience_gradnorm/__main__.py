@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import paddlescience_gradnorm
+from paddlescience_gradnorm.arguments import at_least, non_negative
 
 # What only one command needs is imported by that command.
 if TYPE_CHECKING:
@@ -346,15 +346,15 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--alpha",
-        type=_alpha,
+        type=non_negative,
         help=f"GradNorm's, at least 0 (default: the PINN rule's; {ALPHA:g} if published)",
     )
-    parser.add_argument("--steps", type=_at_least(1), default=5000, help="default: 5000")
+    parser.add_argument("--steps", type=at_least(1), default=5000, help="default: 5000")
     parser.add_argument(
-        "--points", type=_at_least(1), default=1000, help="in the interior (default: 1000)"
+        "--points", type=at_least(1), default=1000, help="in the interior (default: 1000)"
     )
     parser.add_argument(
-        "--seed", type=_at_least(0), default=0, help="of points, noise and network (default: 0)"
+        "--seed", type=at_least(0), default=0, help="of points, noise and network (default: 0)"
     )
     parser.add_argument(
         "--output",
@@ -395,33 +395,6 @@ def _problem(name: str) -> Problem:
         return problem(name)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _alpha(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a finite number of at least 0, got {text!r}")
-    return number
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    most = 2**31 - 1  # of the numbers that Paddle takes
-
-    def integer(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if not least <= number <= most:
-            raise argparse.ArgumentTypeError(
-                f"must be an integer from {least} to {most}, got {text!r}"
-            )
-        return number
-
-    return integer
 
 
 if __name__ == "__main__":

@@ -24,12 +24,20 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import sympy
-from tqdm import trange
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet, GradNorm, NetworkBase, RotoGradNorm, cached
+from paddlescience_gradnorm.arguments import at_least, non_negative, positive
 from paddlescience_gradnorm.pde import Residual, sample_boundary, sample_interior
 from paddlescience_gradnorm.runtime import tune_cpu
+from paddlescience_gradnorm.training import (
+    CheckpointError,
+    Checkpoints,
+    History,
+    ProgressBar,
+    StopOnSignals,
+    Trainer,
+)
 
 import paddle  # isort: skip, after the package that sees to its loading
 
@@ -61,6 +69,14 @@ class Trunk(NetworkBase):
     def forward(self, ins: tuple[paddle.Tensor, Sequence[tuple[int, ...]]]) -> paddle.Tensor:
         """Shape [number of derivatives, N, WIDTH], from points and indices of derivatives."""
         return paddle.stack(self.net.partial_derivatives(*ins))
+
+
+class Weighted(RotoGradNorm):
+    """Its weights under the name by which a history looks for them."""
+
+    @property
+    def loss_weights(self) -> paddle.Tensor:
+        return self.weight
 
 
 class TrunkAndHeads(NetworkBase):
@@ -103,7 +119,7 @@ def build(balance: str, alpha: float) -> paddle.nn.Layer:
     # The trunk's last layer has a bias, which serves them all.
     heads = [paddle.nn.Linear(WIDTH, 1, bias_attr=False) for _ in FIELDS]
     if balance == "rotogradnorm":
-        return RotoGradNorm(trunk, heads, latent_size=WIDTH, alpha=alpha)
+        return Weighted(trunk, heads, latent_size=WIDTH, alpha=alpha)
     network = TrunkAndHeads(trunk, heads)
     return GradNorm(network, n_loss=len(FIELDS), alpha=alpha) if balance == "gradnorm" else network
 
@@ -130,15 +146,24 @@ class Problem:
 
     def losses(self, flow: Flow) -> dict[str, paddle.Tensor]:
         """A loss for each field, by name."""
-        inside = [residual.square().mean() for residual in self.residual(flow, self.interior)]
-        edge = paddle.unbind((flow(self.edge) - self.edge_values).square().mean(0))
+        with cached():  # the rotations serve interior and boundary
+            inside = [residual.square().mean() for residual in self.residual(flow, self.interior)]
+            edge = paddle.unbind((flow(self.edge) - self.edge_values).square().mean(0))
         return {name: a + b for name, a, b in zip(FIELDS, inside, edge)}
 
 
 def train(
-    model: paddle.nn.Layer, problem: Problem, epochs: int, learning_rate: float
-) -> dict[str, np.ndarray]:
-    """Train in place; the losses and weights of every epoch, shape [epochs, 3] each."""
+    model: paddle.nn.Layer,
+    problem: Problem,
+    epochs: int,
+    learning_rate: float,
+    checkpoints: Checkpoints,
+    resume: str | None,
+) -> History:
+    """Train in place, by one step an epoch; what every step has measured.
+
+    SIGINT and SIGTERM end the program after the step, with a checkpoint.
+    """
     schedule = paddle.optimizer.lr.CosineAnnealingDecay(learning_rate, T_max=epochs)
     own: list[paddle.Tensor] = []
     network = model.parameters()
@@ -150,30 +175,14 @@ def train(
     if own:
         groups.append({"params": own, "learning_rate": OWN_RATE})
     optimizer = paddle.optimizer.Adam(schedule, parameters=groups)
-    flow = Flow(model)
-    history = {name: np.ones((epochs, len(FIELDS))) for name in ("losses", "weights")}
-    with trange(epochs, unit="epoch", dynamic_ncols=True) as progress:
-        for epoch in progress:
-            with cached():  # the rotations serve interior and boundary
-                losses = problem.losses(flow)
-                if own:
-                    history["weights"][epoch] = model.get_weights()
-                    model.backward(losses)
-                else:
-                    sum(losses.values()).backward()
-            optimizer.step()
-            optimizer.clear_grad()
-            schedule.step()
-            history["losses"][epoch] = [float(loss) for loss in losses.values()]
-            if epoch % 50 == 0 or epoch == epochs - 1:
-                progress.set_postfix_str(
-                    " ".join(
-                        f"{name} {loss:.1e} (w {weight:.2f})"
-                        for name, loss, weight in zip(
-                            FIELDS, history["losses"][epoch], history["weights"][epoch]
-                        )
-                    )
-                )
+    balancer = model if own else None
+    with StopOnSignals() as stop:
+        callbacks = [ProgressBar(unit="epoch"), stop]
+        trainer = Trainer(Flow(model), problem.losses, optimizer, balancer, callbacks)
+        history = trainer.fit(epochs=epochs, checkpoints=checkpoints, resume=resume)
+    if stop.received:
+        print(f"stopped at step {trainer.step}; go on with --resume latest", flush=True)
+        raise SystemExit(stop.exit_code)
     return history
 
 
@@ -211,14 +220,11 @@ def plot_solution(path: Path, prediction: np.ndarray, truth: np.ndarray) -> None
     plt.close(figure)
 
 
-def plot_training(path: Path, history: dict[str, np.ndarray]) -> None:
+def plot_training(path: Path, history: History) -> None:
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
-    for i, name in enumerate(FIELDS):
-        top.semilogy(history["losses"][:, i], label=name, linewidth=1)
-        bottom.plot(history["weights"][:, i], label=name)
-    top.set(ylabel="loss, unweighted")
-    bottom.set(xlabel="epoch", ylabel="weight", ylim=(0, len(FIELDS)))
-    top.legend()
+    history.plot_losses(top).set(xlabel="")
+    history.plot_weights(bottom).set(xlabel="epoch", ylim=(0, len(FIELDS)))
+    bottom.get_legend().remove()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -232,17 +238,24 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     problem = Problem(options.points, options.seed)
     model = build(options.balance, options.alpha)
 
+    checkpoints = Checkpoints(options.output / "checkpoints", options.checkpoint_every)
     start = time.perf_counter()
-    history = train(model, problem, options.epochs, options.learning_rate)
+    try:
+        history = train(
+            model, problem, options.epochs, options.learning_rate, checkpoints, options.resume
+        )
+    except (CheckpointError, OSError) as error:
+        raise SystemExit(f"pinn_kovasznay: {error}") from error
     seconds = time.perf_counter() - start
 
+    last = history.last()
     prediction, truth = evaluate(model)
     errors = relative_errors(prediction, truth)
     metrics = {
         "relative_l2_errors": errors,
         "seconds": seconds,
-        "final_losses": dict(zip(FIELDS, history["losses"][-1].tolist())),
-        "final_weights": dict(zip(FIELDS, history["weights"][-1].tolist())),
+        "final_losses": last["losses"],
+        "final_weights": last["weights"],
         "settings": {**vars(options), "output": str(options.output)},
         "versions": {
             "paddlescience_gradnorm": paddlescience_gradnorm.__version__,
@@ -270,42 +283,24 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--balance", choices=("rotogradnorm", "gradnorm", "equal"), default="rotogradnorm"
     )
-    parser.add_argument("--alpha", type=_not_negative, default=0.12, help="GradNorm's alpha")
-    parser.add_argument("--epochs", type=_positive, default=4000)
-    parser.add_argument("--learning-rate", type=_rate, default=5e-3)
-    parser.add_argument("--points", type=_positive, default=500, help="collocation points inside")
-    parser.add_argument("--seed", type=_seed, default=0)
+    parser.add_argument("--alpha", type=non_negative, default=0.12, help="GradNorm's alpha")
+    parser.add_argument("--epochs", type=at_least(1), default=4000)
+    parser.add_argument("--learning-rate", type=positive, default=5e-3)
+    parser.add_argument("--points", type=at_least(1), default=500, help="collocation points inside")
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--device", default="cpu", help="cpu, gpu, gpu:1, ...")
     parser.add_argument("--output", type=Path, default=Path("outputs/pinn_kovasznay"))
+    parser.add_argument(
+        "--checkpoint-every",
+        type=at_least(1),
+        metavar="N",
+        help="steps from one checkpoint to the next; without it there is one only if a signal "
+        "stops the run",
+    )
+    parser.add_argument(
+        "--resume", metavar="PATH", help="'latest', or a checkpoint's file, to go on from"
+    )
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
-def _not_negative(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return number
-
-
-def _rate(text: str) -> float:
-    number = _not_negative(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("0 would leave the network untrained")
-    return number
-
-
-def _seed(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
 
 
 def _tensor(array: np.ndarray) -> paddle.Tensor:

@@ -24,6 +24,7 @@ import sympy
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet, GradNorm
+from paddlescience_gradnorm.arguments import at_least, non_negative, positive
 from paddlescience_gradnorm.machine import find_machine
 from paddlescience_gradnorm.pde import Residual, sample_boundary, sample_interior
 from paddlescience_gradnorm.runtime import tune_cpu
@@ -216,12 +217,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--rule", choices=("pinn", "published"), default="pinn", help="GradNorm's (default: pinn)"
     )
     parser.add_argument(
-        "--alpha", type=_not_negative, help="GradNorm's (default: the rule's; 0.12 if published)"
+        "--alpha", type=non_negative, help="GradNorm's (default: the rule's; 0.12 if published)"
     )
-    parser.add_argument("--epochs", type=_positive, default=4000)
-    parser.add_argument("--learning-rate", type=_rate, default=1e-2)
-    parser.add_argument("--points", type=_positive, default=500, help="collocation points inside")
-    parser.add_argument("--seed", type=_seed, default=0)
+    parser.add_argument("--epochs", type=at_least(1), default=4000)
+    parser.add_argument("--learning-rate", type=positive, default=1e-2)
+    parser.add_argument("--points", type=at_least(1), default=500, help="collocation points inside")
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--device", default="cpu", help="cpu, gpu, gpu:1, ...")
     parser.add_argument("--output", type=Path, default=Path("outputs/pinn_laplace"))
     parser.add_argument(
@@ -230,7 +231,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--visualdl", action="store_true", help="log the curves for VisualDL")
     parser.add_argument(
         "--checkpoint-every",
-        type=_positive,
+        type=at_least(1),
         metavar="N",
         help="steps from one checkpoint to the next; without it there is one only if a signal "
         "stops the run",
@@ -242,34 +243,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.alpha is None and options.rule == "published":
         options.alpha = 0.12
     return options
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
-def _not_negative(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return number
-
-
-def _rate(text: str) -> float:
-    number = _not_negative(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("0 would leave the network untrained")
-    return number
-
-
-def _seed(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
 
 
 def _tensor(array: np.ndarray) -> paddle.Tensor:

@@ -14,6 +14,7 @@ import argparse
 import json
 import platform
 import time
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -25,6 +26,8 @@ from tqdm import tqdm
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet, GradNorm, RotoGrad, RotoGradNorm
+from paddlescience_gradnorm.arguments import at_least, non_negative, positive
+from paddlescience_gradnorm.training import CheckpointError, Checkpoints, RunState, StopOnSignals
 
 import paddle  # isort: skip, after the package that sees to its loading
 
@@ -49,6 +52,27 @@ def landscape(task: int, points: np.ndarray) -> np.ndarray:
     """The same on a grid, shape [..., 2] -> [...]."""
     distance = points - MINIMA[task]
     return SCALES[task] * (6 + (np.abs(distance) - 3 * np.sinc(3 * distance / np.pi)).sum(-1))
+
+
+class Record:
+    """What is measured before every step and at the end, arrays of shape [steps + 1, ...]."""
+
+    def __init__(self, steps: int) -> None:
+        shapes = {
+            "representation": (POINTS, 2),
+            "seen": (2, POINTS, 2),
+            "losses": (2,),
+            "gradients": (2, POINTS, 2),
+            "rotations": (2, 2, 2),
+        }
+        self.arrays = {name: np.full((steps + 1, *shape), np.nan) for name, shape in shapes.items()}
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """For checkpoints."""
+        return self.arrays
+
+    def set_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
+        self.arrays = arrays
 
 
 class Run:
@@ -85,9 +109,7 @@ class Run:
         )
         self.optimizer = paddle.optimizer.Adam(self.schedule, parameters=groups)
         self.net = net
-        self.history: dict[str, list[np.ndarray]] = {
-            name: [] for name in ("representation", "seen", "losses", "gradients", "rotations")
-        }
+        self.measured = Record(options.steps)
 
     def rotations(self) -> paddle.Tensor:
         """What turns z for each task, shape [2, 2, 2]."""
@@ -95,8 +117,8 @@ class Run:
             return self.model.rotation
         return paddle.stack([paddle.eye(2)] * 2)
 
-    def step(self) -> None:
-        self.record()
+    def step(self, number: int) -> None:
+        self.measure(number)
         outputs = self.model(self.inputs)
         seen = outputs if isinstance(outputs, list) else [outputs, outputs]
         losses = [task_loss(task, point) for task, point in enumerate(seen)]
@@ -108,7 +130,7 @@ class Run:
         self.optimizer.clear_grad()
         self.schedule.step()
 
-    def record(self) -> None:
+    def measure(self, step: int) -> None:
         """Where the representation is, and the tasks' gradients on it."""
         with paddle.no_grad():
             latent = self.net(self.inputs)
@@ -129,10 +151,50 @@ class Run:
             ("gradients", np.stack(gradients)),
             ("rotations", rotations.numpy()),
         ):
-            self.history[name].append(value)
+            self.measured.arrays[name][step] = value
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {name: np.stack(values) for name, values in self.history.items()}
+
+def train(
+    options: argparse.Namespace, checkpoints: Checkpoints
+) -> dict[str, dict[str, np.ndarray]]:
+    """All methods, one after the other; by method what was measured.
+
+    SIGINT and SIGTERM end the program after the step, with a checkpoint.
+    """
+    runs = {method: Run(method, options) for method in METHODS}
+    state = RunState(
+        models=[run.model for run in runs.values()],
+        optimizers=[run.optimizer for run in runs.values()],
+        measured=[run.measured for run in runs.values()],
+    )
+    position = None
+    if options.resume == "latest":
+        position = checkpoints.load_latest(state)
+        if position is None:
+            warnings.warn(
+                f"there is no checkpoint in {checkpoints.folder}; the run starts anew", stacklevel=2
+            )
+    elif options.resume is not None:
+        position = state.load(options.resume)
+    first = 0 if position is None else position["step"]
+    checkpoints.begin(first)
+    total = len(METHODS) * options.steps
+    with StopOnSignals() as stop, tqdm(total=total, initial=first, dynamic_ncols=True) as progress:
+        for step in range(first, total):
+            method, number = METHODS[step // options.steps], step % options.steps
+            progress.set_description(method, refresh=False)
+            runs[method].step(number)
+            progress.update()
+            checkpoints.step(state, step + 1)
+            if stop.received:
+                checkpoints.save(state, step + 1)
+                break
+    if stop.received:
+        print(f"stopped at step {step + 1}; go on with --resume latest", flush=True)
+        raise SystemExit(stop.exit_code)
+    for run in runs.values():
+        run.measure(options.steps)
+    return {method: run.measured.arrays for method, run in runs.items()}
 
 
 def cosines(gradients: np.ndarray) -> np.ndarray:
@@ -211,13 +273,11 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     options = parse(arguments)
     paddle.set_device("cpu")
     start = time.perf_counter()
-    results = {}
-    for method in tqdm(METHODS, unit="method", dynamic_ncols=True):
-        run = Run(method, options)
-        for _ in range(options.steps):
-            run.step()
-        run.record()
-        results[method] = run.arrays()
+    checkpoints = Checkpoints(options.output / "checkpoints", options.checkpoint_every)
+    try:
+        results = train(options, checkpoints)
+    except (CheckpointError, OSError) as error:
+        raise SystemExit(f"rotograd_toy: {error}") from error
 
     metrics: dict[str, object] = {
         "final_losses": {m: (r["losses"][-1] / SCALES).tolist() for m, r in results.items()},
@@ -246,43 +306,28 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=_positive, default=600)
-    parser.add_argument("--learning-rate", type=_rate, default=2e-3, help="of the network")
+    parser.add_argument("--steps", type=at_least(1), default=600)
+    parser.add_argument("--learning-rate", type=positive, default=2e-3, help="of the network")
     parser.add_argument(
-        "--own-rate", type=_rate, default=10.0, help="of rotations and weights, times the network's"
+        "--own-rate",
+        type=positive,
+        default=10.0,
+        help="of rotations and weights, times the network's",
     )
-    parser.add_argument("--alpha", type=_not_negative, default=0.5, help="GradNorm's alpha")
-    parser.add_argument("--seed", type=_seed, default=0)
+    parser.add_argument("--alpha", type=non_negative, default=0.5, help="GradNorm's alpha")
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/rotograd_toy"))
+    parser.add_argument(
+        "--checkpoint-every",
+        type=at_least(1),
+        metavar="N",
+        help="steps from one checkpoint to the next; without it there is one only if a signal "
+        "stops the run",
+    )
+    parser.add_argument(
+        "--resume", metavar="PATH", help="'latest', or a checkpoint's file, to go on from"
+    )
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
-def _not_negative(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return number
-
-
-def _rate(text: str) -> float:
-    number = _not_negative(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("0 would leave everything as it is")
-    return number
-
-
-def _seed(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
 
 
 if __name__ == "__main__":

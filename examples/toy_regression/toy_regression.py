@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,8 +27,16 @@ import numpy as np
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import LossBalancer, RotoGradNorm
+from paddlescience_gradnorm.arguments import at_least, non_negative, positive
 from paddlescience_gradnorm.runtime import tune_cpu
-from paddlescience_gradnorm.training import History, ProgressBar, Trainer
+from paddlescience_gradnorm.training import (
+    CheckpointError,
+    Checkpoints,
+    History,
+    ProgressBar,
+    StopOnSignals,
+    Trainer,
+)
 
 import paddle  # isort: skip, after the package that sees to its loading
 
@@ -34,6 +44,7 @@ SIGMAS = {2: (1.0, 100.0), 10: (48.0, 3.0, 54.0, 16.0, 9.0, 30.0, 52.0, 26.0, 47
 N_INPUTS, N_OUTPUTS, WIDTH = 250, 100, 100
 TRAINING, TEST, BATCH = 10_000, 1_000, 100
 PAPER_ALPHA = 0.12
+CHECKPOINTS = "checkpoints"  # of an experiment that is not finished, in its output
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class Settings:
 class Problem:
     """Data, float32: the inputs [N, 250], followed by the outputs of each task [N, 100]."""
 
+    name: str
     seed: int
     sigmas: Sequence[float]
     training: Sequence[np.ndarray]
@@ -77,7 +89,8 @@ class Problem:
             outputs = [sigma * np.tanh(x @ a) for sigma, a in zip(sigmas, maps)]
             return [part.astype("float32") for part in (x, *outputs)]
 
-        return cls(seed, sigmas, sample(TRAINING), [paddle.to_tensor(p) for p in sample(TEST)])
+        training, test = sample(TRAINING), [paddle.to_tensor(part) for part in sample(TEST)]
+        return cls(f"T = {len(sigmas)}, seed {seed}", seed, sigmas, training, test)
 
     @property
     def names(self) -> list[str]:
@@ -86,7 +99,8 @@ class Problem:
     def alone(self, task: int) -> Problem:
         """The same data with one task only."""
         training, test = ([x, outputs[task]] for x, *outputs in (self.training, self.test))
-        return Problem(self.seed, [self.sigmas[task]], training, test)
+        name = f"{self.name}, task {task + 1} alone"
+        return Problem(name, self.seed, [self.sigmas[task]], training, test)
 
     def losses(
         self, net: paddle.nn.Layer, x: paddle.Tensor, *outputs: paddle.Tensor
@@ -104,17 +118,20 @@ class Problem:
 
 
 class Batches(paddle.io.IterableDataset):
-    """The training data in another order in every epoch, the same for every method."""
+    """A run's batches: the training data in one order after another, the same for every method."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, steps: int) -> None:
         super().__init__()
-        self._parts = problem.training
-        self._rng = np.random.default_rng(problem.seed)
+        self._problem, self._steps = problem, steps
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
-        order = self._rng.permutation(TRAINING).reshape(-1, BATCH)
-        for rows in order:
-            yield [part[rows] for part in self._parts]
+        rng = np.random.default_rng(self._problem.seed)
+        for step in range(self._steps):
+            first = step * BATCH % TRAINING
+            if first == 0:
+                order = rng.permutation(TRAINING)
+            rows = order[first : first + BATCH]
+            yield [part[rows] for part in self._problem.training]
 
 
 class Network(paddle.nn.Layer):
@@ -214,42 +231,66 @@ def adam(rate: Any, *layers: paddle.nn.Layer) -> paddle.optimizer.Adam:
 
 
 class TestLosses(paddle.callbacks.Callback):
-    """Test losses at the start and after every ``every`` steps; ends the run at ``steps``."""
+    """Test losses at the start and after every ``every`` of the steps, shape [times, T]."""
 
     def __init__(self, problem: Problem, every: int, steps: int) -> None:
         super().__init__()
-        self._problem, self._every, self._steps = problem, every, steps
-        self.values: list[np.ndarray] = []
+        self._problem, self._every = problem, every
+        self.values = np.full((1 + steps // every, len(problem.sigmas)), np.nan)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self.values.append(self._problem.test_losses(self.model.net))
+        self.values[0] = self._problem.test_losses(self.model.net)
 
     def on_train_batch_end(self, step: int, logs: Any = None) -> None:
-        if self.model.step % self._every == 0:
-            self.values.append(self._problem.test_losses(self.model.net))
-        if self.model.step == self._steps:
-            self.model.stop_training = True
+        time, rest = divmod(self.model.step, self._every)
+        if rest == 0:
+            self.values[time] = self._problem.test_losses(self.model.net)
+
+    def state_dict(self) -> dict[str, list[list[float]]]:
+        """For checkpoints."""
+        return {"values": self.values.tolist()}
+
+    def set_state_dict(self, state: dict[str, list[list[float]]]) -> None:
+        self.values = np.array(state["values"])
 
 
 def train(
-    method: str, problem: Problem, settings: Settings, progress: bool = True
+    method: str,
+    problem: Problem,
+    settings: Settings,
+    folder: Path | None = None,
+    every: int | None = None,
+    stop: StopOnSignals | None = None,
+    progress: bool = True,
 ) -> tuple[np.ndarray, History]:
-    """Test losses relative to those at the start, shape [times, T], and the history."""
+    """Test losses relative to those at the start, shape [times, T], and the history.
+
+    With a folder there is a checkpoint in it at the end, and after ``every`` so many steps. A
+    training that has one goes on from there, or is finished at once. ``stop`` ends the program
+    after a step, with a checkpoint.
+    """
     paddle.seed(problem.seed)  # every method's network starts alike
-    title = f"T = {len(problem.sigmas)}, seed {problem.seed}, {method}"
+    title = f"{problem.name}, {method}, alpha {settings.alpha:g}"
     trainer = METHODS[method](Network(len(problem.sigmas)), problem, settings)
     test = TestLosses(problem, settings.test_every, settings.steps)
     trainer.callbacks += [ProgressBar(disable=not progress, desc=title, leave=False), test]
-    loader = paddle.io.DataLoader(Batches(problem), batch_size=None)
-    history = trainer.fit(loader, epochs=-(-settings.steps * BATCH // TRAINING))
-    values = np.array(test.values)
-    return values / values[0], history
+    trainer.callbacks += [] if stop is None else [stop]
+    checkpoints = resume = None
+    if folder is not None:
+        checkpoints = Checkpoints(folder / title, every or settings.steps, keep=1)
+        resume = "latest" if checkpoints.paths() else None
+    loader = paddle.io.DataLoader(Batches(problem, settings.steps), batch_size=None)
+    history = trainer.fit(loader, checkpoints=checkpoints, resume=resume)
+    if stop is not None and stop.received:
+        print(f"{title}: stopped at step {trainer.step}; go on with --resume latest", flush=True)
+        raise SystemExit(stop.exit_code)
+    return test.values / test.values[0], history
 
 
-def train_alone(problem: Problem, settings: Settings, progress: bool = True) -> np.ndarray:
+def train_alone(problem: Problem, settings: Settings, **options: Any) -> np.ndarray:
     """As ``train``, for a network of its own for each task."""
     runs = [
-        train("equal weights", problem.alone(task), settings, progress)[0]
+        train("equal weights", problem.alone(task), settings, **options)[0]
         for task in range(len(problem.sigmas))
     ]
     return np.concatenate(runs, axis=1)
@@ -261,7 +302,9 @@ def largest_change(history: History) -> float:
     return float(np.abs(np.diff(weights, axis=0) / weights[:-1]).max())
 
 
-def experiment(n_tasks: int, options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+def experiment(
+    n_tasks: int, options: argparse.Namespace, settings: Settings, stop: StopOnSignals
+) -> dict[str, Any]:
     """All methods and all alphas on all seeds of one number of tasks.
 
     Returns:
@@ -272,18 +315,24 @@ def experiment(n_tasks: int, options: argparse.Namespace, settings: Settings) ->
     curves: dict[str, list[np.ndarray]] = {name: [] for name in (SINGLE, *METHODS)}
     alphas: dict[float, list[float]] = {alpha: [] for alpha in options.alphas}
     histories = []
+    stoppable = {
+        "folder": options.output / CHECKPOINTS,
+        "every": options.checkpoint_every,
+        "stop": stop,
+    }
     for seed in options.seeds:
         problem = Problem.draw(SIGMAS[n_tasks], seed, options.inputs)
-        curves[SINGLE].append(train_alone(problem, settings))
+        curves[SINGLE].append(train_alone(problem, settings, **stoppable))
         for method in METHODS:
-            curve, history = train(method, problem, settings)
+            curve, history = train(method, problem, settings, **stoppable)
             curves[method].append(curve)
             if method == "GradNorm":
                 histories.append(history)
         for alpha, ends in alphas.items():
             curve = curves["GradNorm"][-1]
             if alpha != settings.alpha:
-                curve, _ = train("GradNorm", problem, replace(settings, alpha=alpha))
+                changed = replace(settings, alpha=alpha)
+                curve, _ = train("GradNorm", problem, changed, **stoppable)
             ends.append(float(curve[-1].sum()))
     return {
         "curves": {name: np.array(runs).sum(axis=2) for name, runs in curves.items()},
@@ -347,6 +396,25 @@ def _panels(number: int) -> Any:
     return figure, axes[0]
 
 
+def begin(options: argparse.Namespace, settings: Settings) -> None:
+    """Make the folder of the checkpoints; what is in it already has to be this experiment's."""
+    folder = options.output / CHECKPOINTS
+    path = folder / "settings.json"
+    described = {**asdict(settings), "inputs": options.inputs}
+    found = json.loads(path.read_text()) if path.exists() else None
+    if found is None and options.resume:
+        warnings.warn(f"there is no checkpoint in {folder}; it starts anew", stacklevel=2)
+    if found is not None and not options.resume:
+        raise CheckpointError(
+            f"{folder} holds an experiment that is not finished; pass --resume latest to go on "
+            "with it, or choose another --output"
+        )
+    if found not in (None, described):
+        raise CheckpointError(f"the experiment in {folder} has other settings: {found}")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(described) + "\n")
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = parse(arguments)
     paddle.set_device(options.device)
@@ -358,9 +426,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         weights_rate=options.weights_rate,
         test_every=max(1, options.steps // 50),
     )
-    options.output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    results = {n_tasks: experiment(n_tasks, options, settings) for n_tasks in options.tasks}
+    try:
+        begin(options, settings)
+        with StopOnSignals() as stop:
+            results = {n: experiment(n, options, settings, stop) for n in options.tasks}
+    except (CheckpointError, OSError) as error:
+        raise SystemExit(f"toy_regression: {error}") from error
     seconds = time.perf_counter() - start
 
     plot_weights(options.output / "weights.png", results)
@@ -393,6 +465,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         for name, values in ends.items():
             print(f"  {name:22}", *(f"{value:8.3f}" for value in values))
     (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    shutil.rmtree(options.output / CHECKPOINTS)
     print(f"\n{seconds:.0f} s; figures and metrics.json: {options.output}")
     return metrics
 
@@ -402,53 +475,37 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tasks", type=int, nargs="+", choices=list(SIGMAS), default=[*SIGMAS])
-    parser.add_argument("--seeds", type=_seed, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2])
     parser.add_argument("--inputs", choices=("normal", "uniform"), default="normal")
-    parser.add_argument("--steps", type=_positive, default=Settings.steps)
-    parser.add_argument("--learning-rate", type=_rate, default=Settings.learning_rate)
+    parser.add_argument("--steps", type=at_least(1), default=Settings.steps)
+    parser.add_argument("--learning-rate", type=positive, default=Settings.learning_rate)
     parser.add_argument(
-        "--weights-rate", type=_rate, default=Settings.weights_rate, help="of GradNorm's weights"
+        "--weights-rate", type=positive, default=Settings.weights_rate, help="of GradNorm's weights"
     )
     parser.add_argument(
-        "--alphas", type=_not_negative, nargs="+", default=[0.0, PAPER_ALPHA, 0.5, 1.0]
+        "--alphas", type=non_negative, nargs="+", default=[0.0, PAPER_ALPHA, 0.5, 1.0]
     )
     parser.add_argument(
         "--quick", action="store_true", help="one seed, 250 steps, two alphas: under a minute"
     )
     parser.add_argument("--device", default="cpu", help="cpu, gpu, gpu:1, ...")
     parser.add_argument("--output", type=Path, default=Path("outputs/toy_regression"))
+    parser.add_argument(
+        "--checkpoint-every",
+        type=at_least(1),
+        metavar="N",
+        help="steps from one checkpoint to the next; without it there is one at the end of each "
+        "training, and if a signal stops one",
+    )
+    parser.add_argument(
+        "--resume",
+        choices=["latest"],
+        help="go on with the training that was stopped; finished ones are not made again",
+    )
     options = parser.parse_args(arguments)
     if options.quick:
         options.seeds, options.steps, options.alphas = [0], 250, [PAPER_ALPHA, 1.0]
     return options
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
-def _not_negative(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return number
-
-
-def _rate(text: str) -> float:
-    number = _not_negative(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("a rate of 0 would train nothing")
-    return number
-
-
-def _seed(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 import importlib.util
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +42,9 @@ def test_a_short_run_learns_and_writes_everything(tmp_path, capsys, balance):
 @pytest.mark.parametrize("balance", ["rotogradnorm", "gradnorm", "equal"])
 def test_training_lowers_the_losses(balance):
     problem = pinn_kovasznay.Problem(64, seed=0)
-    history = pinn_kovasznay.train(pinn_kovasznay.build(balance, 0.12), problem, 80, 5e-3)
-    assert history["losses"][-1].sum() < 0.7 * history["losses"][0].sum()
+    model = pinn_kovasznay.build(balance, 0.12)
+    losses = pinn_kovasznay.train(model, problem, 80, 5e-3, None, None).to_numpy()["losses"]
+    assert losses[-1].sum() < 0.7 * losses[0].sum()
 
 
 def test_exact_solution_has_no_loss(float64):
@@ -94,13 +97,65 @@ def test_flow_derivatives_are_those_of_its_values():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--epochs", "0"], "0 is not at least 1"),
-        (["--learning-rate", "0"], "0 would leave the network untrained"),
-        (["--alpha", "-1"], "-1 is not a finite number of at least 0"),
+        (["--epochs", "0"], "must be an integer from 1 to 2147483647, got '0'"),
+        (["--learning-rate", "0"], "must be a finite number above 0, got '0'"),
+        (["--alpha", "-1"], "must be a finite number of at least 0, got '-1'"),
         (["--balance", "magic"], "invalid choice: 'magic'"),
+        (["--checkpoint-every", "0"], "must be an integer from 1 to 2147483647, got '0'"),
     ],
 )
 def test_bad_options_are_named(capsys, arguments, message):
     with pytest.raises(SystemExit):
         pinn_kovasznay.parse(arguments)
     assert message in capsys.readouterr().err
+
+
+def assert_same_run(one, other, folders):
+    for name in ("relative_l2_errors", "final_losses", "final_weights"):
+        assert one[name] == other[name]
+    first, second = (paddle.load(str(folder / "model.pdparams")) for folder in folders)
+    for name, tensor in first.items():
+        np.testing.assert_array_equal(second[name].numpy(), tensor.numpy())
+
+
+@pytest.mark.parametrize(
+    "balance, number, code",
+    [
+        ("rotogradnorm", signal.SIGINT, 130),
+        ("gradnorm", signal.SIGTERM, 143),
+        ("equal", signal.SIGINT, 130),
+    ],
+)
+def test_a_signal_stops_it_with_a_checkpoint_that_it_goes_on_from(
+    tmp_path, monkeypatch, capsys, balance, number, code
+):
+    arguments = ["--balance", balance, "--epochs", "20", "--points", "16", "--output"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    expected = pinn_kovasznay.main([*arguments, str(whole)])
+
+    class Kill(pinn_kovasznay.ProgressBar):
+        def on_train_batch_begin(self, step, logs=None):
+            if self.model.step == 12:
+                os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit:
+        patch.setattr(pinn_kovasznay, "ProgressBar", Kill)
+        pinn_kovasznay.main([*arguments, str(stopped)])
+    assert exit.value.code == code
+    assert "stopped at step 13; go on with --resume latest" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"pinn_kovasznay: the run is at step 0, but .*00000013"):
+        pinn_kovasznay.main([*arguments, str(stopped)])
+
+    resumed = pinn_kovasznay.main([*arguments, str(stopped), "--resume", "latest"])
+    assert_same_run(resumed, expected, (stopped, whole))
+
+
+def test_a_process_that_is_killed_goes_on_in_another(tmp_path, signalled):
+    arguments = ["--epochs", "200", "--points", "16", "--checkpoint-every", "20"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    expected = pinn_kovasznay.main([*arguments, "--output", str(whole)])
+    code, printed = signalled(PATH, stopped, signal.SIGTERM, *arguments)
+    assert code == 143 and "go on with --resume latest" in printed
+    assert not (stopped / "metrics.json").exists()
+    resumed = pinn_kovasznay.main([*arguments, "--output", str(stopped), "--resume", "latest"])
+    assert_same_run(resumed, expected, (stopped, whole))

@@ -123,13 +123,13 @@ def test_the_seed_decides_the_run(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--epochs", "0"], "0 is not at least 1"),
-        (["--points", "-3"], "-3 is not at least 1"),
-        (["--alpha", "-1"], "-1 is not a finite number of at least 0"),
-        (["--learning-rate", "nan"], "nan is not a finite number of at least 0"),
-        (["--learning-rate", "0"], "0 would leave the network untrained"),
-        (["--seed", "-1"], "-1 is below 0"),
-        (["--checkpoint-every", "0"], "0 is not at least 1"),
+        (["--epochs", "0"], "must be an integer from 1 to 2147483647, got '0'"),
+        (["--points", "-3"], "must be an integer from 1 to 2147483647, got '-3'"),
+        (["--alpha", "-1"], "must be a finite number of at least 0, got '-1'"),
+        (["--learning-rate", "nan"], "must be a finite number above 0, got 'nan'"),
+        (["--learning-rate", "0"], "must be a finite number above 0, got '0'"),
+        (["--seed", "-1"], "must be an integer from 0 to 2147483647, got '-1'"),
+        (["--checkpoint-every", "0"], "must be an integer from 1 to 2147483647, got '0'"),
         (["--balance", "magic"], "invalid choice: 'magic'"),
     ],
 )

@@ -1,5 +1,7 @@
 import importlib.util
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -84,15 +86,15 @@ def test_data_are_scaled_tanh_of_maps_that_tasks_share_in_part(monkeypatch, inpu
 def test_batches_hold_every_row_once_with_its_outputs(small):
     problem = toy.Problem.draw((1.0, 100.0), 0)
     x, first, _ = problem.training
-    both = toy.Batches(problem)
-    epochs = [[batch for batch in both] for _ in range(2)]  # noqa: C416, list() wants a length
-    for batches in epochs:
+    drawn = [batch for batch in toy.Batches(problem, 20)]  # noqa: C416, list() wants a length
+    for batches in (drawn[:10], drawn[10:]):
         rows = np.concatenate([batch[0] for batch in batches])
         order = np.argsort(rows[:, 0])
         np.testing.assert_array_equal(rows[order], x[np.argsort(x[:, 0])])
         outputs = np.concatenate([batch[1] for batch in batches])
         np.testing.assert_array_equal(outputs[order], first[np.argsort(x[:, 0])])
-    np.testing.assert_array_equal(epochs[0][0][0], next(iter(toy.Batches(problem)))[0])
+    assert (drawn[0][0] != drawn[10][0]).any()
+    np.testing.assert_array_equal(drawn[0][0], next(iter(toy.Batches(problem, 1)))[0])
 
 
 def test_every_method_starts_from_the_same_network(small):
@@ -150,11 +152,86 @@ def test_no_weight_changes_by_more_than_five_percent_in_a_step(small, sigmas, ra
         settings = toy.Settings(steps=1000, test_every=1000)
         _, history = toy.train("GradNorm", problem, settings, progress=False)
     else:
-        loader = paddle.io.DataLoader(toy.Batches(problem), batch_size=None)
-        history = own_step(toy.Network(2), problem, rate).fit(loader, 100)
+        loader = paddle.io.DataLoader(toy.Batches(problem, 1000), batch_size=None)
+        history = own_step(toy.Network(2), problem, rate).fit(loader)
     weights = history.to_numpy()["weights"]
     assert weights.shape == (1000, 2) and np.ptp(weights, axis=0).min() > 0.01
     assert toy.largest_change(history) <= 0.05
+
+
+# Signals.
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_a_training_and_the_finished_ones_are_not_made_again(
+    small, tmp_path, monkeypatch, capsys, number, code
+):
+    more = ["--seeds", "3", "--steps", "30", "--tasks", "2", "--alphas", "0.12", "1", "--output"]
+    expected = toy.main([*more, str(tmp_path / "whole")])
+    stopped = str(tmp_path / "stopped")
+    begun = []
+
+    class Kill(toy.ProgressBar):
+        at = None
+
+        def on_train_begin(self, logs=None):
+            begun.append(None)
+            super().on_train_begin(logs)
+
+        def on_train_batch_begin(self, step, logs=None):
+            if (len(begun), self.model.step) == self.at:
+                os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(toy, "ProgressBar", Kill)
+    monkeypatch.setattr(Kill, "at", (5, 17))  # two single tasks, two methods, GradNorm
+    with pytest.raises(SystemExit) as exit:
+        toy.main([*more, stopped])
+    assert exit.value.code == code
+    title = "T = 2, seed 3, GradNorm, alpha 0.12"
+    message = f"{title}: stopped at step 18; go on with --resume latest"
+    assert message in capsys.readouterr().out
+    folder = tmp_path / "stopped/checkpoints"
+    assert [path.name for path in (folder / title).iterdir()] == ["step_00000018.ckpt"]
+    assert len(list(folder.glob("*/step_00000030.ckpt"))) == 4
+    with pytest.raises(SystemExit, match=r"toy_regression: .* that is not finished"):
+        toy.main([*more, stopped])
+    resume = ["--resume", "latest"]
+    with pytest.raises(SystemExit, match=r"toy_regression: .* other settings: .*'steps': 30"):
+        toy.main([*more, stopped, *resume, "--steps", "31"])
+
+    steps = []
+    monkeypatch.setattr(
+        Kill, "on_train_batch_begin", lambda self, step, logs=None: steps.append(self.model.step)
+    )
+    resumed = toy.main([*more, stopped, *resume])
+    assert steps == [*range(18, 30), *range(30), *range(30)]  # GradNorm, RotoGradNorm, alpha 1
+    for name in ("T = 2", "settings"):
+        assert resumed[name] == expected[name]
+    histories = [
+        History.load(tmp_path / run / "gradnorm_T2_seed3.npz").to_numpy()
+        for run in ("whole", "stopped")
+    ]
+    for name, numbers in histories[0].items():
+        np.testing.assert_array_equal(histories[1][name], numbers)
+    assert not folder.exists()  # as nothing is left to go on with
+
+
+def test_a_process_that_is_killed_goes_on_in_another(tmp_path, signalled):
+    arguments = ["--seeds", "0", "--steps", "40", "--tasks", "2", "--alphas", "0.12"]
+    arguments += ["--checkpoint-every", "15"]
+    expected = toy.main([*arguments, "--output", str(tmp_path / "whole")])
+    stopped = tmp_path / "stopped"
+    code, printed = signalled(PATH, stopped, signal.SIGTERM, *arguments)
+    assert code == 143 and "go on with --resume latest" in printed
+    assert not (stopped / "metrics.json").exists()
+    resumed = toy.main([*arguments, "--output", str(stopped), "--resume", "latest"])
+    assert resumed["T = 2"] == expected["T = 2"]
+
+
+def test_without_a_checkpoint_it_starts_anew_with_a_warning(small, tmp_path):
+    arguments = ["--seeds", "0", "--steps", "2", "--tasks", "2", "--alphas", "0.12"]
+    with pytest.warns(UserWarning, match="there is no checkpoint in .*; it starts anew"):
+        toy.main([*arguments, "--output", str(tmp_path), "--resume", "latest"])
 
 
 # Options.
@@ -168,12 +245,14 @@ def test_quick_is_one_seed_and_few_steps():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--steps", "0"], "0 is not at least 1"),
-        (["--alphas", "0.1", "-1"], "-1 is not a finite number of at least 0"),
-        (["--learning-rate", "0"], "a rate of 0 would train nothing"),
-        (["--weights-rate", "inf"], "inf is not a finite number of at least 0"),
-        (["--seeds", "-1"], "-1 is below 0"),
+        (["--steps", "0"], "must be an integer from 1 to 2147483647, got '0'"),
+        (["--alphas", "0.1", "-1"], "must be a finite number of at least 0, got '-1'"),
+        (["--learning-rate", "0"], "must be a finite number above 0, got '0'"),
+        (["--weights-rate", "inf"], "must be a finite number above 0, got 'inf'"),
+        (["--seeds", "-1"], "must be an integer from 0 to 2147483647, got '-1'"),
         (["--tasks", "3"], "invalid choice: 3"),
+        (["--checkpoint-every", "0"], "must be an integer from 1 to 2147483647, got '0'"),
+        (["--resume", "some.ckpt"], "invalid choice: 'some.ckpt'"),
     ],
 )
 def test_bad_options_are_named(capsys, arguments, message):
