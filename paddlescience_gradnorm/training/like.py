@@ -28,6 +28,17 @@ def tensor_of(values: Values, place: Any) -> paddle.Tensor:
     return paddle.to_tensor(values.array, dtype=values.dtype, place=place)
 
 
+def as_given(own: Any, state: Any) -> Any:
+    """The state, with tensors and arrays where the object's own state has them."""
+    if isinstance(own, dict):
+        return {key: as_given(own[key], state[key]) for key in own}
+    if isinstance(own, (list, tuple)):
+        return type(own)(as_given(a, b) for a, b in zip(own, state))
+    if isinstance(own, paddle.Tensor):
+        return tensor_of(state, own.place)
+    return state.array if isinstance(state, Values) else state
+
+
 def copy_into(tensor: paddle.Tensor, values: Values) -> None:
     """Give the tensor these values, in place; shape and type agree."""
     if values.array.size:

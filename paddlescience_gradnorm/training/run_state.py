@@ -14,6 +14,7 @@ from paddlescience_gradnorm.training import checkpoint_file, optimizer_state, ra
 from paddlescience_gradnorm.training.checkpoint_file import CheckpointError, PathLike, Values
 from paddlescience_gradnorm.training.history import QUANTITIES, History
 from paddlescience_gradnorm.training.like import (
+    as_given,
     as_plain,
     check_like,
     copy_into,
@@ -261,7 +262,7 @@ class _WithStateDict:
 
     def prepare(self, state: Any) -> Apply:
         check_like(self.state(), state, "")
-        return lambda: self._part.set_state_dict(_as_given(self._part.state_dict(), state))
+        return lambda: self._part.set_state_dict(as_given(self._part.state_dict(), state))
 
 
 class _List:
@@ -382,14 +383,3 @@ def _set_gradients(parameters: dict[str, paddle.Tensor], gradients: dict[str, An
             parameter.grad = paddle.zeros_like(parameter)
         elif gradient is not None:
             parameter.grad = tensor_of(gradient, parameter.place)
-
-
-def _as_given(own: Any, state: Any) -> Any:
-    """The state, with tensors and arrays where the object's own state has them."""
-    if isinstance(own, dict):
-        return {key: _as_given(own[key], state[key]) for key in own}
-    if isinstance(own, (list, tuple)):
-        return type(own)(_as_given(a, b) for a, b in zip(own, state))
-    if isinstance(own, paddle.Tensor):
-        return tensor_of(state, own.place)
-    return state.array if isinstance(state, Values) else state

@@ -18,7 +18,7 @@ from paddlescience_gradnorm.network.grad_norm import GradNorm
 from paddlescience_gradnorm.training.checkpoint_file import CheckpointError, PathLike
 from paddlescience_gradnorm.training.checkpoints import Checkpoints
 from paddlescience_gradnorm.training.history import History
-from paddlescience_gradnorm.training.like import as_plain, check_like
+from paddlescience_gradnorm.training.like import as_given, as_plain, check_like
 from paddlescience_gradnorm.training.run_state import RunState
 
 # Of the extras: what gives no order to the batches.
@@ -566,7 +566,7 @@ def _counted(callback: Callback) -> Any:
 
 def _count_on(callback: Callback, counted: dict[str, Any]) -> None:
     if _has_state(callback):
-        callback.set_state_dict(counted)
+        callback.set_state_dict(as_given(callback.state_dict(), counted))
     else:
         vars(callback).update(counted)
 

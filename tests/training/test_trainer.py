@@ -493,24 +493,28 @@ def test_what_paddles_callbacks_have_counted_goes_on(tmp_path, make_trainer):
 class Counting(paddle.callbacks.Callback):
     def __init__(self):
         super().__init__()
-        self.steps = 0
+        self.steps, self.losses = 0, np.zeros(2)
 
     def on_train_batch_end(self, step, logs=None):
         self.steps += 1
+        self.losses += [1, float(logs["loss"])]
 
     def state_dict(self):
-        return {"steps": self.steps}
+        return {"steps": self.steps, "losses": self.losses}
 
     def set_state_dict(self, state):
-        self.steps = state["steps"]
+        self.steps, self.losses = state["steps"], state["losses"]
 
 
 def test_other_callbacks_say_what_they_have_counted(tmp_path, make_trainer):
     checkpoints = Checkpoints(tmp_path)
+    whole = make_trainer(99, [Counting()])
+    whole.fit(epochs=9)
     make_trainer(5, [Counting()]).fit(epochs=9, checkpoints=checkpoints)
     resumed = make_trainer(99, [Counting()])
     resumed.fit(epochs=9, checkpoints=checkpoints, resume="latest")
     assert resumed.callbacks[0].steps == 9
+    np.testing.assert_array_equal(resumed.callbacks[0].losses, whole.callbacks[0].losses)
 
 
 def test_a_signal_stops_the_run_with_a_checkpoint(tmp_path, make_trainer):
