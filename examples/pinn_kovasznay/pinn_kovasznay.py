@@ -34,6 +34,7 @@ from paddlescience_gradnorm.training import (
     CheckpointError,
     Checkpoints,
     History,
+    LiveView,
     ProgressBar,
     StopOnSignals,
     Trainer,
@@ -159,6 +160,7 @@ def train(
     learning_rate: float,
     checkpoints: Checkpoints,
     resume: str | None,
+    view: type[LiveView] | type[ProgressBar] = ProgressBar,
 ) -> History:
     """Train in place, by one step an epoch; what every step has measured.
 
@@ -177,7 +179,7 @@ def train(
     optimizer = paddle.optimizer.Adam(schedule, parameters=groups)
     balancer = model if own else None
     with StopOnSignals() as stop:
-        callbacks = [ProgressBar(unit="epoch"), stop]
+        callbacks = [view(unit="epoch"), stop]
         trainer = Trainer(Flow(model), problem.losses, optimizer, balancer, callbacks)
         history = trainer.fit(epochs=epochs, checkpoints=checkpoints, resume=resume)
     if stop.received:
@@ -242,7 +244,13 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     start = time.perf_counter()
     try:
         history = train(
-            model, problem, options.epochs, options.learning_rate, checkpoints, options.resume
+            model,
+            problem,
+            options.epochs,
+            options.learning_rate,
+            checkpoints,
+            options.resume,
+            LiveView if options.live else ProgressBar,
         )
     except (CheckpointError, OSError) as error:
         raise SystemExit(f"pinn_kovasznay: {error}") from error
@@ -266,6 +274,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     options.output.mkdir(parents=True, exist_ok=True)
     plot_solution(options.output / "solution.png", prediction, truth)
     plot_training(options.output / "training.png", history)
+    history.save(options.output / "history.npz")
     paddle.save(model.state_dict(), str(options.output / "model.pdparams"))
     (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     described = ", ".join(f"{name} {error:.2e}" for name, error in errors.items())
@@ -290,6 +299,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--device", default="cpu", help="cpu, gpu, gpu:1, ...")
     parser.add_argument("--output", type=Path, default=Path("outputs/pinn_kovasznay"))
+    parser.add_argument(
+        "--live", action="store_true", help="draw weights and losses while it runs, by rich"
+    )
     parser.add_argument(
         "--checkpoint-every",
         type=at_least(1),

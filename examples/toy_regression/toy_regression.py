@@ -33,6 +33,7 @@ from paddlescience_gradnorm.training import (
     CheckpointError,
     Checkpoints,
     History,
+    LiveView,
     ProgressBar,
     StopOnSignals,
     Trainer,
@@ -261,19 +262,19 @@ def train(
     folder: Path | None = None,
     every: int | None = None,
     stop: StopOnSignals | None = None,
-    progress: bool = True,
+    view: paddle.callbacks.Callback | None = None,
 ) -> tuple[np.ndarray, History]:
     """Test losses relative to those at the start, shape [times, T], and the history.
 
     With a folder there is a checkpoint in it at the end, and after ``every`` so many steps. A
     training that has one goes on from there, or is finished at once. ``stop`` ends the program
-    after a step, with a checkpoint.
+    after a step, with a checkpoint. ``view`` shows how far it is.
     """
     paddle.seed(problem.seed)  # every method's network starts alike
     title = f"{problem.name}, {method}, alpha {settings.alpha:g}"
     trainer = METHODS[method](Network(len(problem.sigmas)), problem, settings)
     test = TestLosses(problem, settings.test_every, settings.steps)
-    trainer.callbacks += [ProgressBar(disable=not progress, desc=title, leave=False), test]
+    trainer.callbacks += [view or ProgressBar(desc=title, leave=False), test]
     trainer.callbacks += [] if stop is None else [stop]
     checkpoints = resume = None
     if folder is not None:
@@ -319,6 +320,7 @@ def experiment(
         "folder": options.output / CHECKPOINTS,
         "every": options.checkpoint_every,
         "stop": stop,
+        "view": LiveView() if options.live else None,
     }
     for seed in options.seeds:
         problem = Problem.draw(SIGMAS[n_tasks], seed, options.inputs)
@@ -490,6 +492,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu, gpu, gpu:1, ...")
     parser.add_argument("--output", type=Path, default=Path("outputs/toy_regression"))
+    parser.add_argument(
+        "--live", action="store_true", help="draw weights and losses while it runs, by rich"
+    )
     parser.add_argument(
         "--checkpoint-every",
         type=at_least(1),

@@ -18,7 +18,7 @@ spec.loader.exec_module(pinn_kovasznay)
 @pytest.mark.parametrize("balance", ["rotogradnorm", "gradnorm", "equal"])
 def test_a_short_run_learns_and_writes_everything(tmp_path, capsys, balance):
     output = tmp_path / "run"
-    arguments = ["--balance", balance, "--epochs", "60", "--points", "64", "--seed", "3"]
+    arguments = ["--balance", balance, "--epochs", "60", "--points", "64", "--seed", "3", "--live"]
     metrics = pinn_kovasznay.main([*arguments, "--alpha", "0.5", "--output", str(output)])
 
     assert json.loads((output / "metrics.json").read_text()) == metrics
@@ -30,7 +30,10 @@ def test_a_short_run_learns_and_writes_everything(tmp_path, capsys, balance):
     for figure in ("solution.png", "training.png"):
         pixels = np.asarray(Image.open(output / figure).convert("L"))
         assert pixels.shape[0] > 300 and pixels.std() > 10  # not an empty sheet
-    assert f"u {metrics['relative_l2_errors']['u']:.2e}" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert f"u {metrics['relative_l2_errors']['u']:.2e}" in printed.out
+    assert "60/60" in printed.err and "weight" in printed.err
+    assert len(pinn_kovasznay.History.load(output / "history.npz")) == 60
 
     # The trained parameters give the same errors again.
     model = pinn_kovasznay.build(balance, 0.5)

@@ -18,6 +18,8 @@ spec = importlib.util.spec_from_file_location("toy_regression", PATH)
 toy = sys.modules["toy_regression"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(toy)
 
+SILENT = toy.ProgressBar(disable=True)
+
 
 @pytest.fixture
 def small(monkeypatch):
@@ -61,7 +63,7 @@ def test_a_small_run_writes_everything(small, tmp_path, capsys):
 def test_the_seed_decides_the_run(small):
     settings = toy.Settings(steps=20, test_every=20)
     curves = [
-        toy.train("GradNorm", toy.Problem.draw((1.0, 100.0), seed), settings, progress=False)[0]
+        toy.train("GradNorm", toy.Problem.draw((1.0, 100.0), seed), settings, view=SILENT)[0]
         for seed in (1, 1, 2)
     ]
     np.testing.assert_array_equal(curves[0], curves[1])
@@ -127,7 +129,7 @@ def test_uncertainty_weighting_rests_where_variances_are_the_losses():
 def test_weights_settle_where_gradient_norms_are_equal_up_to_the_rates(small, alpha):
     problem = toy.Problem.draw((1.0, 10.0), 0)
     settings = toy.Settings(steps=2000, test_every=2000, alpha=alpha, weights_rate=2e-3)
-    _, history = toy.train("GradNorm", problem, settings, progress=False)
+    _, history = toy.train("GradNorm", problem, settings, view=SILENT)
     run = history.to_numpy()
     norms = run["weights"] * run["gradient_norms"]
     targets = norms.mean(axis=1, keepdims=True) * run["training_rates"] ** alpha
@@ -150,7 +152,7 @@ def test_no_weight_changes_by_more_than_five_percent_in_a_step(small, sigmas, ra
     problem = toy.Problem.draw(sigmas, 0)
     if steps_by == "adam":
         settings = toy.Settings(steps=1000, test_every=1000)
-        _, history = toy.train("GradNorm", problem, settings, progress=False)
+        _, history = toy.train("GradNorm", problem, settings, view=SILENT)
     else:
         loader = paddle.io.DataLoader(toy.Batches(problem, 1000), batch_size=None)
         history = own_step(toy.Network(2), problem, rate).fit(loader)
