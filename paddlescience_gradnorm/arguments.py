@@ -1,7 +1,7 @@
 """Checks of numbers that users pass: errors that name the argument and the value.
 
-In calls :func:`number` and :func:`integer`, and on a command line :func:`at_least`,
-:func:`non_negative` and :func:`positive`, which are types for ``argparse``.
+In calls ``number`` and ``integer``, and on a command line ``at_least``,
+``non_negative`` and ``positive``, which are types for ``argparse``.
 """
 
 from __future__ import annotations

@@ -212,7 +212,9 @@ def _prepare_paddle(generator: Any, state: Any) -> Callable[[], None]:
     taken = kind.__new__(kind)
     if len(own.__getstate__()) > 3:
         text = " ".join(map(str, words.tolist())).encode()
-        taken.__setstate__((*numbers, list(text)))
+        # Paddle 3 gives them without a sign and takes them with one.
+        signed = [n - 2**64 if n >= 2**63 else n for n in numbers]
+        taken.__setstate__((*signed, list(text)))
     else:
         taken.__setstate__(tuple(numbers))
         _write_engine(taken, words)

@@ -153,12 +153,12 @@ def test_a_signal_stops_it_with_a_checkpoint_that_it_goes_on_from(
     assert_same_run(resumed, expected, (stopped, whole))
 
 
-def test_a_process_that_is_killed_goes_on_in_another(tmp_path, signalled):
-    arguments = ["--epochs", "200", "--points", "16", "--checkpoint-every", "20"]
+def test_a_process_that_is_killed_goes_on_in_another(tmp_path, signalled, finished):
+    arguments = ["--epochs", "400", "--points", "16", "--checkpoint-every", "20"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    expected = pinn_kovasznay.main([*arguments, "--output", str(whole)])
+    expected = finished(PATH, whole, *arguments)
     code, printed = signalled(PATH, stopped, signal.SIGTERM, *arguments)
     assert code == 143 and "go on with --resume latest" in printed
     assert not (stopped / "metrics.json").exists()
-    resumed = pinn_kovasznay.main([*arguments, "--output", str(stopped), "--resume", "latest"])
+    resumed = finished(PATH, stopped, *arguments, "--resume", "latest")
     assert_same_run(resumed, expected, (stopped, whole))

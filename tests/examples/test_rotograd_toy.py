@@ -112,17 +112,16 @@ def test_a_signal_stops_it_with_a_checkpoint_that_it_goes_on_from(
     assert len(steps) == at
 
 
-def test_a_process_that_is_killed_goes_on_in_another(tmp_path, signalled):
+def test_a_process_that_is_killed_goes_on_in_another(tmp_path, signalled, finished):
     arguments = ["--steps", "100", "--checkpoint-every", "20"]
-    expected = rotograd_toy.main([*arguments, "--output", str(tmp_path / "whole")])
+    expected = finished(PATH, tmp_path / "whole", *arguments)
     stopped = tmp_path / "stopped"
     code, printed = signalled(PATH, stopped, signal.SIGTERM, *arguments)
     assert code == 143 and "go on with --resume latest" in printed
     assert not (stopped / "metrics.json").exists()
     paths = sorted((stopped / "checkpoints").iterdir())
     for resume, output in ((str(paths[-1]), tmp_path / "other"), ("latest", stopped)):
-        resumed = rotograd_toy.main([*arguments, "--output", str(output), "--resume", resume])
-        assert_same_run(resumed, expected)
+        assert_same_run(finished(PATH, output, *arguments, "--resume", resume), expected)
 
 
 def test_without_a_checkpoint_it_starts_anew_with_a_warning(tmp_path):

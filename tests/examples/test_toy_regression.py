@@ -218,15 +218,15 @@ def test_a_signal_stops_a_training_and_the_finished_ones_are_not_made_again(
     assert not folder.exists()  # as nothing is left to go on with
 
 
-def test_a_process_that_is_killed_goes_on_in_another(tmp_path, signalled):
+def test_a_process_that_is_killed_goes_on_in_another(tmp_path, signalled, finished):
     arguments = ["--seeds", "0", "--steps", "40", "--tasks", "2", "--alphas", "0.12"]
     arguments += ["--checkpoint-every", "15"]
-    expected = toy.main([*arguments, "--output", str(tmp_path / "whole")])
+    expected = finished(PATH, tmp_path / "whole", *arguments)
     stopped = tmp_path / "stopped"
     code, printed = signalled(PATH, stopped, signal.SIGTERM, *arguments)
     assert code == 143 and "go on with --resume latest" in printed
     assert not (stopped / "metrics.json").exists()
-    resumed = toy.main([*arguments, "--output", str(stopped), "--resume", "latest"])
+    resumed = finished(PATH, stopped, *arguments, "--resume", "latest")
     assert resumed["T = 2"] == expected["T = 2"]
 
 

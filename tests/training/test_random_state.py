@@ -64,6 +64,16 @@ def test_numpys_generators(tmp_path, kind):
         random_state.prepare_numpy(wrong, checkpoint_file.read(tmp_path / "state"))
 
 
+def test_a_seed_with_its_highest_bit_set_comes_back():
+    paddle.seed(2**63 + 5)
+    put_back = random_state.prepare_global(random_state.global_state())
+    expected = paddle.rand([3]).tolist()
+    paddle.seed(1)
+    put_back()
+    assert paddle.rand([3]).tolist() == expected
+    assert paddle.get_rng_state()[0].__getstate__()[1] == 2**63 + 5
+
+
 def test_own_generators_of_the_older_kinds():
     for generator, state, prepare in (
         (random.Random(3), random_state.python_state, random_state.prepare_python),
