@@ -36,7 +36,7 @@ def at_least(least: int) -> Callable[[str], int]:
     Args:
         least: The smallest that it takes.
 
-    Example:
+    Examples:
         >>> parser = argparse.ArgumentParser()
         >>> action = parser.add_argument("--steps", type=at_least(1))
         >>> parser.parse_args(["--steps", "20"]).steps
