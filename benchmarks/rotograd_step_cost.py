@@ -18,6 +18,7 @@ import numpy as np
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import RotateOnly, RotoGrad, RotoGradNorm
+from paddlescience_gradnorm.arguments import at_least
 from paddlescience_gradnorm.runtime import tune_cpu
 
 import paddle  # isort: skip, after the package that sees to its loading
@@ -161,19 +162,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--points", type=_positive, default=2000)
-    parser.add_argument("--turns", type=_positive, default=21)
-    parser.add_argument("--steps", type=_positive, default=20, help="steps of a block")
-    parser.add_argument("--threads", type=_positive, default=1)
+    parser.add_argument("--points", type=at_least(1), default=2000)
+    parser.add_argument("--turns", type=at_least(1), default=21)
+    parser.add_argument("--steps", type=at_least(1), default=20, help="steps of a block")
+    parser.add_argument("--threads", type=at_least(1), default=1)
     parser.add_argument("--output", type=Path, default=Path("outputs/rotograd_step_cost"))
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return count
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from step_cost_worker import Case
 
+from paddlescience_gradnorm.arguments import at_least
+
 HERE = Path(__file__).parent
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 ROUNDS = 3  # of blocks, each time that it is a process's turn
@@ -364,17 +366,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/step_cost"))
-    parser.add_argument("--repeats", type=_positive, help="turns; 15, or 3 with --quick")
+    parser.add_argument("--repeats", type=at_least(1), help="turns; 15, or 3 with --quick")
     parser.add_argument("--quick", action="store_true", help="small sizes: a minute")
     parser.add_argument("--peers-python", type=Path, help="a Python with torch and jax: README.md")
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return count
 
 
 if __name__ == "__main__":

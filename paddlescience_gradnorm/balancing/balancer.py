@@ -187,6 +187,11 @@ class LossBalancer(ShieldedLayer):
             return inverse_training_rates(self._buffers["_losses"], self.initial_losses)
 
     @property
+    def has_updated(self) -> bool:
+        """Whether there has been an update since the balancer was made or loaded."""
+        return self._noted.task_gradients is not None
+
+    @property
     def cosines(self) -> paddle.Tensor:
         """Cosines of the angles between the gradients g_i of the last update.
 
@@ -381,7 +386,7 @@ class LossBalancer(ShieldedLayer):
         Raises:
             RuntimeError: There has been no update since the balancer was made or loaded.
         """
-        if self._noted.task_gradients is None:
+        if not self.has_updated:
             raise RuntimeError("there is nothing to diagnose yet: call backward(losses) first")
         return diagnose(
             self._order.names,

@@ -232,8 +232,9 @@ class RotateOnly(PicklableLayer):
             powers = inverse_rate_powers(losses, initial_losses, self.alpha)
         usable = references.observe(losses, gradients.norms, powers)
         turned = self._turned(gradients, powers, cuts)
+        turned = RotationGradients(*(x if x is None else if_usable(x, usable) for x in turned))
         self._last_turned[:] = [turned]
-        self.rotations.add_gradient(if_usable(turned.turning, usable))
+        self.rotations.add_gradient(turned.turning)
         combined = self._combined(gradients, powers, usable)
 
         ends = [cut.latent for cut in cuts]

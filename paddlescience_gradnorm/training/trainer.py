@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Protocol, Union
@@ -289,9 +288,8 @@ class Trainer:
         (``LossBalancer.diagnose``), which knows only of updates since it was loaded.
         """
         found = self.history.diagnose()
-        if isinstance(self.balancer, LossBalancer):
-            with contextlib.suppress(RuntimeError):  # there has been no update
-                found += self.balancer.diagnose(falling=False)
+        if isinstance(self.balancer, LossBalancer) and self.balancer.has_updated:
+            found += self.balancer.diagnose(falling=False)
         return found
 
     def _run(

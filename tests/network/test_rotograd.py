@@ -269,6 +269,7 @@ def test_a_nan_loss_is_reported_and_not_learned_from(cls):
     with pytest.warns(RuntimeWarning, match="step 2: losses .*nan"):
         model.backward(bad)
     assert np.isnan(model.backbone[0].weight.grad.numpy()).any()
+    assert (model.rotation_gradient.numpy() == 0).all()  # what the optimizer has got
     for parameter in model.mtl_parameters():
         assert (parameter.grad.numpy() == 0).all()
     assert np.isfinite(rotations).all()
