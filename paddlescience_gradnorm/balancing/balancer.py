@@ -27,9 +27,11 @@ from paddlescience_gradnorm.balancing.diagnosis import diagnose
 from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
 from paddlescience_gradnorm.balancing.shared_graph import two_passes_are_cheaper
 from paddlescience_gradnorm.balancing.task_gradients import (
+    Products,
     TaskGradients,
     backward_by_task,
     backward_of_sum,
+    inner_products,
     measured,
     rows,
     task_gradients,
@@ -189,23 +191,24 @@ class LossBalancer(ShieldedLayer):
     @property
     def has_updated(self) -> bool:
         """Whether there has been an update since the balancer was made or loaded."""
-        return self._noted.task_gradients is not None
+        return self._noted.products is not None
 
     @property
     def cosines(self) -> paddle.Tensor:
         """Cosines of the angles between the gradients g_i of the last update.
 
-        Shape [n_loss, n_loss]; of the gradients on the shared parameters, and of this process's
-        points. NaN before the first update since the balancer was made or loaded.
+        Shape [n_loss, n_loss]; of the gradients on the shared parameters. NaN before the first
+        update since the balancer was made or loaded; 0 for a loss without a gradient.
         """
-        gradients = self._noted.task_gradients
-        with paddle.no_grad():
-            if gradients is None:
-                return paddle.full([self.n_loss, self.n_loss], math.nan, self._weights.dtype)
-            by_task = rows(paddle.ones_like(self._weights), gradients, self.shared)
-            lengths = by_task.norm(axis=1, keepdim=True).clip(min=1e-30)
-            directions = by_task / lengths
-            return paddle.matmul(directions, directions, transpose_y=True)
+        products = self._noted.products
+        if products is None:
+            cosines = np.full([self.n_loss] * 2, math.nan)
+        else:
+            products = np.asarray(products)
+            lengths = np.sqrt(np.diagonal(products))
+            cosines = products / np.where(lengths == 0, 1.0, lengths)
+            cosines = (cosines.T / np.where(lengths == 0, 1.0, lengths)).clip(-1.0, 1.0)
+        return paddle.to_tensor(cosines, self._weights.dtype, self._weights.place)
 
     def backward(
         self,
@@ -282,7 +285,8 @@ class LossBalancer(ShieldedLayer):
             elif update and undo is None and noted.pool is None and ranks.number() == 1:
                 factors, gradients = self._backward_by_task(scalars, factors, alone=True)
                 into = (self._buffers["_losses"], self._buffers["_gradient_norms"])
-                total, values, norms = measured(weights, factors, scalars, gradients, into)
+                measurement = measured(weights, factors, scalars, gradients, into)
+                total, values, norms, noted.products = measurement
                 # Paddle 2.6 takes set_value through the host, for which an accelerator waits.
                 self._update(step, values, norms, in_place=True)
             else:
@@ -293,8 +297,8 @@ class LossBalancer(ShieldedLayer):
                 noted.pool = _pooled(noted.pool, values, by_task)
                 if update:
                     undo = undo and undo._replace(pool=noted.pool)
-                    means = _means(noted.pool)
-                    self._update(step, *means, in_place=True, loss_scaling=loss_scaling)
+                    values, norms, noted.products = _means(noted.pool)
+                    self._update(step, values, norms, in_place=True, loss_scaling=loss_scaling)
                     noted.pool = None
             if update:
                 self._count(step)
@@ -348,7 +352,6 @@ class LossBalancer(ShieldedLayer):
         update = self._is_update(step)
         if update:
             gradients = task_gradients(scalars, self.shared, self._order.names)
-            self._noted.task_gradients = gradients
         with paddle.no_grad():
             # What the caller's backward of the weighted sum has left there.
             weights.clear_gradient(False)
@@ -357,10 +360,12 @@ class LossBalancer(ShieldedLayer):
                 if ranks.number() > 1:
                     by_task = rows(ones, gradients, self.shared)
                     values = values_of(scalars, weights.dtype)
-                    values, norms = _means(_pooled(None, values, by_task))
+                    values, norms, products = _means(_pooled(None, values, by_task))
                 else:
                     into = (self._buffers["_losses"], self._buffers["_gradient_norms"])
-                    _, values, norms = measured(weights, ones, scalars, gradients, into)
+                    measurement = measured(weights, ones, scalars, gradients, into)
+                    _, values, norms, products = measurement
+                self._noted.products = products
                 self._update(step, values, norms, in_place=False)
             else:
                 self._rest(step, scalars, weighed(weights, scalars)[1])
@@ -378,7 +383,7 @@ class LossBalancer(ShieldedLayer):
 
         A weight at its floor or bound; a loss that no longer falls (with ``rule="pinn"``), that
         has no gradient, or whose reference L(0) means nothing; gradients on the shared
-        parameters that point against each other (of this process's points).
+        parameters that point against each other.
 
         Args:
             falling: Whether to name losses that no longer fall, of which a history knows more.
@@ -498,7 +503,6 @@ class LossBalancer(ShieldedLayer):
             factors = paddle.ones_like(factors)
         else:
             gradients = backward_by_task(losses, factors, self.shared, names)
-        noted.task_gradients = gradients
         return factors, gradients
 
     @property
@@ -759,7 +763,7 @@ class _Noted:
     normalized: bool = False
     in_two_passes: bool | None = None  # None until a step has shown the losses' graphs
     residuals: tuple[int, ...] | None = None  # None until a step has shown the losses' names
-    task_gradients: TaskGradients | None = None  # of the last update, for a diagnosis
+    products: Products | None = None  # of the last update's gradients, for a diagnosis
     unread: _Observation | None = None
     pool: _Pool | None = None
     undo: _Undo | None = None
@@ -802,11 +806,12 @@ def _pooled(pool: _Pool | None, losses: paddle.Tensor, rows: paddle.Tensor) -> _
     return _Pool(1, rows) if pool is None else _Pool(pool.parts + 1, pool.rows + rows)
 
 
-def _means(pool: _Pool) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """The mean losses, and the norms of the mean gradients, over micro-batches and processes."""
+def _means(pool: _Pool) -> tuple[paddle.Tensor, paddle.Tensor, Products]:
+    """Mean losses; norms and inner products of mean gradients; over micro-batches and processes."""
     rows = ranks.mean(pool.rows / pool.parts)
-    norms = rows[:, 1:].astype("float64").square().sum(1).sqrt()
-    return rows[:, 0].contiguous(), norms.astype(rows.dtype)
+    products = inner_products(rows[:, 1:])
+    norms = products.diagonal().sqrt().astype(rows.dtype)
+    return rows[:, 0].contiguous(), norms, products
 
 
 def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Optional, Union
 
+import numpy as np
 import paddle
 
 from paddlescience_gradnorm import operators
 
 # The gradient of each task on each shared parameter; None where it does not depend on it.
 TaskGradients = list[list[Optional[paddle.Tensor]]]
+# Of the gradients of all tasks, shape [T, T]; on the host where they have been made there.
+Products = Union[np.ndarray, paddle.Tensor]
 
 
 def backward_by_task(
@@ -150,7 +153,7 @@ def measured(
     losses: Sequence[paddle.Tensor],
     gradients: TaskGradients,
     into: tuple[paddle.Tensor, paddle.Tensor],
-) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor, Products]:
     """What a step knows of its losses.
 
     Args:
@@ -163,26 +166,33 @@ def measured(
 
     Returns:
         sum_i w_i L_i, shape []; L_i, shape [T]; and ||dL_i/dW||, of the unweighted losses,
-        shape [T], where a parameter that a loss does not depend on counts 0. All in the
-        dtype of ``weights``.
+        shape [T], where a parameter that a loss does not depend on counts 0; all in the
+        dtype of ``weights``. And the inner products of ``gradients``, which still have the
+        factors, float64, shape [T, T].
     """
     flat = [g for of_task in gradients for g in of_task if g is not None]
     if operators.apply_in_place_to(weights, *losses, *flat):
         total = losses[0].clone()  # for its memory, as in weighed
-        operators.balancing.measure(weights, factors, losses, gradients, *into, total)
-        return total, *into
+        products = np.empty([len(losses)] * 2)
+        operators.balancing.measure(weights, factors, losses, gradients, *into, total, products)
+        return total, *into, products
     values = values_of(losses, weights.dtype)
-    squares = []
+    parts = []
     for column in zip(*gradients):  # of all tasks, on one parameter
         some = next((g for g in column if g is not None), None)
         if some is not None:
             stacked = paddle.stack([paddle.zeros_like(some) if g is None else g for g in column])
-            # In float32 the squares of gradients of 1e20 would overflow, and of 1e-23 be zero.
-            stacked = stacked.astype("float64")
-            squares.append(stacked.square().sum(list(range(1, stacked.ndim))))
-    norms = (squares[0] if len(squares) == 1 else paddle.add_n(squares)).sqrt()
-    norms = (norms / factors.astype("float64")).astype(weights.dtype)
-    return paddle.dot(weights, values), values, norms
+            parts.append(inner_products(stacked.flatten(1)))
+    products = parts[0] if len(parts) == 1 else paddle.add_n(parts)
+    norms = products.diagonal().sqrt() / factors.astype("float64")
+    return paddle.dot(weights, values), values, norms.astype(weights.dtype), products
+
+
+def inner_products(rows: paddle.Tensor) -> paddle.Tensor:
+    """Those of all rows with all, float64, shape [T, T]."""
+    # In float32 the squares of gradients of 1e20 would overflow, and of 1e-23 be zero.
+    rows = rows.astype("float64")
+    return paddle.matmul(rows, rows, transpose_y=True)
 
 
 def values_of(losses: Sequence[paddle.Tensor], dtype: paddle.dtype) -> paddle.Tensor:

@@ -56,10 +56,26 @@ bool weigh(int64_t n, T* const* pointers) {
   return usable;
 }
 
+// With sums of its own for each lane: in order, as the language has it, nothing is vectorized.
+template <typename T>
+double dot(const T* a, const T* b, int64_t size) {
+  constexpr int64_t lanes = 16;
+  double sums[lanes] = {};
+  int64_t k = 0;
+  for (; k + lanes <= size; k += lanes)
+    for (int64_t lane = 0; lane < lanes; ++lane)
+      sums[lane] += double(a[k + lane]) * b[k + lane];
+  double sum = 0;
+  for (; k < size; ++k) sum += double(a[k]) * b[k];
+  for (const double of_lane : sums) sum += of_lane;
+  return sum;
+}
+
 // The pointers: those of weigh, then factors, values, norms, gradients task by task, null where
 // a loss does not depend on a parameter.
 template <typename T>
-void measure(int64_t n, int64_t n_shared, const int64_t* sizes, T* const* pointers) {
+void measure(int64_t n, int64_t n_shared, const int64_t* sizes, T* const* pointers,
+             double* products) {
   weigh(n, pointers);
   const T* const* losses = pointers + 2;
   const T* factors = losses[n];
@@ -67,12 +83,15 @@ void measure(int64_t n, int64_t n_shared, const int64_t* sizes, T* const* pointe
   const T* const* gradients = pointers + n + 5;
   for (int64_t i = 0; i < n; ++i) {
     values[i] = *losses[i];
-    double squares = 0;
-    for (int64_t p = 0; p < n_shared; ++p) {
-      const T* gradient = gradients[i * n_shared + p];
-      for (int64_t k = 0; gradient && k < sizes[p]; ++k) squares += double(gradient[k]) * gradient[k];
+    for (int64_t j = 0; j <= i; ++j) {
+      double product = 0;
+      for (int64_t p = 0; p < n_shared; ++p) {
+        const T *a = gradients[i * n_shared + p], *b = gradients[j * n_shared + p];
+        if (a && b) product += dot(a, b, sizes[p]);
+      }
+      products[i * n + j] = products[j * n + i] = product;
     }
-    norms[i] = std::sqrt(squares) / factors[i];
+    norms[i] = std::sqrt(products[i * n + i]) / factors[i];
   }
 }
 
@@ -175,8 +194,8 @@ void settle(int64_t n, T* weights, T* acted, bool usable, bool* finite, double f
     return weigh(n, pointers);                                                                     \
   }                                                                                                \
   extern "C" void gradnorm_measure_##SUFFIX(                                                       \
-      int64_t n, int64_t n_shared, const int64_t* sizes, T* const* pointers) {                     \
-    measure(n, n_shared, sizes, pointers);                                                         \
+      int64_t n, int64_t n_shared, const int64_t* sizes, T* const* pointers, double* products) {   \
+    measure(n, n_shared, sizes, pointers, products);                                               \
   }                                                                                                \
   extern "C" bool gradnorm_gradient_##SUFFIX(                                                      \
       int64_t n, const T* weights, const T* losses, T* references, const T* norms,                 \

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import paddle
 
 # For float32 and float64; not by dtype, for to hash one takes longer than the functions do.
@@ -24,7 +25,7 @@ def use(library: ctypes.CDLL) -> None:
     for found, name in ((_single, "float32"), (_double, "float64")):
         signatures: dict[str, tuple[Any, list[Any]]] = {
             "weigh": (flag, [count, pointer]),
-            "measure": (None, [count] * 2 + [pointer] * 2),
+            "measure": (None, [count] * 2 + [pointer] * 3),
             "gradient": (flag, [count] + [pointer] * 5 + [real] * 2 + [pointer] * 3),
             "step": (flag, [count] + [pointer] * 4 + [real] * 3 + [pointer]),
             "pinn_step": (flag, [count] + [pointer] * 4 + [real] * 7 + [count] + [pointer] * 2),
@@ -58,8 +59,9 @@ def measure(
     values: paddle.Tensor,
     norms: paddle.Tensor,
     total: paddle.Tensor,
+    products: np.ndarray,
 ) -> None:
-    """``task_gradients.measured``, into the last three."""
+    """``task_gradients.measured``, into the last four; the products float64, shape [T, T]."""
     flat = [g for of_task in gradients for g in of_task]
     sizes = [
         next((math.prod(g.shape) for g in of_parameter if g is not None), 0)
@@ -70,6 +72,7 @@ def measure(
         len(sizes),
         (ctypes.c_int64 * len(sizes))(*sizes),
         _pointers((weights, total, *losses, factors, values, norms, *flat)),
+        products.ctypes.data,
     )
 
 

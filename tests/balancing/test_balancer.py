@@ -650,6 +650,7 @@ def test_micro_batches_give_the_weights_of_the_whole_batch(accumulating, options
     weights, balancer = accumulating(3, take_back=take_back, **options)
     np.testing.assert_allclose(weights, expected, rtol=0, atol=1e-12)
     np.testing.assert_allclose(balancer.initial_losses, whole.initial_losses, rtol=1e-12)
+    np.testing.assert_allclose(balancer.cosines, whole.cosines, rtol=1e-12)
     assert balancer.step_count.item() == 5
 
 
@@ -702,6 +703,9 @@ def test_cosines_are_of_the_gradients_of_the_last_update(fc_net, make_losses):
     for seed in (0, 1):  # the second is no update
         balancer.backward(make_losses(fc_net, seed=seed))
         np.testing.assert_allclose(balancer.cosines.numpy(), directions @ directions.T, atol=1e-5)
+    nothing = 0 * make_losses(fc_net)[2]
+    balancer.backward([*make_losses(fc_net)[:2], nothing])
+    np.testing.assert_allclose(np.diagonal(balancer.cosines.numpy()), [1, 1, 0], rtol=1e-6)
     assert "cosines" not in balancer.state_dict()
     balancer.set_state_dict(balancer.state_dict())
     assert np.isnan(balancer.cosines.numpy()).all()

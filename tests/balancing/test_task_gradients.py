@@ -86,7 +86,7 @@ def test_norms_are_those_of_each_loss_alone(fc_net, make_losses, share, which):
 
     with paddle.no_grad():
         for factors, gradients in ((weights, one_pass), (ones, apart)):
-            total, measured_values, norms = measured(
+            total, measured_values, norms, products = measured(
                 weights, factors, losses, gradients, memory(ones)
             )
             np.testing.assert_allclose(norms.numpy(), expected, rtol=1e-5)
@@ -95,6 +95,9 @@ def test_norms_are_those_of_each_loss_alone(fc_net, make_losses, share, which):
             by_task = rows(factors, gradients, shared)
             assert by_task.shape == [3, sum(int(p.size) for p in shared)]
             np.testing.assert_allclose(by_task.norm(axis=1).numpy(), expected, rtol=1e-5)
+            multiplied = by_task.numpy().astype("float64") * factors.numpy()[:, None]
+            scale = np.outer(expected, expected).max()
+            np.testing.assert_allclose(products, multiplied @ multiplied.T, atol=1e-5 * scale)
 
 
 def test_a_parameter_that_a_loss_misses_counts_zero(fc_net):
@@ -103,10 +106,11 @@ def test_a_parameter_that_a_loss_misses_counts_zero(fc_net):
     weights = paddle.to_tensor([0.5, 1.5])
     gradients = backward_by_task(losses, weights, [first, last], NAMES[:2])
     with paddle.no_grad():
-        _, _, norms = measured(weights, weights, losses, gradients, memory(weights))
+        _, _, norms, products = measured(weights, weights, losses, gradients, memory(weights))
         by_task = rows(weights, gradients, [first, last]).numpy()
     expected = [np.sqrt(first.size + 4 * last.size), np.sqrt(9 * last.size)]
     np.testing.assert_allclose(norms.numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(products[0, 1], (0.5 * 2) * (1.5 * 3) * last.size, rtol=1e-6)
     np.testing.assert_array_equal(by_task[1], [0] * int(first.size) + [3] * int(last.size))
 
 
@@ -118,7 +122,7 @@ def test_losses_of_other_types_are_measured_in_that_of_the_weights(fc_net, make_
     gradients = backward_by_task(losses, weights, shared, NAMES)
     with paddle.no_grad():
         results = measured(weights, weights, losses, gradients, memory(weights))
-    assert all(result.dtype == paddle.float32 for result in results)
+    assert all(result.dtype == paddle.float32 for result in results[:3])
     np.testing.assert_allclose(results[1].numpy(), values, rtol=1e-6)
 
 
