@@ -20,7 +20,7 @@ kovasznay: $(VENV)/installed-plot
 	$(RUN) examples/pinn_kovasznay/pinn_kovasznay.py
 
 test: $(VENV)/installed-test
-	$(RUN) -m pytest -m 'not slow'
+	$(RUN) -m pytest -m 'not slow' --numprocesses auto --maxprocesses 4
 
 # The slow ones too: processes that are killed, thousands of damaged files, long runs.
 test-all: $(VENV)/installed-test

@@ -11,7 +11,7 @@ version = next(
 plot = ["matplotlib>=3.6", "rich>=12"]
 visualdl = ["visualdl>=2.5"]
 notebook = ["nbclient>=0.6", "nbformat>=5", "ipykernel>=6"]
-test = [*plot, *notebook, "pytest>=7", "hypothesis>=6.80", "build>=1.0"]
+test = [*plot, *notebook, "pytest>=7", "pytest-xdist>=3.2", "hypothesis>=6.80", "build>=1.0"]
 ppsci = ["paddlesci>=1.4,<1.5"]
 docs = [
     "mkdocs-material>=9.5",

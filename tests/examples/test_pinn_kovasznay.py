@@ -153,6 +153,7 @@ def test_a_signal_stops_it_with_a_checkpoint_that_it_goes_on_from(
     assert_same_run(resumed, expected, (stopped, whole))
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_goes_on_in_another(tmp_path, signalled, finished):
     arguments = ["--epochs", "400", "--points", "16", "--checkpoint-every", "20"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

@@ -112,6 +112,7 @@ def test_a_signal_stops_it_with_a_checkpoint_that_it_goes_on_from(
     assert len(steps) == at
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_goes_on_in_another(tmp_path, signalled, finished):
     arguments = ["--steps", "100", "--checkpoint-every", "20"]
     expected = finished(PATH, tmp_path / "whole", *arguments)

@@ -218,6 +218,7 @@ def test_a_signal_stops_a_training_and_the_finished_ones_are_not_made_again(
     assert not folder.exists()  # as nothing is left to go on with
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_goes_on_in_another(tmp_path, signalled, finished):
     arguments = ["--seeds", "0", "--steps", "40", "--tasks", "2", "--alphas", "0.12"]
     arguments += ["--checkpoint-every", "15"]
