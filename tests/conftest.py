@@ -30,7 +30,7 @@ def float64():
 
 @pytest.fixture(scope="session")
 def built_operators(tmp_path_factory):
-    """The operators in C++, built for this session; a test that wants them to act sets so."""
+    """The operators in C++, built for this session; ``cpp`` makes them act."""
     missing = operators._missing(find_machine())
     if missing:
         pytest.skip(missing)
@@ -38,16 +38,26 @@ def built_operators(tmp_path_factory):
         patch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path_factory.mktemp("extensions")))
         operators.build()
         assert operators.load()
-        operators._loaded = False
-        yield
+        module, operators.balancing.module = operators.balancing.module, None
+        yield module
+
+
+@pytest.fixture
+def cpp(built_operators, monkeypatch):
+    """Makes the operators in C++ act, or not."""
+
+    def act(whether):
+        module = built_operators if whether else None
+        monkeypatch.setattr(operators.balancing, "module", module)
+
+    return act
 
 
 @pytest.fixture(params=["paddle", "cpp"])
-def both_operators(request, monkeypatch):
+def both_operators(request):
     """Runs a test twice: with Paddle's operators alone, and with those in C++."""
     if request.param == "cpp":
-        request.getfixturevalue("built_operators")
-        monkeypatch.setattr(operators, "_loaded", True)
+        request.getfixturevalue("cpp")(True)
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ class Rule(ABC):
         residuals: Sequence[int],
         loss: paddle.Tensor,
     ) -> bool | None:
-        """``step_in_place`` by ``operators.balancing``; None if the rule is not there."""
+        """``step_in_place`` by ``operators.balancing``; None if that has not been done."""
         return None
 
     def step_in_place(
@@ -122,10 +122,9 @@ class Rule(ABC):
             as a bool or, where nobody has waited for it, a boolean tensor, shape [].
         """
         tensors = (weights, losses, references, gradient_norms)
-        if operators.apply_to(weights):
-            usable = self._step_in_cpp(tensors, rate, floor, residuals, loss)
-            if usable is not None:
-                return usable
+        usable = self._step_in_cpp(tensors, rate, floor, residuals, loss)
+        if usable is not None:
+            return usable
         if self.averages or not known:
             references.copy_(self.references(references, losses), False)
         new = self.step(*tensors, rate, floor, residuals)
@@ -220,7 +219,7 @@ class GradNormRule(Rule):
         floor: float,
         residuals: Sequence[int],
         loss: paddle.Tensor,
-    ) -> bool:
+    ) -> bool | None:
         return operators.balancing.step(*tensors, self.alpha, rate, floor, loss)
 
     def gradient_in_place(
@@ -251,10 +250,11 @@ class GradNormRule(Rule):
         """
         tensors = (weights, losses, references, gradient_norms)
         largest = largest_norm(weights.dtype)
-        if operators.apply_to(weights):
-            return operators.balancing.gradient(
-                *tensors, finite, self.alpha, largest, into, loss, usable
-            )
+        done = operators.balancing.gradient(
+            *tensors, finite, self.alpha, largest, into, loss, usable
+        )
+        if done is not None:
+            return done
         if not known:
             references.copy_(self.references(references, losses), False)
         lgrad, gradient, good = self.evaluate(*tensors)
@@ -398,7 +398,7 @@ class PinnRule(Rule):
         floor: float,
         residuals: Sequence[int],
         loss: paddle.Tensor,
-    ) -> bool:
+    ) -> bool | None:
         options = (self.alpha, self.strength, self.lead, self.bound, self.memory, rate, floor)
         return operators.balancing.pinn_step(*tensors, options, residuals, loss)
 
@@ -608,8 +608,7 @@ def settle_in_place(
         finite: Overwritten with whether the weights were, boolean, shape [].
         floor: As for ``renormalized``.
     """
-    if operators.apply_to(weights):
-        operators.balancing.settle(weights, acted, usable, finite, floor)
+    if operators.balancing.settle(weights, acted, usable, finite, floor):
         return
     finite.copy_(paddle.isfinite(weights).all(), False)
     weights.copy_(settled(weights, acted, usable & finite, floor), False)

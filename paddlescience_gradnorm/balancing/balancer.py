@@ -27,7 +27,6 @@ from paddlescience_gradnorm.balancing.diagnosis import diagnose
 from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
 from paddlescience_gradnorm.balancing.shared_graph import two_passes_are_cheaper
 from paddlescience_gradnorm.balancing.task_gradients import (
-    Products,
     TaskGradients,
     backward_by_task,
     backward_of_sum,
@@ -204,10 +203,9 @@ class LossBalancer(ShieldedLayer):
         if products is None:
             cosines = np.full([self.n_loss] * 2, math.nan)
         else:
-            products = np.asarray(products)
-            lengths = np.sqrt(np.diagonal(products))
-            cosines = products / np.where(lengths == 0, 1.0, lengths)
-            cosines = (cosines.T / np.where(lengths == 0, 1.0, lengths)).clip(-1.0, 1.0)
+            lengths = np.sqrt(np.diagonal(products.numpy()))
+            lengths = np.where(lengths == 0, 1.0, lengths)
+            cosines = (products.numpy() / lengths / lengths[:, None]).clip(-1.0, 1.0)
         return paddle.to_tensor(cosines, self._weights.dtype, self._weights.place)
 
     def backward(
@@ -555,8 +553,9 @@ class LossBalancer(ShieldedLayer):
                 gradient.copy_(gradient * loss_scaling, False)
             if not in_place:
                 weights.grad.set_value(gradient)
-            buffers["_acted"].copy_(weights, False)
-            noted.awaits_optimizer = True
+            if not noted.awaits_optimizer:  # or they are since the step began
+                buffers["_acted"].copy_(weights, False)
+                noted.awaits_optimizer = True
             shield(weights)
             if step == _STEPS_TO_MOVE * self.update_every:
                 self._check_that_somebody_steps()
@@ -763,7 +762,7 @@ class _Noted:
     normalized: bool = False
     in_two_passes: bool | None = None  # None until a step has shown the losses' graphs
     residuals: tuple[int, ...] | None = None  # None until a step has shown the losses' names
-    products: Products | None = None  # of the last update's gradients, for a diagnosis
+    products: paddle.Tensor | None = None  # of the last update's gradients, for a diagnosis
     unread: _Observation | None = None
     pool: _Pool | None = None
     undo: _Undo | None = None
@@ -806,7 +805,7 @@ def _pooled(pool: _Pool | None, losses: paddle.Tensor, rows: paddle.Tensor) -> _
     return _Pool(1, rows) if pool is None else _Pool(pool.parts + 1, pool.rows + rows)
 
 
-def _means(pool: _Pool) -> tuple[paddle.Tensor, paddle.Tensor, Products]:
+def _means(pool: _Pool) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
     """Mean losses; norms and inner products of mean gradients; over micro-batches and processes."""
     rows = ranks.mean(pool.rows / pool.parts)
     products = inner_products(rows[:, 1:])

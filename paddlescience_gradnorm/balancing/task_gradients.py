@@ -6,15 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Optional, Union
 
-import numpy as np
 import paddle
 
 from paddlescience_gradnorm import operators
 
 # The gradient of each task on each shared parameter; None where it does not depend on it.
 TaskGradients = list[list[Optional[paddle.Tensor]]]
-# Of the gradients of all tasks, shape [T, T]; on the host where they have been made there.
-Products = Union[np.ndarray, paddle.Tensor]
 
 
 def backward_by_task(
@@ -139,9 +136,9 @@ def weighed(
         sum_i w_i L_i, shape [], in the dtype of ``weights``; and whether all losses are finite
         and none is negative, as a bool or, where nobody has waited for it, a boolean tensor.
     """
-    if operators.apply_in_place_to(weights, *losses):
-        total = losses[0].clone()  # for its memory alone: nothing makes a tensor in less time
-        return total, operators.balancing.weigh(weights, losses, total)
+    done = operators.balancing.weigh(weights, losses)
+    if done is not None:
+        return done
     values = values_of(losses, weights.dtype)
     usable = (paddle.isfinite(values) & (values >= 0)).all()
     return paddle.dot(weights, values), usable
@@ -153,7 +150,7 @@ def measured(
     losses: Sequence[paddle.Tensor],
     gradients: TaskGradients,
     into: tuple[paddle.Tensor, paddle.Tensor],
-) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor, Products]:
+) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor, paddle.Tensor]:
     """What a step knows of its losses.
 
     Args:
@@ -170,12 +167,9 @@ def measured(
         dtype of ``weights``. And the inner products of ``gradients``, which still have the
         factors, float64, shape [T, T].
     """
-    flat = [g for of_task in gradients for g in of_task if g is not None]
-    if operators.apply_in_place_to(weights, *losses, *flat):
-        total = losses[0].clone()  # for its memory, as in weighed
-        products = np.empty([len(losses)] * 2)
-        operators.balancing.measure(weights, factors, losses, gradients, *into, total, products)
-        return total, *into, products
+    done = operators.balancing.measure(weights, factors, losses, gradients, *into)
+    if done is not None:
+        return done[0], *into, done[1]
     values = values_of(losses, weights.dtype)
     parts = []
     for column in zip(*gradients):  # of all tasks, on one parameter

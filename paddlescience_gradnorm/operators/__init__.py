@@ -6,7 +6,6 @@ Without them everything works, in Paddle's own operators. ``build`` compiles the
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib.util
 import os
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from typing import Callable
 
@@ -32,7 +32,6 @@ MOST_FIRSTS = 16  # that tanh_jet has room for
 
 _DTYPES = (paddle.float32, paddle.float64)
 _NOTHING_BUT_CPU = paddle.device.get_all_device_type() == ["cpu"]
-_loaded = False
 
 
 def build(machine: Machine | None = None) -> Path:
@@ -69,7 +68,7 @@ def build(machine: Machine | None = None) -> Path:
         )
         made = Path(folder, _NAME, library.name)
         if result.returncode or not made.exists():
-            said = (result.stdout + result.stderr).strip().splitlines()[-30:]
+            said = (result.stdout + result.stderr).strip().splitlines()[-60:]
             raise RuntimeError("the operators cannot be built:\n" + "\n".join(said))
         library.parent.mkdir(exist_ok=True)
         os.replace(made, library)
@@ -95,19 +94,21 @@ def load() -> bool:
     Returns:
         Whether this process has them.
     """
-    global _loaded
-    if not _loaded:
+    if balancing.module is None:
         library = built_library()
         if library.exists():
             cpp_extension.load_op_meta_info_and_register_op(str(library))
-            balancing.use(ctypes.CDLL(str(library)))
-            _loaded = True
-    return _loaded
+            loader = ExtensionFileLoader(_NAME, str(library))
+            spec = importlib.util.spec_from_loader(_NAME, loader, origin=str(library))
+            assert spec is not None  # there is always one for a loader
+            balancing.module = importlib.util.module_from_spec(spec)
+            loader.exec_module(balancing.module)
+    return balancing.module is not None
 
 
 def apply_to(*tensors: paddle.Tensor) -> bool:
     """Whether the operators are there and made for these tensors, all of the same dtype."""
-    if not _loaded or not paddle.in_dynamic_mode():
+    if balancing.module is None or not paddle.in_dynamic_mode():
         return False
     # `in` a tuple, for it looks first whether they are the same object: == takes 1 us.
     dtype = (tensors[0].dtype,)
@@ -117,11 +118,6 @@ def apply_to(*tensors: paddle.Tensor) -> bool:
         if x.dtype not in dtype or not (_NOTHING_BUT_CPU or x.place.is_cpu_place()):
             return False
     return True
-
-
-def apply_in_place_to(*tensors: paddle.Tensor) -> bool:
-    """Whether ``.balancing`` is there and made for these tensors, all of the same dtype."""
-    return apply_to(*tensors) and all(x.is_contiguous() for x in tensors)
 
 
 def tanh_jet(

@@ -1,14 +1,18 @@
 // What balancing does with T numbers, a function for each moment of a step: the mathematics of
-// balancing/algorithm.py and the norms of balancing/task_gradients.py, in place, on pointers that
-// operators/balancing.py hands over. Not operators of Paddle's: after a pass through the network,
-// when no cache holds anything of it, each of these takes 15 to 50 us, whatever it does.
+// balancing/algorithm.py and the norms of balancing/task_gradients.py, in place. A module of Python
+// functions that take Paddle's tensors; no operators of Paddle's, for after a pass through the
+// network, when no cache holds anything of it, each of these takes 15 to 50 us, whatever it does.
 //
 // Inside all is double.
+
+#include "paddle/common/ddim.h"
+#include "paddle/extension.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <utility>
 #include <vector>
 
 // Where a norm is equal to its target the two must cancel, and with a product that is not
@@ -42,17 +46,17 @@ double power_of_rate(double rate, double alpha) {
   return std::pow(root, 2 * alpha) + (alpha == 0 ? 0 * root : 0);
 }
 
-// The pointers: weights, total, losses. Whether all losses are such as a loss should be.
+// Whether all losses are such as a loss should be.
 template <typename T>
-bool weigh(int64_t n, T* const* pointers) {
+bool weigh(const T* weights, const std::vector<T*>& losses, T* total) {
   double sum = 0;
   bool usable = true;
-  for (int64_t i = 0; i < n; ++i) {
-    const T loss = *pointers[2 + i];
-    sum += double(pointers[0][i]) * loss;
+  for (size_t i = 0; i < losses.size(); ++i) {
+    const T loss = *losses[i];
+    sum += double(weights[i]) * loss;
     usable = usable && std::isfinite(loss) && loss >= 0;
   }
-  *pointers[1] = sum;
+  *total = sum;
   return usable;
 }
 
@@ -71,23 +75,21 @@ double dot(const T* a, const T* b, int64_t size) {
   return sum;
 }
 
-// The pointers: those of weigh, then factors, values, norms, gradients task by task, null where
-// a loss does not depend on a parameter.
+// The gradients task by task, as pointers and sizes, null where a loss does not depend on a
+// parameter.
 template <typename T>
-void measure(int64_t n, int64_t n_shared, const int64_t* sizes, T* const* pointers,
+void measure(const T* factors, const std::vector<T*>& losses,
+             const std::vector<std::pair<T*, int64_t>>& gradients, T* values, T* norms,
              double* products) {
-  weigh(n, pointers);
-  const T* const* losses = pointers + 2;
-  const T* factors = losses[n];
-  T *values = pointers[n + 3], *norms = pointers[n + 4];
-  const T* const* gradients = pointers + n + 5;
+  const int64_t n = losses.size(), n_shared = gradients.size() / n;
   for (int64_t i = 0; i < n; ++i) {
     values[i] = *losses[i];
     for (int64_t j = 0; j <= i; ++j) {
       double product = 0;
       for (int64_t p = 0; p < n_shared; ++p) {
-        const T *a = gradients[i * n_shared + p], *b = gradients[j * n_shared + p];
-        if (a && b) product += dot(a, b, sizes[p]);
+        const auto [a, size] = gradients[i * n_shared + p];
+        const T* b = gradients[j * n_shared + p].first;
+        if (a && b) product += dot(a, b, size);
       }
       products[i * n + j] = products[j * n + i] = product;
     }
@@ -124,7 +126,8 @@ bool published(int64_t n, const T* weights, const T* losses, T* references, cons
 template <typename T>
 bool pinn(int64_t n, T* weights, const T* losses, T* references, const T* norms, double alpha,
           double strength, double lead, double bound, double memory, double rate, double floor,
-          int64_t n_residuals, const int64_t* residuals, T* loss) {
+          const std::vector<int64_t>& residuals, T* loss) {
+  const int64_t n_residuals = residuals.size();
   const double limit = std::log(bound);
   std::vector<double> target(n);
   double mean_ratio = 0, mean = 0;
@@ -186,48 +189,155 @@ void settle(int64_t n, T* weights, T* acted, bool usable, bool* finite, double f
   }
 }
 
+// What Python calls. Not by Paddle's own conversion of tensors to C++, which also switches how its
+// derivatives of higher order are recorded.
+
+// Thrown where a tensor is not such as is asked for, before anything has been changed.
+struct Unsuited {};
+
+paddle::Tensor& tensor_of(py::handle object) {
+  if (!paddle::pybind::PyCheckTensor(object.ptr())) throw Unsuited();
+  return paddle::pybind::CastPyArg2Tensor(object.ptr(), 0);
+}
+
+template <typename T>
+constexpr paddle::DataType type_of() {
+  if constexpr (std::is_same_v<T, bool>) return paddle::DataType::BOOL;
+  return std::is_same_v<T, float> ? paddle::DataType::FLOAT32 : paddle::DataType::FLOAT64;
+}
+
+// Values on the host, without gaps, of this type, and how many.
+template <typename T>
+std::pair<T*, int64_t> values_of(py::handle object) {
+  auto& tensor = tensor_of(object);
+  if (!tensor.is_cpu() || tensor.dtype() != type_of<T>()) throw Unsuited();
+  const int64_t *shape = tensor.dims().Get(), *strides = tensor.strides().Get();
+  int64_t size = 1;
+  for (int axis = tensor.dims().size(); axis-- > 0; size *= shape[axis])
+    if (shape[axis] != 1 && strides[axis] != size) throw Unsuited();
+  return {tensor.data<T>(), size};
+}
+
+template <typename T>
+T* data(py::handle object) {
+  return values_of<T>(object).first;
+}
+
+template <typename T>
+std::vector<T*> data_of_all(const py::sequence& objects) {
+  std::vector<T*> all;
+  for (py::handle object : objects) all.push_back(data<T>(object));
+  return all;
+}
+
+py::object to_python(const paddle::Tensor& tensor) {
+  return py::reinterpret_steal<py::object>(paddle::pybind::ToPyObject(tensor));
+}
+
+// The function for the weights' type; None if a tensor is none that it is made for.
+template <typename Function>
+py::object for_type_of(py::handle weights, const Function& function) {
+  try {
+    const auto type = tensor_of(weights).dtype();
+    if (type == paddle::DataType::FLOAT32) return function(float());
+    if (type == paddle::DataType::FLOAT64) return function(double());
+  } catch (const Unsuited&) {
+  }
+  return py::none();
+}
+
+py::object py_weigh(py::handle weights, py::sequence losses) {
+  return for_type_of(weights, [&](auto of_type) -> py::object {
+    using T = decltype(of_type);
+    const T* factors = data<T>(weights);
+    const auto values = data_of_all<T>(losses);
+    auto total = paddle::empty(std::vector<int64_t>(), type_of<T>());
+    const bool usable = weigh(factors, values, total.template data<T>());
+    return py::make_tuple(to_python(total), usable);
+  });
+}
+
+py::object py_measure(py::handle weights, py::handle factors, py::sequence losses,
+                      py::sequence gradients, py::handle values, py::handle norms) {
+  return for_type_of(weights, [&](auto of_type) -> py::object {
+    using T = decltype(of_type);
+    const auto scalars = data_of_all<T>(losses);
+    std::vector<std::pair<T*, int64_t>> flat;
+    for (py::handle of_task : gradients)
+      for (py::handle gradient : py::reinterpret_borrow<py::sequence>(of_task))
+        flat.push_back(gradient.is_none() ? std::pair<T*, int64_t>() : values_of<T>(gradient));
+    T *in_sum = data<T>(weights), *in_gradients = data<T>(factors);
+    T *into_values = data<T>(values), *into_norms = data<T>(norms);
+    const int64_t n = scalars.size();
+    auto total = paddle::empty(std::vector<int64_t>(), type_of<T>());
+    auto products = paddle::empty({n, n}, paddle::DataType::FLOAT64);
+    weigh(in_sum, scalars, total.template data<T>());
+    measure(in_gradients, scalars, flat, into_values, into_norms,
+            products.template data<double>());
+    return py::make_tuple(to_python(total), to_python(products));
+  });
+}
+
+py::object py_gradient(py::handle weights, py::handle losses, py::handle references,
+                       py::handle norms, py::handle finite, double alpha, double largest_norm,
+                       py::handle into, py::handle loss, py::handle usable) {
+  return for_type_of(weights, [&](auto of_type) -> py::object {
+    using T = decltype(of_type);
+    const auto [now, n] = values_of<T>(weights);
+    const bool* good = data<bool>(finite);
+    bool* result = data<bool>(usable);
+    *result = published(n, now, data<T>(losses), data<T>(references), data<T>(norms), *good, alpha,
+                        largest_norm, data<T>(into), data<T>(loss));
+    return py::bool_(*result);
+  });
+}
+
+py::object py_step(py::handle weights, py::handle losses, py::handle references, py::handle norms,
+                   double alpha, double rate, double floor, py::handle loss) {
+  return for_type_of(weights, [&](auto of_type) -> py::object {
+    using T = decltype(of_type);
+    const auto [now, n] = values_of<T>(weights);
+    std::vector<T> slope(n);
+    const double any = std::numeric_limits<double>::infinity();
+    const bool usable = published(n, now, data<T>(losses), data<T>(references), data<T>(norms),
+                                  true, alpha, any, slope.data(), data<T>(loss));
+    if (usable) {
+      for (int64_t i = 0; i < n; ++i) now[i] -= slope[i] * rate;
+      renormalize(now, n, floor);
+    }
+    return py::bool_(usable);
+  });
+}
+
+py::object py_pinn_step(py::handle weights, py::handle losses, py::handle references,
+                        py::handle norms, double alpha, double strength, double lead, double bound,
+                        double memory, double rate, double floor, std::vector<int64_t> residuals,
+                        py::handle loss) {
+  return for_type_of(weights, [&](auto of_type) -> py::object {
+    using T = decltype(of_type);
+    const auto [now, n] = values_of<T>(weights);
+    return py::bool_(pinn(n, now, data<T>(losses), data<T>(references), data<T>(norms), alpha,
+                          strength, lead, bound, memory, rate, floor, residuals, data<T>(loss)));
+  });
+}
+
+py::object py_settle(py::handle weights, py::handle acted, py::handle usable, py::handle finite,
+                     double floor) {
+  return for_type_of(weights, [&](auto of_type) -> py::object {
+    using T = decltype(of_type);
+    const auto [now, n] = values_of<T>(weights);
+    settle(n, now, data<T>(acted), *data<bool>(usable), data<bool>(finite), floor);
+    return py::bool_(true);
+  });
+}
+
 }  // namespace
 
-// Each for float and double, by a suffix.
-#define FOR_TYPE(T, SUFFIX)                                                                        \
-  extern "C" bool gradnorm_weigh_##SUFFIX(int64_t n, T* const* pointers) {                         \
-    return weigh(n, pointers);                                                                     \
-  }                                                                                                \
-  extern "C" void gradnorm_measure_##SUFFIX(                                                       \
-      int64_t n, int64_t n_shared, const int64_t* sizes, T* const* pointers, double* products) {   \
-    measure(n, n_shared, sizes, pointers, products);                                               \
-  }                                                                                                \
-  extern "C" bool gradnorm_gradient_##SUFFIX(                                                      \
-      int64_t n, const T* weights, const T* losses, T* references, const T* norms,                 \
-      const bool* finite, double alpha, double largest_norm, T* gradient, T* lgrad,                \
-      bool* usable) {                                                                              \
-    return *usable = published(n, weights, losses, references, norms, *finite, alpha,              \
-                               largest_norm, gradient, lgrad);                                     \
-  }                                                                                                \
-  extern "C" bool gradnorm_step_##SUFFIX(int64_t n, T* weights, const T* losses, T* references,    \
-                                         const T* norms, double alpha, double rate, double floor,  \
-                                         T* lgrad) {                                               \
-    std::vector<T> slope(n);                                                                       \
-    const double any = std::numeric_limits<double>::infinity();                                    \
-    const bool usable = published(n, weights, losses, references, norms, true, alpha, any,         \
-                                  slope.data(), lgrad);                                            \
-    if (usable) {                                                                                  \
-      for (int64_t i = 0; i < n; ++i) weights[i] -= slope[i] * rate;                               \
-      renormalize(weights, n, floor);                                                              \
-    }                                                                                              \
-    return usable;                                                                                 \
-  }                                                                                                \
-  extern "C" bool gradnorm_pinn_step_##SUFFIX(                                                     \
-      int64_t n, T* weights, const T* losses, T* references, const T* norms, double alpha,         \
-      double strength, double lead, double bound, double memory, double rate, double floor,        \
-      int64_t n_residuals, const int64_t* residuals, T* loss) {                                    \
-    return pinn(n, weights, losses, references, norms, alpha, strength, lead, bound, memory,       \
-                rate, floor, n_residuals, residuals, loss);                                        \
-  }                                                                                                \
-  extern "C" void gradnorm_settle_##SUFFIX(int64_t n, T* weights, T* acted, const bool* usable,    \
-                                           bool* finite, double floor) {                           \
-    settle(n, weights, acted, *usable, finite, floor);                                             \
-  }
-
-FOR_TYPE(float, float32)
-FOR_TYPE(double, float64)
+PYBIND11_MODULE(gradnorm_operators, module) {
+  module.def("weigh", &py_weigh);
+  module.def("measure", &py_measure);
+  module.def("gradient", &py_gradient);
+  module.def("step", &py_step);
+  module.def("pinn_step", &py_pinn_step);
+  module.def("settle", &py_settle);
+}

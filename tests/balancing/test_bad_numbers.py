@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paddlescience_gradnorm import LossBalancer, operators
+from paddlescience_gradnorm import LossBalancer
 from paddlescience_gradnorm.balancing import GradNormRule, PinnRule
 
 RULES = {
@@ -351,13 +351,13 @@ def test_random_sequences_through_the_rules(rule, examples):
 
 
 @of_number(20, 500)
-def test_both_forms_of_the_operators_agree(built_operators, monkeypatch, examples):
+def test_both_forms_of_the_operators_agree(cpp, examples):
     def check_one(drawn):
         rule, sequences, *options = drawn
         for numbers in sequences:
-            monkeypatch.setattr(operators, "_loaded", True)
+            cpp(True)
             in_one = list(weights_of(rule, numbers, *options))
-            monkeypatch.setattr(operators, "_loaded", False)
+            cpp(False)
             for one, other in zip(in_one, weights_of(rule, numbers, *options)):
                 assert one[1] == other[1]
                 np.testing.assert_allclose(one[2], other[2], rtol=1e-5)

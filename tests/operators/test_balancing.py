@@ -4,13 +4,13 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlescience_gradnorm import operators
 from paddlescience_gradnorm.balancing.algorithm import (
     GradNormRule,
     PinnRule,
     largest_norm,
     settle_in_place,
 )
+from paddlescience_gradnorm.operators import balancing
 
 pytestmark = pytest.mark.usefixtures("built_operators")
 FLOOR = 1e-3
@@ -22,14 +22,14 @@ def dtype(request):
 
 
 @pytest.fixture
-def both(monkeypatch, dtype):
+def both(cpp, dtype):
     """What a function returns and leaves in its arguments, shape by shape, in both forms."""
     tolerance = {"float32": 1e-5, "float64": 1e-12}[dtype]
 
     def run(function, *arrays):
         results = []
         for loaded in (False, True):
-            monkeypatch.setattr(operators, "_loaded", loaded)
+            cpp(loaded)
             tensors = [paddle.to_tensor(a, None if a.dtype == bool else dtype) for a in arrays]
             with paddle.no_grad():
                 returned = function(*tensors)
@@ -102,8 +102,29 @@ def test_settling(both, now, usable):
         np.testing.assert_allclose(weights, [1.5, 0.5], rtol=1e-6)
 
 
-def test_a_view_with_gaps_is_left_to_paddle(monkeypatch):
-    monkeypatch.setattr(operators, "_loaded", True)
-    table = paddle.ones([3, 2])
-    assert operators.apply_in_place_to(table)
-    assert not operators.apply_in_place_to(table.T)
+def test_what_they_are_not_made_for_is_left_as_it_was(cpp):
+    weights, losses = paddle.to_tensor([1.0, 3.0]), [paddle.to_tensor(2.0), paddle.to_tensor(0.5)]
+    gradients = [[paddle.ones([3, 2])], [None]]
+    into = paddle.zeros([2]), paddle.zeros([2])
+
+    def measured(weights=weights, losses=losses, gradients=gradients, into=into):
+        return balancing.measure(weights, weights, losses, gradients, *into)
+
+    assert measured() is None  # nothing is loaded
+    cpp(True)
+    table = paddle.ones([2, 3])
+    assert measured(losses=[losses[0], losses[1].astype("float64")]) is None
+    assert measured(gradients=[[table.T], [None]]) is None  # has gaps
+    assert measured(into=(into[0], paddle.ones([2, 2])[:, 0])) is None
+    assert measured(weights=weights.astype("float16")) is None
+    assert measured(weights=np.ones(2)) is None
+    assert balancing.weigh(weights, [losses[0], 0.5]) is None
+    assert [x.tolist() for x in into] == [[0, 0], [0, 0]]
+
+    total, products = measured()
+    assert total.item() == 3.5 and total.dtype == paddle.float32 and total.stop_gradient
+    assert products.tolist() == [[6, 0], [0, 0]] and products.dtype == paddle.float64
+    assert into[0].tolist() == [2, 0.5]
+    np.testing.assert_allclose(into[1].tolist(), [np.sqrt(6), 0], rtol=1e-6)
+    one_column = paddle.ones([6, 1])[:3]
+    assert measured(gradients=[[one_column], [one_column]])[1].tolist() == [[3, 3], [3, 3]]

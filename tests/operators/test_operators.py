@@ -15,8 +15,8 @@ LAPLACIAN = [(0, 0), (1, 1)]
 
 
 @pytest.fixture
-def loaded(monkeypatch):
-    monkeypatch.setattr(operators, "_loaded", True)
+def loaded(cpp):
+    cpp(True)
 
 
 @pytest.fixture
@@ -94,12 +94,12 @@ def test_tanh_is_exact_to_rounding_from_the_smallest_number_up(loaded, dtype):
 
 @pytest.mark.parametrize("n_points", [1, 63, 64, 65, 200])
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
-def test_any_number_of_points_and_threads_gives_the_same(monkeypatch, threads, n_points, n_threads):
+def test_any_number_of_points_and_threads_gives_the_same(cpp, threads, n_points, n_threads):
     net = FCNet(2, 3, 4, 11)
     net.to(dtype="float64")
     points = paddle.rand([n_points, 2], "float64")
     expected = gradients(net, points)
-    monkeypatch.setattr(operators, "_loaded", True)
+    cpp(True)
     threads(n_threads)
     ours, again = gradients(net, points), gradients(net, points)
     for x, y, z in zip(ours, expected, again):
