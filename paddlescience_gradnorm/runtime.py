@@ -95,7 +95,7 @@ def tune_cpu(threads: int | None = None, build: bool = False) -> Report:
     Args:
         threads: Number of threads, at least 1, instead of all cores: for several runs on
             one machine. Goes before ``OMP_NUM_THREADS``.
-        build: Build the operators if that has not been done, which takes about 15 s.
+        build: Build the operators if that has not been done, which takes about 25 s.
 
     Returns:
         What was done about each setting and why; ``print`` it.
@@ -214,7 +214,7 @@ def _load_operators(machine: Machine, build: bool) -> Setting:
         operators.build()
     if not operators.load():
         how = "tune_cpu(build=True), or python -m paddlescience_gradnorm.runtime --build"
-        return Setting(name, "not built", f"{how}, builds them once, in about 15 s")
+        return Setting(name, "not built", f"{how}, builds them once, in about 25 s")
     _done.add(name)
     return Setting(name, "done", "loaded")
 

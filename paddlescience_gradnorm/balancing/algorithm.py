@@ -502,6 +502,9 @@ def inverse_rate_powers(
         >>> [round(r, 3) for r in inverse_rate_powers(losses, initial, 1.0).tolist()]
         [0.5, 1.5]
     """
+    done = operators.balancing.rate_powers(losses, initial_losses, alpha)
+    if done is not None:
+        return done
     rates = inverse_training_rates(losses, initial_losses)
     roots = rates.sqrt()  # NaN for a negative rate, whatever alpha
     if alpha == 0:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import paddle
 
+from paddlescience_gradnorm import operators
+
 # A task whose gradient is zero has no direction. It gets one of no length, not 0 / 0.
 _SMALLEST_NORM = 1e-15
 
@@ -91,11 +93,15 @@ class FactoredGradients(LatentGradients):
         return paddle.matmul(self._left, self._scaled(factors), transpose_x=True)
 
     def norm_of(self, factors: paddle.Tensor) -> paddle.Tensor:
+        done = operators.balancing.norm_of_sum(self._gram, factors)
+        if done is not None:
+            return done
         square = paddle.matmul(factors, paddle.matmul(self._gram, factors))
         return square.abs().sqrt()  # below zero where gradients cancel each other to rounding
 
     def norm_of_sum(self) -> paddle.Tensor:
-        return self._gram.sum().abs().sqrt()
+        done = operators.balancing.norm_of_sum(self._gram, None)
+        return self._gram.sum().abs().sqrt() if done is None else done
 
     def products(self, factors: paddle.Tensor) -> paddle.Tensor:
         return self._from_entries(paddle.matmul(self._left_gram, self._scaled(factors)))
@@ -167,11 +173,23 @@ def rotation_gradients(
             alike, which is RotoGrad.
         divisor: 1, or the number of points for the mean.
     """
-    tasks = gradients.norms.shape[0]
-    shares = gradients.norm_of_sum() / tasks**2 / (gradients.norms + _SMALLEST_NORM)
+    shares = direction_shares(gradients.norm_of_sum(), gradients.norms)
     if pulls is not None:
         shares = shares * pulls
     return RotationGradients(gradients.products(shares) * (-2 / divisor), shares)
+
+
+def direction_shares(norm_of_sum: paddle.Tensor, norms: paddle.Tensor) -> paddle.Tensor:
+    """||mean_j G_j|| / T / ||G_k||, which G_k is multiplied by in the common direction.
+
+    Args:
+        norm_of_sum: ||sum_j G_j||, shape [].
+        norms: ||G_k||, shape [T].
+    """
+    done = operators.balancing.direction_shares(norm_of_sum, norms, _SMALLEST_NORM)
+    if done is not None:
+        return done
+    return norm_of_sum / norms.shape[0] ** 2 / (norms + _SMALLEST_NORM)
 
 
 def cooperative(turning: paddle.Tensor, own: paddle.Tensor) -> paddle.Tensor:
@@ -238,6 +256,10 @@ def logit_gradient(
         through_sum: Whether to differentiate the sum in the softmax; if not, it counts
             as a constant, as in version 0.1.2.
     """
+    arguments = (weights, norms, common_norm, rate_powers, through_sum)
+    done = operators.balancing.logit_gradient(*arguments)
+    if done is not None:
+        return done
     weight_gradient = (weights * norms - common_norm * rate_powers).sign() * norms
     if through_sum:
         weight_gradient = weight_gradient - (weight_gradient * weights).mean()

@@ -35,7 +35,7 @@ _NOTHING_BUT_CPU = paddle.device.get_all_device_type() == ["cpu"]
 
 
 def build(machine: Machine | None = None) -> Path:
-    """Compile the operators, which takes about 15 s, unless that has been done.
+    """Compile the operators, which takes about 25 s, unless that has been done.
 
     The library is kept where Paddle keeps such extensions (``PADDLE_EXTENSION_DIR``, or a
     folder in ``~/.cache``), one for each Paddle, processor and version of the sources.

@@ -1,7 +1,8 @@
 // What balancing does with T numbers, a function for each moment of a step: the mathematics of
-// balancing/algorithm.py and the norms of balancing/task_gradients.py, in place. A module of Python
-// functions that take Paddle's tensors; no operators of Paddle's, for after a pass through the
-// network, when no cache holds anything of it, each of these takes 15 to 50 us, whatever it does.
+// balancing/algorithm.py and balancing/rotograd.py, and the norms of balancing/task_gradients.py. A
+// module of Python functions that take Paddle's tensors; no operators of Paddle's, for after a pass
+// through the network, when no cache holds anything of it, each of these takes 15 to 50 us,
+// whatever it does.
 //
 // Inside all is double.
 
@@ -234,6 +235,14 @@ py::object to_python(const paddle::Tensor& tensor) {
   return py::reinterpret_steal<py::object>(paddle::pybind::ToPyObject(tensor));
 }
 
+// A tensor of this shape, filled by the function.
+template <typename T, typename Function>
+py::object made(const std::vector<int64_t>& shape, const Function& fill) {
+  auto tensor = paddle::empty(shape, type_of<T>());
+  fill(tensor.template data<T>());
+  return to_python(tensor);
+}
+
 // The function for the weights' type; None if a tensor is none that it is made for.
 template <typename Function>
 py::object for_type_of(py::handle weights, const Function& function) {
@@ -321,6 +330,67 @@ py::object py_pinn_step(py::handle weights, py::handle losses, py::handle refere
   });
 }
 
+py::object py_rate_powers(py::handle losses, py::handle references, double alpha) {
+  return for_type_of(losses, [&](auto of_type) -> py::object {
+    using T = decltype(of_type);
+    const auto [now, n] = values_of<T>(losses);
+    const T* then = data<T>(references);
+    double mean_ratio = 0;
+    for (int64_t i = 0; i < n; ++i) mean_ratio += double(now[i]) / then[i] / n;
+    return made<T>({n}, [&](T* powers) {
+      for (int64_t i = 0; i < n; ++i)
+        powers[i] = power_of_rate(double(now[i]) / then[i] / mean_ratio, alpha);
+    });
+  });
+}
+
+// The norm of the sum of factors times gradients, from the inner products of these.
+py::object py_norm_of_sum(py::handle products, py::handle factors) {
+  return for_type_of(products, [&](auto of_type) -> py::object {
+    using T = decltype(of_type);
+    const T* product = data<T>(products);
+    const int64_t n = tensor_of(products).dims().Get()[0];
+    const T* given = factors.is_none() ? nullptr : data<T>(factors);
+    double square = 0;
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < n; ++j)
+        square += (given ? double(given[i]) * given[j] : 1.) * product[i * n + j];
+    return made<T>({}, [&](T* norm) { *norm = std::sqrt(std::abs(square)); });
+  });
+}
+
+py::object py_direction_shares(py::handle norm_of_sum, py::handle norms, double smallest_norm) {
+  return for_type_of(norms, [&](auto of_type) -> py::object {
+    using T = decltype(of_type);
+    const auto [of_task, n] = values_of<T>(norms);
+    const double mean = *data<T>(norm_of_sum) / double(n * n);
+    return made<T>({n}, [&](T* shares) {
+      for (int64_t i = 0; i < n; ++i) shares[i] = mean / (of_task[i] + smallest_norm);
+    });
+  });
+}
+
+py::object py_logit_gradient(py::handle weights, py::handle norms, py::handle common_norm,
+                             py::handle rate_powers, bool through_sum) {
+  return for_type_of(weights, [&](auto of_type) -> py::object {
+    using T = decltype(of_type);
+    const auto [now, n] = values_of<T>(weights);
+    const T *of_task = data<T>(norms), *common = data<T>(common_norm);
+    const T* powers = data<T>(rate_powers);
+    std::vector<double> slope(n);
+    double mean = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const double excess = double(now[i]) * of_task[i] - double(*common) * powers[i];
+      slope[i] = std::isnan(excess) ? NAN : ((excess > 0) - (excess < 0)) * double(of_task[i]);
+      mean += slope[i] * now[i] / n;
+    }
+    return made<T>({n}, [&](T* gradient) {
+      for (int64_t i = 0; i < n; ++i)
+        gradient[i] = now[i] * (slope[i] - (through_sum ? mean : 0));
+    });
+  });
+}
+
 py::object py_settle(py::handle weights, py::handle acted, py::handle usable, py::handle finite,
                      double floor) {
   return for_type_of(weights, [&](auto of_type) -> py::object {
@@ -340,4 +410,8 @@ PYBIND11_MODULE(gradnorm_operators, module) {
   module.def("step", &py_step);
   module.def("pinn_step", &py_pinn_step);
   module.def("settle", &py_settle);
+  module.def("rate_powers", &py_rate_powers);
+  module.def("norm_of_sum", &py_norm_of_sum);
+  module.def("direction_shares", &py_direction_shares);
+  module.def("logit_gradient", &py_logit_gradient);
 }

@@ -97,3 +97,35 @@ def settle(
 ) -> bool | None:
     """``algorithm.settle_in_place``; True where it has been done."""
     return None if module is None else module.settle(weights, acted, usable, finite, floor)
+
+
+def rate_powers(
+    losses: paddle.Tensor, references: paddle.Tensor, alpha: float
+) -> paddle.Tensor | None:
+    """``algorithm.inverse_rate_powers``."""
+    return None if module is None else module.rate_powers(losses, references, alpha)
+
+
+def norm_of_sum(products: paddle.Tensor, factors: paddle.Tensor | None) -> paddle.Tensor | None:
+    """``rotograd.FactoredGradients.norm_of``, and without factors ``norm_of_sum``."""
+    return None if module is None else module.norm_of_sum(products, factors)
+
+
+def direction_shares(
+    norm_of_sum: paddle.Tensor, norms: paddle.Tensor, smallest_norm: float
+) -> paddle.Tensor | None:
+    """``rotograd.direction_shares``."""
+    return None if module is None else module.direction_shares(norm_of_sum, norms, smallest_norm)
+
+
+def logit_gradient(
+    weights: paddle.Tensor,
+    norms: paddle.Tensor,
+    common_norm: paddle.Tensor,
+    rate_powers: paddle.Tensor,
+    through_sum: bool,
+) -> paddle.Tensor | None:
+    """``rotograd.logit_gradient``."""
+    if module is None:
+        return None
+    return module.logit_gradient(weights, norms, common_norm, rate_powers, through_sum)

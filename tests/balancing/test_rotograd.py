@@ -12,6 +12,8 @@ from paddlescience_gradnorm.balancing.rotograd import (
     softmax_weights,
 )
 
+pytestmark = pytest.mark.usefixtures("both_operators")
+
 N, D = 12, 7
 
 

@@ -52,6 +52,7 @@ def train(model, steps, steppers=None, start=0):
 # The mathematics.
 
 
+@pytest.mark.usefixtures("both_operators")
 def test_reference_is_reproduced(rotograd_reference):
     arrays = rotograd_reference.arrays
     cls = getattr(paddlescience_gradnorm, rotograd_reference.class_name)
@@ -259,6 +260,7 @@ def test_cooperation_trains_rotations_on_the_tasks_too(cls, float64):
 # Faults.
 
 
+@pytest.mark.usefixtures("both_operators")
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_nan_loss_is_reported_and_not_learned_from(cls):
     model = build(cls)

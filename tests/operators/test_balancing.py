@@ -7,8 +7,14 @@ import pytest
 from paddlescience_gradnorm.balancing.algorithm import (
     GradNormRule,
     PinnRule,
+    inverse_rate_powers,
     largest_norm,
     settle_in_place,
+)
+from paddlescience_gradnorm.balancing.rotograd import (
+    FactoredGradients,
+    direction_shares,
+    logit_gradient,
 )
 from paddlescience_gradnorm.operators import balancing
 
@@ -100,6 +106,36 @@ def test_settling(both, now, usable):
     assert finite == np.isfinite(now).all()
     if now == [3.0, 1.0] and usable:
         np.testing.assert_allclose(weights, [1.5, 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_loss", [2, 7])
+@pytest.mark.parametrize("fault", [None, np.nan, np.inf, -1.0])
+def test_numbers_of_rotograd(cpp, dtype, n_loss, fault):
+    weights, losses, references, norms = (paddle.to_tensor(x, dtype) for x in random(n_loss))
+    rows = paddle.to_tensor(np.random.default_rng(1).standard_normal((n_loss, 3)), dtype)
+    outputs, entries = [row.reshape([-1, 1]) for row in rows], [paddle.ones([1, 1], dtype)] * n_loss
+    total = norms.sum()
+    if fault is not None:
+        losses[0] = norms[1] = fault
+
+    def numbers():
+        gradients = FactoredGradients(
+            [row.reshape([-1, 1]) for row in rows], [total.reshape([1, 1])] * n_loss
+        )
+        return [
+            *(inverse_rate_powers(losses, references, alpha) for alpha in (0.0, 1.0, 1.5)),
+            gradients.norm_of(weights),
+            gradients.norm_of_sum(),
+            direction_shares(total, norms),
+            *(logit_gradient(weights, norms, total, losses, through) for through in (True, False)),
+        ]
+
+    in_paddle = numbers()
+    cpp(True)
+    in_cpp = numbers()
+    for ours, theirs in zip(in_cpp, in_paddle):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours, theirs, rtol={"float32": 1e-4, "float64": 1e-11}[dtype])
 
 
 def test_what_they_are_not_made_for_is_left_as_it_was(cpp):
