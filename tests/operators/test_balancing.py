@@ -113,15 +113,14 @@ def test_settling(both, now, usable):
 def test_numbers_of_rotograd(cpp, dtype, n_loss, fault):
     weights, losses, references, norms = (paddle.to_tensor(x, dtype) for x in random(n_loss))
     rows = paddle.to_tensor(np.random.default_rng(1).standard_normal((n_loss, 3)), dtype)
-    outputs, entries = [row.reshape([-1, 1]) for row in rows], [paddle.ones([1, 1], dtype)] * n_loss
+    outputs = [row.reshape([-1, 1]) for row in rows]
+    entries = [paddle.ones([1, 1], dtype)] * n_loss
     total = norms.sum()
     if fault is not None:
         losses[0] = norms[1] = fault
 
     def numbers():
-        gradients = FactoredGradients(
-            [row.reshape([-1, 1]) for row in rows], [total.reshape([1, 1])] * n_loss
-        )
+        gradients = FactoredGradients(outputs, entries)
         return [
             *(inverse_rate_powers(losses, references, alpha) for alpha in (0.0, 1.0, 1.5)),
             gradients.norm_of(weights),
