@@ -130,7 +130,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = parse(arguments)
-    tuning = tune_cpu(threads=options.threads)
+    tuning = tune_cpu(build=options.build, threads=options.threads)
     print(tuning)
     results: dict[str, dict[str, Any]] = {}
     for heads in HEADS:
@@ -166,6 +166,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--turns", type=at_least(1), default=21)
     parser.add_argument("--steps", type=at_least(1), default=20, help="steps of a block")
     parser.add_argument("--threads", type=at_least(1), default=1)
+    parser.add_argument("--build", action="store_true", help="with the operators in C++")
     parser.add_argument("--output", type=Path, default=Path("outputs/rotograd_step_cost"))
     return parser.parse_args(arguments)
 
