@@ -19,20 +19,23 @@ Losses = Mapping[str, paddle.Tensor]
 class Fixed:
     """These conditions have this weight, all other losses 1."""
 
+    loss_weights: paddle.Tensor
+
     def __init__(self, conditions: Sequence[str], weight: float) -> None:
         self.conditions, self.weight = conditions, weight
 
     def backward(self, losses: Losses) -> paddle.Tensor:
-        weighted = [
-            self.weight * loss if name in self.conditions else loss for name, loss in losses.items()
-        ]
-        total = paddle.add_n(weighted)
+        factors = [self.weight if name in self.conditions else 1.0 for name in losses]
+        self.loss_weights = paddle.to_tensor(factors)
+        total = paddle.add_n([factor * loss for factor, loss in zip(factors, losses.values())])
         total.backward()
         return total
 
 
 class WeightedConditions:
     """Weights for the conditions from statistics of all parameters' gradients; equations have 1."""
+
+    loss_weights: paddle.Tensor
 
     def __init__(
         self, net: paddle.nn.Layer, residuals: Sequence[str], conditions: Sequence[str]
@@ -49,8 +52,10 @@ class WeightedConditions:
             gradients = [self._gradient(losses[name]).abs().mean() for name in self.conditions]
             self.update(equation.abs().max(), paddle.stack(gradients), values)
         self.steps += 1
-        weighted = [w * losses[name] for w, name in zip(self.weights, self.conditions)]
-        total = paddle.add_n([losses[name] for name in self.residuals] + weighted)
+        factors = dict(zip(self.conditions, paddle.unbind(self.weights)))
+        one = paddle.ones([])
+        self.loss_weights = paddle.stack([factors.get(name, one) for name in losses])
+        total = paddle.dot(self.loss_weights, paddle.stack(list(losses.values())))
         total.backward()
         return total
 

@@ -120,3 +120,14 @@ def test_dual_balancing_shares_one_weight_by_difficulty(balances):
     aggregated = 4 / (first * 1) + 4 / (first * 1.5)
     expected = first + (aggregated / 2 - first) / 2
     np.testing.assert_allclose(balance.weights.numpy(), [expected, expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["equal", "fixed", "max_mean", "db_pinn", "pinn"])
+def test_a_balance_leaves_lbfgs_the_weights_that_acted(balances, name):
+    _, losses, balance = linear(balances, balances.BALANCES[name][1])
+    values = losses()
+    total = balance.backward(dict(values))
+    acted = paddle.ones([3]) if name == "pinn" else balance.loss_weights  # which steps afterwards
+    stacked = paddle.stack([loss.detach() for loss in losses().values()])
+    np.testing.assert_allclose(total.item(), paddle.dot(acted, stacked).item(), rtol=1e-6)
+    assert balance.loss_weights.shape == [3]

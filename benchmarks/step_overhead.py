@@ -1,0 +1,133 @@
+"""What GradNorm adds to a step, to the percent: Paddle alone, in one process, in short turns.
+
+Between two turns of step_cost.py lie seconds, in which others on the machine begin and end. Here a
+turn is a few steps, and there are a hundred. What disturbs a step only ever makes it longer, so
+that the lower quartile says more of the step itself than the median. Run it with --help for the
+options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from step_cost_paddle import OPTIONS, build
+from step_cost_worker import WARM_UP, Case
+
+import paddlescience_gradnorm
+from paddlescience_gradnorm.arguments import at_least
+from paddlescience_gradnorm.runtime import tune_cpu
+
+import paddle  # isort: skip, after the package that sees to its loading
+
+TITLES = {
+    "plain": "plain step",
+    "gradnorm_pinn": "PINN rule",
+    "gradnorm_own": "published rule, weight_lr",
+    "gradnorm": "published rule, the caller's optimizer",
+    "gradnorm_every_10": "the same, update_every=10",
+}
+CASES = [
+    *(Case("laplace", points, 2) for points in (500, 2000, 10_000)),
+    Case("navier_stokes", 2000, 3),
+]
+PERIOD = 10  # steps, of which the PINN rule updates on one
+SECONDS = 0.04  # of a turn, roughly, but a period at least
+
+
+def timed(case: Case, turns: int) -> dict[str, np.ndarray]:
+    """Milliseconds a step of every turn, shape [turns] for each kind of step."""
+    modes = [mode for mode in TITLES if mode == "plain" or mode in OPTIONS]
+    if case.equation == "laplace":
+        modes.remove("gradnorm_every_10")
+    runs = {mode: build(case, mode) for mode in modes}
+    for run in runs.values():
+        run(5 * WARM_UP)
+    start = time.perf_counter()
+    runs["plain"](WARM_UP)
+    periods = round(SECONDS / (time.perf_counter() - start) * WARM_UP / PERIOD)
+    steps = PERIOD * max(1, periods)
+    ms: dict[str, list[float]] = {mode: [] for mode in modes}
+    gc.collect()
+    gc.disable()  # nobody pays for another's garbage
+    for turn in range(turns):
+        first = turn % len(modes)  # nobody always comes after the same one
+        for mode in modes[first:] + modes[:first]:
+            start = time.perf_counter()
+            runs[mode](steps)
+            ms[mode].append(1000 * (time.perf_counter() - start) / steps)
+    gc.enable()
+    return {mode: np.array(values) for mode, values in ms.items()}
+
+
+def row(case: Case, mode: str, ms: dict[str, np.ndarray]) -> dict[str, Any]:
+    low, plain = np.quantile(ms[mode], 0.25), np.quantile(ms["plain"], 0.25)
+    quartiles = np.quantile(ms[mode] / ms["plain"], [0.25, 0.5, 0.75])
+    return {
+        "equation": case.equation,
+        "points": case.points,
+        "step": TITLES[mode],
+        "ms": low,
+        "to_plain": low / plain,
+        "paired": quartiles.tolist(),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| losses | points | step | ms | / plain | in pairs |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        losses = {"laplace": "two, disjoint", "navier_stokes": "three on one graph"}[r["equation"]]
+        low, middle, high = r["paired"]
+        lines.append(
+            f"| {losses} | {r['points']:,} | {r['step']} | {r['ms']:.2f} | {r['to_plain']:.3f} | "
+            f"{middle:.3f} [{low:.3f}, {high:.3f}] |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    options = parse(arguments)
+    tuning = tune_cpu(build=options.build, threads=options.threads)
+    print(tuning)
+    rows = []
+    for case in CASES:
+        ms = timed(case, options.turns)
+        rows += [row(case, mode, ms) for mode in ms]
+    report = {
+        "results": rows,
+        "settings": {**vars(options), "output": str(options.output), "tune_cpu": str(tuning)},
+        "versions": {
+            "paddlescience_gradnorm": paddlescience_gradnorm.__version__,
+            "paddle": paddle.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "step_overhead.json").write_text(json.dumps(report, indent=1) + "\n")
+    (options.output / "step_overhead.md").write_text(table(rows))
+    print(table(rows))
+    return rows
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--turns", type=at_least(1), default=100, help="of each kind of step")
+    parser.add_argument("--threads", type=at_least(1), help="as many as cores by default")
+    parser.add_argument("--build", action="store_true", help="with the operators in C++")
+    parser.add_argument("--output", type=Path, default=Path("outputs/step_overhead"))
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
