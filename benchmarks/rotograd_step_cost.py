@@ -8,15 +8,13 @@ meets all alike; a ratio is taken within a turn. Run it with --help for the opti
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
 from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
+import report
 
-import paddlescience_gradnorm
 from paddlescience_gradnorm import RotateOnly, RotoGrad, RotoGradNorm
 from paddlescience_gradnorm.arguments import at_least
 from paddlescience_gradnorm.runtime import tune_cpu
@@ -142,20 +140,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             }
             for name, values in ms.items()
         }
-    report = {
-        "results": results,
-        "settings": {**vars(options), "output": str(options.output), "tune_cpu": str(tuning)},
-        "versions": {
-            "paddlescience_gradnorm": paddlescience_gradnorm.__version__,
-            "paddle": paddle.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "rotograd_step_cost.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.output / "rotograd_step_cost.md").write_text(table(results))
-    print(table(results))
-    return report
+    report.write("rotograd_step_cost", options, tuning, results, table(results))
+    return results
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import report
 from step_cost_paddle import OPTIONS, build
 from step_cost_worker import WARM_UP, Case
 
-import paddlescience_gradnorm
 from paddlescience_gradnorm.arguments import at_least
 from paddlescience_gradnorm.runtime import tune_cpu
-
-import paddle  # isort: skip, after the package that sees to its loading
 
 TITLES = {
     "plain": "plain step",
@@ -102,19 +98,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     for case in CASES:
         ms = timed(case, options.turns)
         rows += [row(case, mode, ms) for mode in ms]
-    report = {
-        "results": rows,
-        "settings": {**vars(options), "output": str(options.output), "tune_cpu": str(tuning)},
-        "versions": {
-            "paddlescience_gradnorm": paddlescience_gradnorm.__version__,
-            "paddle": paddle.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "step_overhead.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.output / "step_overhead.md").write_text(table(rows))
-    print(table(rows))
+    report.write("step_overhead", options, tuning, rows, table(rows))
     return rows
 
 
