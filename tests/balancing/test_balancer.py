@@ -64,6 +64,7 @@ def test_step_in_somebodys_loop_reproduces_the_reference(reference):
     np.testing.assert_allclose(lgrads, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_weights_hold_through_ten_thousand_random_updates():
     weight = paddle.create_parameter([4], "float32")
     balancer = LossBalancer(weight, n_loss=3, alpha=1.5, lr=0.1, floor=0.01)

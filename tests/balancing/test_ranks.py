@@ -122,7 +122,7 @@ def run(tmp_path_factory):
     return results
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_all_processes_hold_what_one_with_all_points_holds(run, ranks):
     (one,) = run(1)
     for rank in run(ranks):

@@ -38,6 +38,7 @@ def run(folder, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_runs_are_made_once_and_end_in_a_table_and_a_figure(tmp_path):
     arguments = ["--problems", "heat,burgers_inverse", "--seeds", "3", "--steps", "4"]
     first = run(tmp_path, *arguments, "--balances", "equal")
