@@ -8,12 +8,12 @@ meets all alike; a ratio is taken within a turn. Run it with --help for the opti
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
 import report
+from turns import timed as in_turns
 
 from paddlescience_gradnorm import RotateOnly, RotoGrad, RotoGradNorm
 from paddlescience_gradnorm.arguments import at_least
@@ -27,7 +27,7 @@ OWN_RATE = 1.0  # of that, for rotations and weights
 WARM_UP = 5  # steps
 CLASSES = {"RotateOnly": RotateOnly, "RotoGrad": RotoGrad, "RotoGradNorm": RotoGradNorm}
 
-Step = Callable[[], None]
+Run = Callable[[int], None]
 
 
 class Opaque(paddle.nn.Layer):
@@ -53,7 +53,7 @@ HEADS: dict[str, Callable[[], paddle.nn.Layer]] = {
 }
 
 
-def build(heads: str, contestant: str, n_points: int) -> Step:
+def build(heads: str, contestant: str, n_points: int) -> Run:
     """The step of this contestant, ready to run; all start from the same parameters."""
     paddle.seed(0)
     sizes = [2, *[WIDTH] * LAYERS]
@@ -74,39 +74,30 @@ def build(heads: str, contestant: str, n_points: int) -> Step:
         groups.append({"params": model.mtl_parameters(), "learning_rate": OWN_RATE})
     optimizer = paddle.optimizer.Adam(LEARNING_RATE, parameters=groups)
 
-    def step() -> None:
-        if model is None:
-            latent = trunk(points)
-            predictions = [head(latent) for head in made]
-        else:
-            predictions = model(points)
-        losses = [(u - y).square().mean() for u, y in zip(predictions, targets)]
-        if model is None:
-            sum(losses).backward()
-        else:
-            model.backward(losses)
-        optimizer.step()
-        optimizer.clear_grad()
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            if model is None:
+                latent = trunk(points)
+                predictions = [head(latent) for head in made]
+            else:
+                predictions = model(points)
+            losses = [(u - y).square().mean() for u, y in zip(predictions, targets)]
+            if model is None:
+                sum(losses).backward()
+            else:
+                model.backward(losses)
+            optimizer.step()
+            optimizer.clear_grad()
 
-    return step
+    return run
 
 
 def timed(heads: str, n_points: int, turns: int, steps: int) -> dict[str, np.ndarray]:
     """Milliseconds a step of every block, shape [turns] for each contestant."""
     contestants = {name: build(heads, name, n_points) for name in ("plain", *CLASSES)}
-    for step in contestants.values():
-        for _ in range(WARM_UP):
-            step()
-    names = list(contestants)
-    result: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(turns):
-        first = turn % len(names)  # nobody always comes after the same one
-        for name in names[first:] + names[:first]:
-            start = time.perf_counter()
-            for _ in range(steps):
-                contestants[name]()
-            result[name].append(1000 * (time.perf_counter() - start) / steps)
-    return {name: np.array(ms) for name, ms in result.items()}
+    for run in contestants.values():
+        run(WARM_UP)
+    return in_turns(contestants, turns, steps)
 
 
 def quartiles(values: np.ndarray) -> dict[str, float]:

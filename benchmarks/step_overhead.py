@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import report
-from step_cost_paddle import OPTIONS, build
+from step_cost_paddle import build
 from step_cost_worker import WARM_UP, Case
+from turns import timed as in_turns
 
 from paddlescience_gradnorm.arguments import at_least
 from paddlescience_gradnorm.runtime import tune_cpu
@@ -39,27 +40,19 @@ SECONDS = 0.04  # of a turn, roughly, but a period at least
 
 def timed(case: Case, turns: int) -> dict[str, np.ndarray]:
     """Milliseconds a step of every turn, shape [turns] for each kind of step."""
-    modes = [mode for mode in TITLES if mode == "plain" or mode in OPTIONS]
-    if case.equation == "laplace":
-        modes.remove("gradnorm_every_10")
+    disjoint = case.equation == "laplace"
+    modes = [mode for mode in TITLES if not (disjoint and mode == "gradnorm_every_10")]
     runs = {mode: build(case, mode) for mode in modes}
     for run in runs.values():
         run(5 * WARM_UP)
     start = time.perf_counter()
     runs["plain"](WARM_UP)
     periods = round(SECONDS / (time.perf_counter() - start) * WARM_UP / PERIOD)
-    steps = PERIOD * max(1, periods)
-    ms: dict[str, list[float]] = {mode: [] for mode in modes}
     gc.collect()
     gc.disable()  # nobody pays for another's garbage
-    for turn in range(turns):
-        first = turn % len(modes)  # nobody always comes after the same one
-        for mode in modes[first:] + modes[:first]:
-            start = time.perf_counter()
-            runs[mode](steps)
-            ms[mode].append(1000 * (time.perf_counter() - start) / steps)
+    ms = in_turns(runs, turns, PERIOD * max(1, periods))
     gc.enable()
-    return {mode: np.array(values) for mode, values in ms.items()}
+    return ms
 
 
 def row(case: Case, mode: str, ms: dict[str, np.ndarray]) -> dict[str, Any]:
