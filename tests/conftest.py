@@ -17,8 +17,9 @@ DATA = Path(__file__).parent / "data"
 
 @pytest.fixture(autouse=True)
 def _fresh_paddle():
-    """Every test starts from the same seed and leaves float32 the default."""
+    """Every test starts from the same seed, without operators in C++, and leaves float32."""
     paddle.seed(0)
+    operators.balancing.module = None
     yield
     paddle.set_default_dtype("float32")
 
@@ -38,8 +39,7 @@ def built_operators(tmp_path_factory):
         patch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path_factory.mktemp("extensions")))
         operators.build()
         assert operators.load()
-        module, operators.balancing.module = operators.balancing.module, None
-        yield module
+        yield operators.balancing.module
 
 
 @pytest.fixture
@@ -54,12 +54,10 @@ def cpp(built_operators, monkeypatch):
 
 
 @pytest.fixture(params=["paddle", "cpp"])
-def both_operators(request, monkeypatch):
+def both_operators(request):
     """Runs a test twice: with Paddle's operators alone, and with those in C++."""
     if request.param == "cpp":
         request.getfixturevalue("cpp")(True)
-    else:  # whatever an earlier test has loaded
-        monkeypatch.setattr(operators.balancing, "module", None)
 
 
 @pytest.fixture
