@@ -16,11 +16,6 @@ from paddlescience_gradnorm import arguments, operators
 # Weights, losses, references and gradient norms, shape [T] each.
 _OfStep = tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor, paddle.Tensor]
 
-# Where PinnRule begins to turn the lead, and where it has; those of balancing.cc are the same.
-_AGREEMENTS = (-0.6, -0.9)
-_FALLEN_TO = (0.9, 0.98)  # conditions, of their average
-_PRICES = (1.0, 2.0)  # times the rule's
-
 
 class RuleOutput(NamedTuple):
     """What a balancing rule says about one step.
@@ -66,34 +61,6 @@ class Rule(ABC):
     def references(self, references: paddle.Tensor, losses: paddle.Tensor) -> paddle.Tensor:
         """The references L(0) after a step with these losses, shape [T]; 0 while unknown."""
 
-    def agreement(
-        self,
-        agreement: paddle.Tensor,
-        weights: paddle.Tensor,
-        gradient_norms: paddle.Tensor,
-        products: paddle.Tensor,
-        residuals: Sequence[int],
-    ) -> paddle.Tensor:
-        """The agreement of equations and conditions after a step, shape [].
-
-        The arguments are those of ``step_in_place``, none of which it overwrites.
-        """
-        return agreement
-
-    def direction_of_lead(
-        self,
-        agreement: paddle.Tensor,
-        weights: paddle.Tensor,
-        losses: paddle.Tensor,
-        references: paddle.Tensor,
-        residuals: Sequence[int],
-    ) -> paddle.Tensor:
-        """1 where conditions are put before equations, -1 the other way round, float64, shape [].
-
-        The arguments are those of ``step_in_place``, none of which it overwrites.
-        """
-        return paddle.ones([], "float64")
-
     @abstractmethod
     def step(
         self,
@@ -104,12 +71,10 @@ class Rule(ABC):
         rate: float,
         floor: float,
         residuals: Sequence[int],
-        agreement: paddle.Tensor | None = None,
     ) -> RuleStep:
-        """The weights of the next step, by references and an agreement that are up to date.
+        """The weights of the next step, by references that are up to date.
 
-        The arguments are those of ``step_in_place``, none of which it overwrites. Without an
-        agreement it is 0.
+        The arguments are those of ``step_in_place``, none of which it overwrites.
         """
 
     def rate_of_update(self, lr: float, update_every: int) -> float:
@@ -119,8 +84,6 @@ class Rule(ABC):
     def _step_in_cpp(
         self,
         tensors: _OfStep,
-        products: paddle.Tensor,
-        agreement: paddle.Tensor,
         rate: float,
         floor: float,
         residuals: Sequence[int],
@@ -135,8 +98,6 @@ class Rule(ABC):
         losses: paddle.Tensor,
         references: paddle.Tensor,
         gradient_norms: paddle.Tensor,
-        products: paddle.Tensor,
-        agreement: paddle.Tensor,
         rate: float,
         floor: float,
         residuals: Sequence[int],
@@ -150,11 +111,6 @@ class Rule(ABC):
             losses: The unweighted losses L, shape [T].
             references: L(0), shape [T], 0 while unknown; overwritten.
             gradient_norms: ||g_i|| of the unweighted losses, shape [T].
-            products: Inner products of the losses' gradients, each of which may have a factor
-                of its own above 0, float64, shape [T, T].
-            agreement: Of equations and conditions: a moving average of the cosine of the angle
-                between the gradients of their weighted sums, 0 before the first step, shape
-                []; overwritten.
             rate: Of the step.
             floor: The smallest weight allowed.
             residuals: Which losses are residuals of equations.
@@ -166,14 +122,12 @@ class Rule(ABC):
             as a bool or, where nobody has waited for it, a boolean tensor, shape [].
         """
         tensors = (weights, losses, references, gradient_norms)
-        usable = self._step_in_cpp(tensors, products, agreement, rate, floor, residuals, loss)
+        usable = self._step_in_cpp(tensors, rate, floor, residuals, loss)
         if usable is not None:
             return usable
         if self.averages or not known:
             references.copy_(self.references(references, losses), False)
-        averaged = self.agreement(agreement, weights, gradient_norms, products, residuals)
-        agreement.copy_(averaged, False)
-        new = self.step(*tensors, rate, floor, residuals, agreement)
+        new = self.step(*tensors, rate, floor, residuals)
         weights.copy_(new.weights, False)
         loss.copy_(new.loss, False)
         return new.usable
@@ -253,7 +207,6 @@ class GradNormRule(Rule):
         rate: float,
         floor: float,
         residuals: Sequence[int] = (),
-        agreement: paddle.Tensor | None = None,
     ) -> RuleStep:
         """A step of plain gradient descent on Lgrad; the paper knows no kinds of losses."""
         loss, gradient, usable = self.evaluate(weights, losses, references, gradient_norms)
@@ -262,8 +215,6 @@ class GradNormRule(Rule):
     def _step_in_cpp(
         self,
         tensors: _OfStep,
-        products: paddle.Tensor,
-        agreement: paddle.Tensor,
         rate: float,
         floor: float,
         residuals: Sequence[int],
@@ -331,11 +282,6 @@ class PinnRule(Rule):
       norms and equal weights, so that a loss with next to no gradient is not raised without end;
     - the conditions' targets are then multiplied by ``lead``, for it is they that make a
       solution the right one;
-    - where conditions cannot all hold, like a lid that moves and walls that do not in the corners
-      of a cavity, the lead goes to the equations: where the gradients of the weighted sums
-      S_c of conditions and S_r of equations have become opposite, S_c falls no more, and S_c / S_r
-      is above ``price``. Such a balance can be shifted, but whatever lowers S_c raises S_r as
-      much, so that a per cent of the one costs S_c / S_r per cent of the other;
     - weights do not sum to their number: the targets' unit is the geometric mean of the
       equations'. Adam does not ask how large gradients are, but it remembers for a thousand
       steps how large they were. With equations at 1 and conditions on the rise it moves fast;
@@ -356,12 +302,8 @@ class PinnRule(Rule):
             it where conditions contradict each other or the equations, as noisy data do.
         bound: The largest factor between a target and its unit, above 1. Lower it where a loss
             is to be ignored by no means.
-        memory: What an update leaves of the averages, L(0) and the agreement of equations and
-            conditions, in [0, 1). Move it towards 1 where gradients are noisy, as those of
-            small batches are; 0.9 remembers about ten updates.
-        price: How many per cent of the equations' losses a per cent of the conditions' may cost
-            before they lose the lead, above 0; at twice that the equations have it. Give
-            ``math.inf`` where conditions are known to be consistent.
+        memory: What an update leaves of the average that is L(0), in [0, 1). Move it towards 1
+            with the number of updates of a run; 0.99 remembers about 100 of them.
 
     Raises:
         TypeError: An argument is no number.
@@ -382,8 +324,7 @@ class PinnRule(Rule):
     strength: float = 1 / 3
     lead: float = 20.0
     bound: float = 1000.0
-    memory: float = 0.9
-    price: float = 2.0
+    memory: float = 0.99
     averages: ClassVar[bool] = True
     on_all_parameters: ClassVar[bool] = True
     update_every: ClassVar[int] = 10
@@ -398,8 +339,6 @@ class PinnRule(Rule):
             raise ValueError(f"bound must be finite and above 1, got {self.bound}")
         if not 0 <= arguments.number("memory", self.memory) < 1:
             raise ValueError(f"memory must be at least 0 and below 1, got {self.memory}")
-        if not arguments.number("price", self.price) > 0:
-            raise ValueError(f"price must be above 0, got {self.price}")
 
     def references(self, references: paddle.Tensor, losses: paddle.Tensor) -> paddle.Tensor:
         """The moving average of each loss, over the steps on which it is finite and above zero."""
@@ -408,58 +347,6 @@ class PinnRule(Rule):
         # The second where a loss has fallen so far that the difference is all that is left.
         average = paddle.where((references > 0) & (average > 0), average, losses)
         return paddle.where(_can_be_reference(losses), average, references)
-
-    def agreement(
-        self,
-        agreement: paddle.Tensor,
-        weights: paddle.Tensor,
-        gradient_norms: paddle.Tensor,
-        products: paddle.Tensor,
-        residuals: Sequence[int],
-    ) -> paddle.Tensor:
-        """The moving average, over the steps on which there is a cosine."""
-        if not 0 < len(residuals) < len(weights):
-            return agreement
-        then, w, norms = _in_double(agreement, weights, gradient_norms)
-        lengths = products.diagonal().sqrt()
-        factors = paddle.where(lengths > 0, w * norms / lengths, paddle.zeros_like(lengths))
-        sums = _of_both(factors, residuals)
-        both = paddle.matmul(sums, paddle.matmul(products, sums, transpose_y=True))
-        cosine = both[0, 1] / (both[0, 0] * both[1, 1]).sqrt()
-        average = then * self.memory + cosine * (1.0 - self.memory)
-        return paddle.where(paddle.isfinite(cosine), average.astype(agreement.dtype), agreement)
-
-    def direction_of_lead(
-        self,
-        agreement: paddle.Tensor,
-        weights: paddle.Tensor,
-        losses: paddle.Tensor,
-        references: paddle.Tensor,
-        residuals: Sequence[int],
-    ) -> paddle.Tensor:
-        """1 where the conditions have the lead, -1 where the equations have it.
-
-        Examples:
-            >>> import paddle
-            >>> weights, losses = paddle.to_tensor([1.0, 10.0]), paddle.to_tensor([0.5, 0.3])
-            >>> state = weights, losses, losses, [0]  # a price of 6, and nothing falls
-            >>> agreements = [paddle.to_tensor(x) for x in (0.0, -0.6, -0.75, -0.99)]
-            >>> [round(PinnRule().direction_of_lead(x, *state).item(), 2) for x in agreements]
-            [1.0, 1.0, 0.0, -1.0]
-        """
-        if not 0 < len(residuals) < len(weights):
-            return paddle.ones([], "float64")
-        average, w, values, then = _in_double(agreement, weights, losses, references)
-        both = _of_both(w, residuals)
-        of_equations, of_conditions = paddle.unbind(paddle.matmul(both, values))
-        fallen_to = of_conditions / paddle.matmul(both, then)[1]
-        price = of_conditions / of_equations / self.price
-        how_far = (
-            _part_of_the_way(average, _AGREEMENTS)
-            * _part_of_the_way(fallen_to, _FALLEN_TO)
-            * _part_of_the_way(price.log(), [math.log(price) for price in _PRICES])
-        )
-        return 1.0 - 2.0 * how_far
 
     def step(
         self,
@@ -470,7 +357,6 @@ class PinnRule(Rule):
         rate: float,
         floor: float,
         residuals: Sequence[int] = (),
-        agreement: paddle.Tensor | None = None,
     ) -> RuleStep:
         """A step in log w; see ``Rule.step_in_place``.
 
@@ -486,10 +372,9 @@ class PinnRule(Rule):
         mean = logs.sum() / known.astype(logs.dtype).sum().clip(min=1)
         logs = paddle.where(known, logs - mean, paddle.zeros_like(logs))
         if 0 < len(residuals) < len(weights):
-            lead = paddle.full([], math.log(self.lead), logs.dtype)
-            if agreement is not None:
-                lead = lead * self.direction_of_lead(agreement, w, values, references, residuals)
-            logs = logs + _of_both(paddle.ones_like(logs), residuals)[1] * lead
+            is_condition = paddle.ones_like(logs)
+            is_condition[list(residuals)] = 0.0
+            logs = logs + is_condition * math.log(self.lead)
             unit = logs[list(residuals)].mean()
         else:
             unit = logs.mean()
@@ -509,17 +394,13 @@ class PinnRule(Rule):
     def _step_in_cpp(
         self,
         tensors: _OfStep,
-        products: paddle.Tensor,
-        agreement: paddle.Tensor,
         rate: float,
         floor: float,
         residuals: Sequence[int],
         loss: paddle.Tensor,
     ) -> bool | None:
-        options = (self.alpha, self.strength, self.lead, self.bound, self.memory, self.price)
-        return operators.balancing.pinn_step(
-            *tensors, products, agreement, (*options, rate, floor), residuals, loss
-        )
+        options = (self.alpha, self.strength, self.lead, self.bound, self.memory, rate, floor)
+        return operators.balancing.pinn_step(*tensors, options, residuals, loss)
 
 
 RULES = {"published": GradNormRule, "pinn": PinnRule}
@@ -568,21 +449,6 @@ def _check_alpha(alpha: float) -> None:
             f"alpha must be finite and at least 0, got {alpha}; "
             "the paper uses 0.12 to 3, and 0 ignores training rates"
         )
-
-
-def _part_of_the_way(value: paddle.Tensor, limits: Sequence[float]) -> paddle.Tensor:
-    """0 at the first limit and before it, 1 at the second and beyond, 0 for NaN; float64."""
-    # Tensors, for Paddle 2.6 rounds a number that is added to float32.
-    first, second = (paddle.full([], limit, "float64") for limit in limits)
-    part = (value - first) / (second - first)
-    return paddle.where(paddle.isnan(part), paddle.zeros_like(part), part.clip(0.0, 1.0))
-
-
-def _of_both(values: paddle.Tensor, residuals: Sequence[int]) -> paddle.Tensor:
-    """Two rows: the values of equations and zeros, and those of conditions, shape [2, T]."""
-    of_equations = paddle.zeros_like(values)
-    of_equations[list(residuals)] = values[list(residuals)]
-    return paddle.stack([of_equations, values - of_equations])
 
 
 def _in_double(*tensors: paddle.Tensor) -> list[paddle.Tensor]:

@@ -146,7 +146,6 @@ class LossBalancer(ShieldedLayer):
         self.loss_weights = loss_weights
         # Zero until it is known.
         self.register_buffer("initial_losses", paddle.zeros([self.n_loss], dtype))
-        self.register_buffer("agreement", paddle.zeros([], dtype))
         self.register_buffer("step_count", paddle.zeros([], "int64"))
         # The weights that acted last, to tell whether the caller's optimizer has
         # stepped since, and to put them back if it must not have.
@@ -189,17 +188,6 @@ class LossBalancer(ShieldedLayer):
             return inverse_training_rates(self._buffers["_losses"], self.initial_losses)
 
     @property
-    def direction_of_lead(self) -> float:
-        """1 where conditions are put before equations, -1 where ``PinnRule`` has turned that round.
-
-        Between the two while it does; 1 by the published rule, which knows no conditions.
-        """
-        with paddle.no_grad():
-            state = (self.agreement, self._weights, self._buffers["_losses"], self.initial_losses)
-            residuals = self._order.indices(self.residuals) if self.has_updated else ()
-            return float(self.rule.direction_of_lead(*state, residuals))
-
-    @property
     def has_updated(self) -> bool:
         """Whether there has been an update since the balancer was made or loaded."""
         return self._noted.products is not None
@@ -215,8 +203,8 @@ class LossBalancer(ShieldedLayer):
         if products is None:
             cosines = np.full([self.n_loss] * 2, math.nan)
         else:
-            lengths = products.diagonal().sqrt().numpy()
-            lengths[lengths == 0] = 1.0
+            lengths = np.sqrt(np.diagonal(products.numpy()))
+            lengths = np.where(lengths == 0, 1.0, lengths)
             cosines = (products.numpy() / lengths / lengths[:, None]).clip(-1.0, 1.0)
         return paddle.to_tensor(cosines, self._weights.dtype, self._weights.place)
 
@@ -403,10 +391,9 @@ class LossBalancer(ShieldedLayer):
         """
         if not self.has_updated:
             raise RuntimeError("there is nothing to diagnose yet: call backward(losses) first")
-        weights = self.get_weights()
         return diagnose(
             self._order.names,
-            weights,
+            self.get_weights(),
             self._buffers["_losses"].numpy(),
             self.initial_losses.numpy(),
             self.gradient_norms.numpy(),
@@ -415,7 +402,6 @@ class LossBalancer(ShieldedLayer):
             self.floor,
             self._current_step() // self.update_every,
             falling,
-            self.direction_of_lead,
         )
 
     def freeze(self) -> None:
@@ -582,7 +568,6 @@ class LossBalancer(ShieldedLayer):
             if noted.residuals is None:
                 noted.residuals = self._order.indices(self.residuals)
             residuals = noted.residuals
-            tensors = (*tensors, noted.products, buffers["agreement"])
             usable = rule.step_in_place(*tensors, rate, self.floor, residuals, lgrad, known)
         if usable is True:
             noted.knows_reference = True
@@ -602,17 +587,16 @@ class LossBalancer(ShieldedLayer):
         return _Observation(step, losses, gradient_norms, usable, largest, finite, scaled)
 
     def _undo_of(self, step: int) -> _Undo:
-        initial, agreement = self.initial_losses.clone(), self.agreement.clone()
+        initial = self.initial_losses.clone()
         measured = (self._buffers["_gradient_norms"], self._buffers["_losses"])
         flags = (self._noted.knows_reference, self._noted.awaits_optimizer)
-        return _Undo(step, self._weights.clone(), initial, agreement, measured, flags, None)
+        return _Undo(step, self._weights.clone(), initial, measured, flags, None)
 
     def _put_back(self, undo: _Undo) -> None:
         self._noted.undo = None
         with paddle.no_grad():
             self._hold(undo.weights)
             self.initial_losses.copy_(undo.initial_losses, False)
-            self.agreement.copy_(undo.agreement, False)
             self._noted.knows_reference, self._noted.awaits_optimizer = undo.flags
             self._buffers["_gradient_norms"], self._buffers["_losses"] = undo.measured
             self._noted.pool = undo.pool
@@ -791,7 +775,6 @@ class _Undo(NamedTuple):
     step: int
     weights: paddle.Tensor
     initial_losses: paddle.Tensor
-    agreement: paddle.Tensor
     measured: tuple[paddle.Tensor, paddle.Tensor]
     flags: tuple[bool, bool]
     pool: _Pool | None

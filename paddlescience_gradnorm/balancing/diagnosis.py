@@ -11,8 +11,8 @@ from paddlescience_gradnorm.balancing.algorithm import PinnRule, Rule
 
 # A loss so many times its reference has not become that hard: the reference was an accident.
 _TOO_SMALL_A_REFERENCE = 10.0
-# In a hundred updates; noise alone keeps a loss that falls slowly above it.
-_NO_LONGER_FALLING = 0.02
+# Of its moving average; noise alone keeps a loss that falls slowly below it.
+_NO_LONGER_FALLING = 0.98
 
 
 def diagnose(
@@ -26,7 +26,6 @@ def diagnose(
     floor: float,
     updates: int,
     falling: bool = True,
-    direction_of_lead: float = 1.0,
 ) -> list[str]:
     """Findings, each a sentence or two that name the loss; none if all is well.
 
@@ -42,7 +41,6 @@ def diagnose(
         floor: The smallest weight allowed.
         updates: How many there have been.
         falling: Whether to name losses that no longer fall.
-        direction_of_lead: As of the rule.
 
     Examples:
         >>> ones = np.ones(2)
@@ -84,20 +82,12 @@ def diagnose(
             falling
             and isinstance(rule, PinnRule)
             and updates * (1 - rule.memory) > 1
-            and loss > (1 - _NO_LONGER_FALLING / 100 / (1 - rule.memory)) * reference
+            and loss > _NO_LONGER_FALLING * reference
         ):
             found.append(
                 f"The loss of {name!r} no longer falls: {loss:.3g}, {reference:.3g} on the "
                 f"average of about {1 / (1 - rule.memory):.0f} updates."
             )
-    if direction_of_lead < 0 and isinstance(rule, PinnRule):
-        found.append(
-            "The equations are put before the conditions: the two hold each other in balance, and "
-            f"the conditions, which fall no more, have more than {rule.price:g} times the equations' "
-            "part in the weighted sum. So it is where conditions contradict each other or the "
-            "equations, as at the corners of a cavity: look for an error in them. If they are right, and the "
-            "network small, give PinnRule(price=math.inf)."
-        )
     conflicts = [
         f"{names[j]!r} and {names[i]!r} (cosine {cosines[i, j]:.2f})"
         for i in range(len(names))

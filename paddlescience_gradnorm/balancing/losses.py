@@ -82,7 +82,7 @@ class LossOrder:
         return scalars
 
     def indices(self, losses: Sequence[Union[int, str]]) -> tuple[int, ...]:
-        """The numbers of losses that are given by number or by name, each once.
+        """The numbers of losses that are given by number or by name.
 
         Raises:
             ValueError: No loss has that name.
@@ -90,8 +90,7 @@ class LossOrder:
         for loss in losses:
             if isinstance(loss, str) and loss not in self.names:
                 raise ValueError(f"there is no loss {loss!r}, only {self.names}")
-        numbers = (x if isinstance(x, int) else self.names.index(x) for x in losses)
-        return tuple(dict.fromkeys(numbers))
+        return tuple(x if isinstance(x, int) else self.names.index(x) for x in losses)
 
     def _check_number(self, number: int) -> None:
         if number != self.n_loss:

@@ -123,50 +123,10 @@ bool published(int64_t n, const T* weights, const T* losses, T* references, cons
   return usable;
 }
 
-// PinnRule: agreement.
+// PinnRule: references and step.
 template <typename T>
-void agree(int64_t n, const T* weights, const T* norms, const double* products,
-           const std::vector<char>& is_residual, double memory, T* agreement) {
-  double squares[2] = {}, product = 0;  // of the sums of equations and conditions
-  const auto factor = [&](int64_t i) {
-    const double length = std::sqrt(products[i * n + i]);
-    return length > 0 ? double(weights[i]) * norms[i] / length : 0;
-  };
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < n; ++j) {
-      const double term = factor(i) * factor(j) * products[i * n + j];
-      if (is_residual[i] == is_residual[j]) squares[is_residual[i]] += term;
-      else if (is_residual[i]) product += term;
-    }
-  const double cosine = product / std::sqrt(squares[0] * squares[1]);
-  if (std::isfinite(cosine)) *agreement = double(*agreement) * memory + cosine * (1 - memory);
-}
-
-double part_of_the_way(double value, double first, double second) {
-  const double part = (value - first) / (second - first);
-  return std::isnan(part) ? 0 : std::clamp(part, 0., 1.);
-}
-
-// PinnRule: direction_of_lead. The limits are those of algorithm.py.
-template <typename T>
-double direction_of_lead(int64_t n, double agreement, const T* weights, const T* losses,
-                         const T* references, const std::vector<char>& is_residual,
-                         double price) {
-  double sums[2] = {}, average = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    sums[is_residual[i]] += double(weights[i]) * losses[i];
-    if (!is_residual[i]) average += double(weights[i]) * references[i];
-  }
-  return 1 - 2 * part_of_the_way(agreement, -0.6, -0.9) *
-                 part_of_the_way(sums[0] / average, 0.9, 0.98) *
-                 part_of_the_way(std::log(sums[0] / sums[1] / price), 0, std::log(2.));
-}
-
-// PinnRule: references, agreement and step.
-template <typename T>
-bool pinn(int64_t n, T* weights, const T* losses, T* references, const T* norms,
-          const double* products, T* agreement, double alpha, double strength, double lead,
-          double bound, double memory, double price, double rate, double floor,
+bool pinn(int64_t n, T* weights, const T* losses, T* references, const T* norms, double alpha,
+          double strength, double lead, double bound, double memory, double rate, double floor,
           const std::vector<int64_t>& residuals, T* loss) {
   const int64_t n_residuals = residuals.size();
   const double limit = std::log(bound);
@@ -194,15 +154,12 @@ bool pinn(int64_t n, T* weights, const T* losses, T* references, const T* norms,
   for (double& x : target) x = std::isnan(x) ? 0 : x - mean / n_known;
   double unit = 0;
   if (n_residuals > 0 && n_residuals < n) {
-    std::vector<char> is_residual(n, false);
-    for (const int64_t i : residuals) is_residual[i] = true;
-    agree(n, weights, norms, products, is_residual, memory, agreement);
-    const double direction =
-        direction_of_lead(n, *agreement, weights, losses, references, is_residual, price);
-    for (int64_t i = 0; i < n; ++i) {
-      if (is_residual[i]) unit += target[i] / n_residuals;
-      else target[i] += std::log(lead) * direction;
+    std::vector<double> to_add(n, std::log(lead));
+    for (int64_t k = 0; k < n_residuals; ++k) {
+      to_add[residuals[k]] = 0;
+      unit += target[residuals[k]] / n_residuals;
     }
+    for (int64_t i = 0; i < n; ++i) target[i] += to_add[i];
   } else {
     for (double x : target) unit += x / n;
   }
@@ -362,16 +319,14 @@ py::object py_step(py::handle weights, py::handle losses, py::handle references,
 }
 
 py::object py_pinn_step(py::handle weights, py::handle losses, py::handle references,
-                        py::handle norms, py::handle products, py::handle agreement, double alpha,
-                        double strength, double lead, double bound, double memory, double price,
-                        double rate, double floor, std::vector<int64_t> residuals,
+                        py::handle norms, double alpha, double strength, double lead, double bound,
+                        double memory, double rate, double floor, std::vector<int64_t> residuals,
                         py::handle loss) {
   return for_type_of(weights, [&](auto of_type) -> py::object {
     using T = decltype(of_type);
     const auto [now, n] = values_of<T>(weights);
-    return py::bool_(pinn(n, now, data<T>(losses), data<T>(references), data<T>(norms),
-                          data<double>(products), data<T>(agreement), alpha, strength, lead, bound,
-                          memory, price, rate, floor, residuals, data<T>(loss)));
+    return py::bool_(pinn(n, now, data<T>(losses), data<T>(references), data<T>(norms), alpha,
+                          strength, lead, bound, memory, rate, floor, residuals, data<T>(loss)));
   });
 }
 

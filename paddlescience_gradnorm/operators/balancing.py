@@ -78,8 +78,6 @@ def pinn_step(
     losses: paddle.Tensor,
     references: paddle.Tensor,
     norms: paddle.Tensor,
-    products: paddle.Tensor,
-    agreement: paddle.Tensor,
     options: Sequence[float],
     residuals: Sequence[int],
     loss: paddle.Tensor,
@@ -87,9 +85,7 @@ def pinn_step(
     """``PinnRule.step_in_place``; options are those of the rule, rate, floor."""
     if module is None:
         return None
-    return module.pinn_step(
-        weights, losses, references, norms, products, agreement, *options, residuals, loss
-    )
+    return module.pinn_step(weights, losses, references, norms, *options, residuals, loss)
 
 
 def settle(

@@ -207,65 +207,6 @@ def test_conditions_have_a_lead_over_equations():
     np.testing.assert_allclose(weights, expected / np.sqrt(expected[0] * expected[1]), rtol=1e-6)
 
 
-def test_agreement_is_an_average_of_the_cosine_between_equations_and_conditions():
-    rng = np.random.default_rng(0)
-    gradients, factors = rng.standard_normal([4, 3]), np.array([[0.5], [1.0], [3.0], [1e-3]])
-    weights, norms = rng.lognormal(0, 1, 4), np.linalg.norm(gradients, axis=1)
-    scaled = factors * gradients
-    before, *others = tensors(0.25, weights, norms, scaled @ scaled.T)
-    after = PinnRule(memory=0.75).agreement(before, *others, residuals=(0, 2))
-    equations, conditions = weights[[0, 2]] @ gradients[[0, 2]], weights[[1, 3]] @ gradients[[1, 3]]
-    cosine = equations @ conditions / np.linalg.norm(equations) / np.linalg.norm(conditions)
-    np.testing.assert_allclose(after.item(), 0.75 * 0.25 + 0.25 * cosine, rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    "products, residuals",
-    [
-        ([[1, 0], [0, 0]], (0,)),
-        ([[1, np.nan], [np.nan, 1]], (0,)),
-        ([[np.inf, 0], [0, 1]], (0,)),
-        ([[1, 0], [0, 1]], ()),
-        ([[1, 0], [0, 1]], (0, 1)),
-    ],
-)
-def test_agreement_stays_where_there_is_no_cosine(products, residuals):
-    before, weights, norms, products = tensors(-0.5, [1, 1], np.sqrt(np.diag(products)), products)
-    assert PinnRule().agreement(before, weights, norms, products, residuals).item() == -0.5
-
-
-@pytest.mark.parametrize(
-    "agreement, condition, average, price, direction",
-    [
-        (-1, 4, 4, 2, -1),
-        (-0.75, 4, 4, 2, 0),
-        (-0.6, 4, 4, 2, 1),
-        (-1, 4, 4 / 0.94, 2, 0),
-        (-1, 4, 4 / 0.9, 2, 1),
-        (-1, 2 * np.sqrt(2), 2, 2, 0),
-        (-1, 2, 2, 2, 1),
-        (-1, 1e6, 1e6, np.inf, 1),
-        (-1, np.nan, 1, 2, 1),
-        (-1, 0, 0, 2, 1),
-    ],
-)
-def test_the_lead_is_turned_where_conditions_rest_and_are_dear(
-    agreement, condition, average, price, direction
-):
-    state = tensors(agreement, [1, 0.5], [1, 2 * condition], [7, 2 * average])
-    found = PinnRule(price=price).direction_of_lead(*state, [0]).item()
-    np.testing.assert_allclose(found, direction, atol=1e-12)
-
-
-def test_equations_have_the_lead_that_conditions_have_lost():
-    ones, norms, against = tensors(np.ones(3), [4.0, 1.0, 0.25], -1.0)
-    rule, weights = PinnRule(strength=0.5, lead=3.0, price=1e-9), ones
-    for _ in range(100):
-        weights = rule.step(weights, ones, ones, norms, 0.2, 1e-6, [0], against).weights
-    expected = norms.numpy() ** -0.5 * [1, 1 / 3, 1 / 3]
-    np.testing.assert_allclose(weights.numpy(), expected / expected[0], rtol=1e-6)
-
-
 def test_where_all_losses_are_equations_none_is_held_down():
     weights = many_steps(PinnRule(strength=0.5), 3000, [1, 1], [1, 1], [1, 16], residuals=(0, 1))
     np.testing.assert_allclose(weights, [2, 0.5], rtol=1e-6)

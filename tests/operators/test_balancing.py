@@ -58,24 +58,16 @@ ZERO, TRUE, FALSE = np.zeros([]), np.array(True), np.array(False)
 
 
 @pytest.mark.parametrize("n_loss", [2, 7, 64])
-@pytest.mark.parametrize("share", [0.05, 0.2, 1.0])  # of the equation in all losses, roughly
 @pytest.mark.parametrize("rule", [GradNormRule(0.0), GradNormRule(1.5), PinnRule(), PinnRule(1.5)])
-def test_a_step(both, rule, share, n_loss):
+def test_a_step(both, rule, n_loss):
     weights, losses, references, norms = random(n_loss)
     references[0] = 0  # not known yet
-    gradients = np.random.default_rng(1).standard_normal([n_loss, 3])
-    products = paddle.to_tensor(gradients @ gradients.T)
-    losses[1] *= share * (weights @ losses) / (weights[1] * losses[1])
 
-    def step(w, values, initial, of_norms, agreement, loss):
-        tensors = (w, values, initial, of_norms, products, agreement)
-        return rule.step_in_place(*tensors, 0.01, FLOOR, [1], loss)
+    def step(w, values, initial, of_norms, loss):
+        return rule.step_in_place(w, values, initial, of_norms, 0.01, FLOOR, [1], loss)
 
-    before = np.array(-0.875)
-    numbers = both(step, weights, losses, references, norms, before, ZERO)
-    after, _, known, _, agreement, loss, usable = numbers
+    after, _, known, _, loss, usable = both(step, weights, losses, references, norms, ZERO)
     assert usable and loss > 0 and (after != weights).any() and known[0] > 0
-    assert (agreement != before) == isinstance(rule, PinnRule)
     if isinstance(rule, GradNormRule):
         np.testing.assert_allclose(after.sum(), n_loss, rtol=1e-5)
 
@@ -137,6 +129,7 @@ def test_numbers_of_rotograd(cpp, dtype, n_loss, fault):
             *(logit_gradient(weights, norms, total, losses, through) for through in (True, False)),
         ]
 
+    cpp(False)
     in_paddle = numbers()
     cpp(True)
     in_cpp = numbers()
@@ -153,6 +146,7 @@ def test_what_they_are_not_made_for_is_left_as_it_was(cpp):
     def measured(weights=weights, losses=losses, gradients=gradients, into=into):
         return balancing.measure(weights, weights, losses, gradients, *into)
 
+    cpp(False)
     assert measured() is None
     cpp(True)
     table = paddle.ones([2, 3])
