@@ -203,8 +203,8 @@ class LossBalancer(ShieldedLayer):
         if products is None:
             cosines = np.full([self.n_loss] * 2, math.nan)
         else:
-            lengths = np.sqrt(np.diagonal(products.numpy()))
-            lengths = np.where(lengths == 0, 1.0, lengths)
+            lengths = products.diagonal().sqrt().numpy()
+            lengths[lengths == 0] = 1.0
             cosines = (products.numpy() / lengths / lengths[:, None]).clip(-1.0, 1.0)
         return paddle.to_tensor(cosines, self._weights.dtype, self._weights.place)
 

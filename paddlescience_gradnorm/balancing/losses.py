@@ -82,7 +82,7 @@ class LossOrder:
         return scalars
 
     def indices(self, losses: Sequence[Union[int, str]]) -> tuple[int, ...]:
-        """The numbers of losses that are given by number or by name.
+        """The numbers of losses that are given by number or by name, each once.
 
         Raises:
             ValueError: No loss has that name.
@@ -90,7 +90,8 @@ class LossOrder:
         for loss in losses:
             if isinstance(loss, str) and loss not in self.names:
                 raise ValueError(f"there is no loss {loss!r}, only {self.names}")
-        return tuple(x if isinstance(x, int) else self.names.index(x) for x in losses)
+        numbers = (x if isinstance(x, int) else self.names.index(x) for x in losses)
+        return tuple(dict.fromkeys(numbers))
 
     def _check_number(self, number: int) -> None:
         if number != self.n_loss:

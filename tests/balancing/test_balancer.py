@@ -789,6 +789,17 @@ def test_a_loaded_state_continues_the_pinn_rule_as_if_never_saved(fc_net, make_l
     assert (balancer.initial_losses == fresh.initial_losses).all()
 
 
+def test_a_loss_named_twice_among_the_residuals_counts_once(fc_net, make_losses):
+    weights = []
+    for residuals in (["pde", "boundary"], ["pde", 0, "boundary", 1]):
+        balancer = LossBalancer(fc_net, 3, residuals=residuals, update_every=1)
+        for step in range(3):
+            balancer.backward(dict(zip(NAMES, make_losses(fc_net, seed=step))))
+            fc_net.clear_gradients()
+        weights.append(balancer.get_weights())
+    assert (weights[0] == weights[1]).all()
+
+
 def test_residuals_that_cannot_be_are_named(fc_net, make_losses):
     weight = fc_net.get_last_shared_layer()
     with pytest.raises(ValueError, match="residuals has 3, but n_loss is 3"):

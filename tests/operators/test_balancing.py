@@ -129,7 +129,6 @@ def test_numbers_of_rotograd(cpp, dtype, n_loss, fault):
             *(logit_gradient(weights, norms, total, losses, through) for through in (True, False)),
         ]
 
-    cpp(False)
     in_paddle = numbers()
     cpp(True)
     in_cpp = numbers()
@@ -146,7 +145,6 @@ def test_what_they_are_not_made_for_is_left_as_it_was(cpp):
     def measured(weights=weights, losses=losses, gradients=gradients, into=into):
         return balancing.measure(weights, weights, losses, gradients, *into)
 
-    cpp(False)
     assert measured() is None
     cpp(True)
     table = paddle.ones([2, 3])
