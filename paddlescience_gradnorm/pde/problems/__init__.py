@@ -5,7 +5,13 @@ from __future__ import annotations
 import functools
 from typing import Callable
 
-from paddlescience_gradnorm.pde.problems.elliptic import helmholtz, laplace, plate, poisson
+from paddlescience_gradnorm.pde.problems.elliptic import (
+    helmholtz,
+    laplace,
+    laplace_jump,
+    plate,
+    poisson,
+)
 from paddlescience_gradnorm.pde.problems.evolution import (
     allen_cahn,
     burgers,
@@ -33,7 +39,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     build.__name__: build
     for build in (
         *(laplace, poisson, helmholtz, heat, wave, burgers, allen_cahn, klein_gordon, plate),
-        *(convection, kovasznay, cavity, burgers_inverse, helmholtz_inverse),
+        *(convection, kovasznay, cavity, burgers_inverse, helmholtz_inverse, laplace_jump),
     )
 }
 """Name -> a function without arguments that builds the ``Problem``; for one, call ``problem``."""

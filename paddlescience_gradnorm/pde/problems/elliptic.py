@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import sympy
 from sympy import pi
 
@@ -42,6 +44,42 @@ def laplace() -> Problem:
         high=high,
         conditions=(pde, *values_on_sides(exact, low, high, 100)),
         reference=(exact,),
+    )
+
+
+def laplace_jump() -> Problem:
+    """Laplace's equation with boundary values that jump in two corners; five losses.
+
+    No network is 1 on one side and 0 on the next, so that conditions contradict each other. The
+    solution is that of the half-infinite strip below the upper side, in closed form, and what the
+    lower side changes, a series of which the next term is below 1e-17: Carslaw, Jaeger,
+    "Conduction of Heat in Solids", 1959, chapter 5.
+    """
+    strip = 2 / pi * sympy.atan2(sympy.sin(pi * x), sympy.sinh(pi * (1 - y)))
+    lower_side = sum(
+        4
+        / (n * pi)
+        * sympy.sin(n * pi * x)
+        * (sympy.exp(n * pi * (y - 2)) - sympy.exp(-n * pi * y))
+        / (2 * sympy.sinh(n * pi))
+        for n in range(1, 13, 2)
+    )
+    low, high = (0.0, 0.0), (1.0, 1.0)
+    edges = values_on_sides(sympy.Integer(0), low, high, 100)
+    upper = edges[-1]
+    return Problem(
+        name="laplace_jump",
+        equation="u_xx + u_yy = 0 on the unit square, u = 1 on its upper side and 0 on the others",
+        coordinates=(x, y),
+        fields=(u,),
+        low=low,
+        high=high,
+        conditions=(
+            Condition("pde", "pde", Region("interior", 1000), (laplacian(U),)),
+            *edges[:-1],
+            replace(upper, expressions=(U - 1,)),
+        ),
+        reference=(strip + lower_side,),
     )
 
 

@@ -24,6 +24,7 @@ LOSSES = {
     "cavity": "momentum_x momentum_y lid walls",
     "burgers_inverse": "pde initial boundary data",
     "helmholtz_inverse": "pde boundary data",
+    "laplace_jump": "pde left right bottom top",
 }
 WITH_FORMULA = [name for name in PROBLEMS if not callable(problem(name).reference)]
 
