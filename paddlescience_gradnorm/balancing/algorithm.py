@@ -299,7 +299,7 @@ class PinnRule(Rule):
         strength: How far to go from equal weights towards equal norms, above 0, at most 1.
             Lower it where equal weights are nearly right.
         lead: How many times above the equations the conditions' targets are put, above 0. Lower
-            it where conditions contradict each other or the equations, as noisy data do.
+            it where data are noisy, and in a flow that a lid drives.
         bound: The largest factor between a target and its unit, above 1. Lower it where a loss
             is to be ignored by no means.
         memory: What an update leaves of the average that is L(0), in [0, 1). Move it towards 1
