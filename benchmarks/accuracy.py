@@ -1,17 +1,20 @@
 """The error that balances reach on problems with known solutions: problem x balance x seed.
 
 Every run is a process of its own and adds a line to runs.jsonl when it is done; what is there
-already is not run again. From these lines come a table (medians and spread over seeds) and a
-figure (error over the steps). Run it with --help for the options.
+already is not run again, and what was interrupted goes on from its last checkpoint. From these
+lines come a table (medians and spread over seeds) and a figure (error over the steps). Run it
+with --help for the options.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +27,7 @@ from typing import Any
 import numpy as np
 
 POINTS_ON_CURVE = 50
+CHECKPOINT_EVERY = 1000  # steps
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,38 @@ DB_PINN = {
 }
 
 
-def train(name: str, balance: str, options: dict[str, Any], seed: int, settings: Settings) -> Any:
-    """One run, in this process; everything that is to be known of it."""
-    from accuracy_balances import BALANCES, pinn
+class Curve:
+    """Step, seconds and error over a run, also one that goes on from a checkpoint."""
+
+    def __init__(self) -> None:
+        self.points: list[list[float]] = []
+        self._start = time.perf_counter()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def add(self, step: int, error: float) -> None:
+        self.points.append([step, self.seconds(), error])
+
+    def state_dict(self) -> dict[str, str]:
+        # As text, for a checkpoint's arrays have the size of those that they replace.
+        return {"curve": json.dumps([self.seconds(), self.points])}
+
+    def set_state_dict(self, state: dict[str, str]) -> None:
+        seconds, self.points = json.loads(state["curve"])
+        self._start = time.perf_counter() - seconds
+
+
+def train(
+    name: str,
+    balance: str,
+    options: dict[str, Any],
+    seed: int,
+    settings: Settings,
+    folder: str | None = None,
+) -> Any:
+    """One run, in this process, with checkpoints in the folder; all that is to be known of it."""
+    from accuracy_balances import BALANCES, OfPaddleScience, pinn
 
     from paddlescience_gradnorm.runtime import tune_cpu
 
@@ -69,7 +102,7 @@ def train(name: str, balance: str, options: dict[str, Any], seed: int, settings:
 
     from paddlescience_gradnorm import FCNet, LossBalancer
     from paddlescience_gradnorm.pde.problems import problem
-    from paddlescience_gradnorm.training import Trainer
+    from paddlescience_gradnorm.training import Checkpoints, Trainer
 
     task = problem(name)
     paddle.seed(seed)
@@ -81,16 +114,16 @@ def train(name: str, balance: str, options: dict[str, Any], seed: int, settings:
     build = pinn(**options) if options else BALANCES[balance][1]
     balancer = build(net, residuals, conditions)
 
-    start = time.perf_counter()
+    curve = Curve()
 
     class OverTime(paddle.optimizer.lr.LRScheduler):
         def get_lr(self) -> float:
-            done = min(1.0, (time.perf_counter() - start) / settings.seconds)
+            done = min(1.0, curve.seconds() / settings.seconds)
             return 0.5 * self.base_lr * (1 + math.cos(math.pi * done))
 
     class Deadline(paddle.callbacks.Callback):
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            self.model.stop_training = time.perf_counter() - start > settings.seconds
+            self.model.stop_training = curve.seconds() > settings.seconds
 
     steps, callbacks = settings.steps, []
     if settings.seconds:
@@ -102,30 +135,34 @@ def train(name: str, balance: str, options: dict[str, Any], seed: int, settings:
     if isinstance(balancer, LossBalancer) and balancer.lr is None:
         parameters.append(balancer.loss_weights)
     adam = paddle.optimizer.Adam(schedule, parameters=parameters)
-    trainer = Trainer(net, training.losses, adam, balancer, callbacks)
-    curve: list[list[float]] = []
+    trainer = Trainer(net, training.losses, adam, balancer, callbacks, extras={"curve": curve})
+    # PaddleScience's aggregators keep a part of their state where no checkpoint finds it.
+    checkpoints = None
+    if folder and not settings.seconds and not isinstance(balancer, OfPaddleScience):
+        checkpoints = Checkpoints(folder, every=CHECKPOINT_EVERY)
+    resume = "latest" if checkpoints and checkpoints.paths() else None
 
     def evaluate(net: paddle.nn.Layer) -> dict[str, float]:
         errors = task.relative_errors(net)
         error = errors.get("speed", float(np.mean(list(errors.values()))))
-        curve.append([trainer.step, time.perf_counter() - start, error])
+        curve.add(trainer.step, error)
         return errors
 
     every = max(1, settings.steps // POINTS_ON_CURVE)
-    trainer.fit(epochs=steps, validate=evaluate, validate_every=every)
+    trainer.fit(None, steps, evaluate, every, checkpoints, resume)
     if settings.lbfgs_steps:
         trainer.fit_lbfgs(epochs=1, max_iter=settings.lbfgs_steps)
     errors = evaluate(net)
     weights = trainer.history.weights
     shown = np.linspace(0, trainer.step - 1, 20).astype(int)
     return {
-        "error": curve[-1][2],
+        "error": curve.points[-1][2],
         "errors": errors,
         "coefficients": training.coefficients(),
         "coefficient_errors": training.coefficient_errors(),
         "steps": trainer.step,
-        "seconds": time.perf_counter() - start,
-        "curve": curve,
+        "seconds": curve.seconds(),
+        "curve": curve.points,
         "losses": {name: losses[-1] for name, losses in trainer.history.losses.items()},
         "weights": {name: w[np.minimum(shown, len(w) - 1)].tolist() for name, w in weights.items()},
         "paddle": paddle.__version__,
@@ -152,7 +189,8 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     done = {key(run) for run in runs}
     missing = [run for run in wanted if key(run) not in done]
     with ThreadPoolExecutor(options.processes) as pool, path.open("a") as file:
-        for number, run in enumerate(pool.map(run_apart, missing), 1):
+        finished = pool.map(lambda run: run_apart(run, options.output), missing)
+        for number, run in enumerate(finished, 1):
             if "error" in run:  # or it is tried again next time
                 file.write(json.dumps(run) + "\n")
                 file.flush()
@@ -176,17 +214,19 @@ def key(run: dict[str, Any]) -> str:
     return json.dumps([run[part] for part in parts], sort_keys=True)
 
 
-def run_apart(run: dict[str, Any]) -> dict[str, Any]:
-    """The run in a process of its own."""
+def run_apart(run: dict[str, Any], output: Path) -> dict[str, Any]:
+    """The run in a process of its own, from its last checkpoint if there is one."""
+    folder = output / "checkpoints" / hashlib.sha256(key(run).encode()).hexdigest()[:16]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     result = subprocess.run(
-        [sys.executable, __file__, "--worker", json.dumps(run)],
+        [sys.executable, __file__, "--worker", json.dumps(run), str(folder)],
         capture_output=True,
         text=True,
         env=environment,
     )
     if result.returncode:
         return {**run, "failed": result.stderr.strip().splitlines()[-1]}
+    shutil.rmtree(folder, ignore_errors=True)  # there is none of a short run
     return {**run, **json.loads(result.stdout.splitlines()[-1])}
 
 
@@ -340,6 +380,7 @@ if __name__ == "__main__":
             asked["options"],
             asked["seed"],
             Settings(**asked["settings"]),
+            sys.argv[3],
         )
         print(json.dumps(result))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, Union
+from typing import Any, Callable, ClassVar, Union
 
 import paddle
 
@@ -16,13 +16,27 @@ FIXED = 50.0  # what a user might guess
 Losses = Mapping[str, paddle.Tensor]
 
 
-class Fixed:
+class _InCheckpoints:
+    """What a checkpoint is to hold of a balance: attributes, which are there from the start."""
+
+    SAVED: ClassVar[tuple[str, ...]]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.SAVED}
+
+    def set_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in self.SAVED:
+            setattr(self, name, state[name])
+
+
+class Fixed(_InCheckpoints):
     """These conditions have this weight, all other losses 1."""
 
-    loss_weights: paddle.Tensor
+    SAVED = ("loss_weights",)
 
-    def __init__(self, conditions: Sequence[str], weight: float) -> None:
+    def __init__(self, conditions: Sequence[str], weight: float, n_loss: int) -> None:
         self.conditions, self.weight = conditions, weight
+        self.loss_weights = paddle.ones([n_loss])
 
     def backward(self, losses: Losses) -> paddle.Tensor:
         factors = [self.weight if name in self.conditions else 1.0 for name in losses]
@@ -32,10 +46,10 @@ class Fixed:
         return total
 
 
-class WeightedConditions:
+class WeightedConditions(_InCheckpoints):
     """Weights for the conditions from statistics of all parameters' gradients; equations have 1."""
 
-    loss_weights: paddle.Tensor
+    SAVED = ("weights", "mean_values", "steps", "loss_weights")
 
     def __init__(
         self, net: paddle.nn.Layer, residuals: Sequence[str], conditions: Sequence[str]
@@ -43,7 +57,9 @@ class WeightedConditions:
         self.parameters = net.parameters()
         self.residuals, self.conditions = residuals, conditions
         self.weights = paddle.ones([len(conditions)])
+        self.mean_values = paddle.zeros([len(conditions)])
         self.steps = 0
+        self.loss_weights = paddle.ones([len(residuals) + len(conditions)])
 
     def backward(self, losses: Losses) -> paddle.Tensor:
         values = paddle.stack([losses[name].detach() for name in self.conditions])
@@ -88,8 +104,6 @@ class DualBalanced(WeightedConditions):
     over its mean so far. What acts is the mean of the weights so far.
     """
 
-    mean_values: paddle.Tensor
-
     def update(self, largest: paddle.Tensor, means: paddle.Tensor, values: paddle.Tensor) -> None:
         count = self.steps + 1
         if self.steps == 0:
@@ -121,6 +135,12 @@ Balance = Union[LossBalancer, Fixed, WeightedConditions, OfPaddleScience]
 Build = Callable[[paddle.nn.Layer, Sequence[str], Sequence[str]], Balance]
 
 
+def _fixed(weight: float) -> Build:
+    return lambda _, residuals, conditions: Fixed(
+        conditions, weight, len(residuals) + len(conditions)
+    )
+
+
 def _published(net: Any, residuals: Sequence[str], conditions: Sequence[str]) -> Balance:
     n_loss = len(residuals) + len(conditions)
     return LossBalancer(net.get_last_shared_layer(), n_loss, alpha=ALPHA, lr=None)
@@ -146,8 +166,8 @@ def _of_paddlescience(name: str) -> Build:
 
 # By the name on the command line: the name in tables, and how to build it.
 BALANCES: dict[str, tuple[str, Build]] = {
-    "equal": ("equal weights", lambda *_: Fixed([], 1.0)),
-    "fixed": (f"conditions x {FIXED:g}", lambda _, __, conditions: Fixed(conditions, FIXED)),
+    "equal": ("equal weights", _fixed(1.0)),
+    "fixed": (f"conditions x {FIXED:g}", _fixed(FIXED)),
     "pinn": ("GradNorm, PINN rule", pinn()),
     "published": ("GradNorm as published", _published),
     "max_mean": ("max/mean (Wang 2021)", MaxOverMean),

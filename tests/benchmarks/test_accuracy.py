@@ -68,6 +68,43 @@ def test_a_budget_in_seconds_ends_a_run(tmp_path):
     assert line["steps"] > 1
 
 
+@pytest.mark.parametrize("name", ["equal", "pinn", "published", "max_mean", "db_pinn"])
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+    accuracy, balances, name, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("paddlescience_gradnorm.runtime.tune_cpu", lambda **_: None)
+    monkeypatch.setattr(accuracy, "CHECKPOINT_EVERY", 5)
+    points = {"interior": 32, "boundary": 8, "initial": 8, "data": 8}
+    settings = accuracy.Settings(2, 8, points, steps=20, lbfgs_steps=2)
+    title, build = balances.BALANCES[name]
+
+    def run(folder, last_step=None):
+        def built(*arguments):
+            balance = build(*arguments)
+            backward, steps = balance.backward, iter(range(10**6))
+
+            def interrupted(losses):
+                if next(steps) == last_step:
+                    raise KeyboardInterrupt
+                return backward(losses)
+
+            balance.backward = interrupted
+            return balance
+
+        monkeypatch.setitem(balances.BALANCES, name, (title, built))
+        return accuracy.train("heat", name, {}, 0, settings, str(tmp_path / folder))
+
+    whole = run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("parts", last_step=13)
+    parts = run("parts")
+    assert parts["seconds"] > 0 and parts["steps"] == whole["steps"]
+    for result in (whole, parts):
+        del result["seconds"]
+        result["curve"] = [[step, error] for step, _, error in result["curve"]]
+    assert json.dumps(parts) == json.dumps(whole)  # where weights may be NaN
+
+
 def test_the_table_has_medians_and_what_they_are_to_equal_weights(accuracy):
     errors = {"equal": [0.4, 0.2, 0.3], "pinn": [0.1, 0.2, 0.15]}
     runs = [
