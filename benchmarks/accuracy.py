@@ -90,7 +90,7 @@ def train(
     options: dict[str, Any],
     seed: int,
     settings: Settings,
-    folder: str | None = None,
+    folder: str,
 ) -> Any:
     """One run, in this process, with checkpoints in the folder; all that is to be known of it."""
     from accuracy_balances import BALANCES, OfPaddleScience, pinn
@@ -138,7 +138,7 @@ def train(
     trainer = Trainer(net, training.losses, adam, balancer, callbacks, extras={"curve": curve})
     # PaddleScience's aggregators keep a part of their state where no checkpoint finds it.
     checkpoints = None
-    if folder and not settings.seconds and not isinstance(balancer, OfPaddleScience):
+    if not settings.seconds and not isinstance(balancer, OfPaddleScience):
         checkpoints = Checkpoints(folder, every=CHECKPOINT_EVERY)
     resume = "latest" if checkpoints and checkpoints.paths() else None
 
@@ -149,7 +149,13 @@ def train(
         return errors
 
     every = max(1, settings.steps // POINTS_ON_CURVE)
-    trainer.fit(None, steps, evaluate, every, checkpoints, resume)
+    trainer.fit(
+        epochs=steps,
+        validate=evaluate,
+        validate_every=every,
+        checkpoints=checkpoints,
+        resume=resume,
+    )
     if settings.lbfgs_steps:
         trainer.fit_lbfgs(epochs=1, max_iter=settings.lbfgs_steps)
     errors = evaluate(net)
