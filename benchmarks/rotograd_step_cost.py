@@ -16,7 +16,7 @@ import report
 from turns import timed as in_turns
 
 from paddlescience_gradnorm import RotateOnly, RotoGrad, RotoGradNorm
-from paddlescience_gradnorm.arguments import at_least
+from paddlescience_gradnorm.command_line import at_least
 from paddlescience_gradnorm.runtime import tune_cpu
 
 import paddle  # isort: skip, after the package that sees to its loading
@@ -119,7 +119,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = parse(arguments)
-    tuning = tune_cpu(build=options.build, threads=options.threads)
+    tuning = tune_cpu(threads=options.threads)
     print(tuning)
     results: dict[str, dict[str, Any]] = {}
     for heads in HEADS:
@@ -143,7 +143,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--turns", type=at_least(1), default=21)
     parser.add_argument("--steps", type=at_least(1), default=20, help="steps of a block")
     parser.add_argument("--threads", type=at_least(1), default=1)
-    parser.add_argument("--build", action="store_true", help="with the operators in C++")
     parser.add_argument("--output", type=Path, default=Path("outputs/rotograd_step_cost"))
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""RotateOnly: heads on one backbone whose gradients are turned one way."""
+"""RotateOnly: several heads on one backbone, whose gradients are turned one way."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import operator
 from collections.abc import Sequence
 from typing import Any, Union
 
+import numpy as np
 import paddle
 
-from paddlescience_gradnorm import arguments
-from paddlescience_gradnorm.balancing.algorithm import inverse_rate_powers
-from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
-from paddlescience_gradnorm.balancing.rotograd import (
+from paddlescience_gradnorm import _arguments
+from paddlescience_gradnorm._layers import PicklableLayer, shield
+from paddlescience_gradnorm.balancing._losses import Losses, LossOrder
+from paddlescience_gradnorm.balancing._one_pass import explaining_a_used_graph
+from paddlescience_gradnorm.rotograd._gradients import (
     LatentGradients,
     RotationGradients,
+    Sizes,
     cooperative,
+    direction_shares,
+    inverse_rate_powers,
     rotation_gradients,
 )
-from paddlescience_gradnorm.balancing.task_gradients import explaining_a_used_graph, values_of
-from paddlescience_gradnorm.network.latent_cut import LatentCut, LatentSpace, latent_gradients
-from paddlescience_gradnorm.network.references import References, if_usable
-from paddlescience_gradnorm.network.rotations import Rotations
-from paddlescience_gradnorm.pickling import PicklableLayer
+from paddlescience_gradnorm.rotograd._latent_cut import LatentCut, LatentSpace, latent_gradients
+from paddlescience_gradnorm.rotograd._references import References
+from paddlescience_gradnorm.rotograd.rotations import Rotations, add_gradient
 
 VERSIONS = ("0.1.6", "0.1.2")
 
@@ -30,14 +33,14 @@ VERSIONS = ("0.1.6", "0.1.2")
 class RotateOnly(PicklableLayer):
     """A backbone and T heads, each behind a rotation that turns its gradient towards the others'.
 
-    Source: Javaloy and Valera, "RotoGrad", ICLR 2022, arXiv:2103.02631, the part that acts on
-    directions; details as in its released package. Head k gets R_k z in place of z.
-    ``backward`` differentiates every head once and the backbone once, and gives each
-    rotation its gradient towards a common direction. Rotations start as the identity.
+    Head k gets R_k z in place of z. ``backward`` differentiates every head once and the
+    backbone once, and gives each rotation its gradient towards a common direction. Rotations
+    start as the identity. Source: Javaloy and Valera, "RotoGrad", ICLR 2022, arXiv:2103.02631,
+    the part that acts on directions. Details follow its released package.
 
-    In training mode the backbone is cut off its heads, so a prediction cannot be
-    differentiated in the model's input; for a PINN the backbone returns the derivatives
-    as further vectors of z. Several calls of the model may precede one ``backward``.
+    In training mode the backbone is cut off its heads. So a prediction cannot be differentiated
+    in the model's input, and for a PINN the backbone returns the derivatives as further vectors
+    of z. Several calls of the model may precede one ``backward``.
 
     Args:
         backbone: Returns the representation z, shape [..., *latent_size, *post_shape], or a
@@ -46,15 +49,15 @@ class RotateOnly(PicklableLayer):
             (prediction, *extras).
         latent_size: What is rotated: the length D of z's last dimension, or a shape whose
             entries are rotated together.
-        burn_in_period: Number of steps after which the references, initial losses and
-            gradient norms, are taken once more; first they are those of the first step.
+        burn_in_period: The references are the losses and gradient norms of the first step. After
+            this number of steps they are taken once more.
         normalize_losses: Differentiate L / L(0) in place of L, for the heads' parameters too.
         post_shape: Trailing dimensions of z that are not rotated, such as those of an image.
         alpha: How strongly a slow task draws the common direction its way, at least 0;
             only in version 0.1.2.
-        version: The release of the package to follow, "0.1.6" or "0.1.2". The newer sums
-            the distances from the common direction over the points (their mean
-            with ``post_shape``) and has no ``alpha``; the older takes the mean.
+        version: The release of the package to follow, "0.1.6" or "0.1.2". The newer one sums
+            the distances from the common direction over the points, and has no ``alpha``. The
+            older one takes their mean, as the newer one does with ``post_shape``.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -100,14 +103,14 @@ class RotateOnly(PicklableLayer):
         )
         if not self.space.shape:
             raise ValueError(f"latent_size must have at least one dimension, got {latent_size!r}")
-        self.burn_in_period = arguments.integer("burn_in_period", burn_in_period, at_least=0)
+        self.burn_in_period = _arguments.integer("burn_in_period", burn_in_period, at_least=0)
         if not isinstance(normalize_losses, bool):
             raise TypeError(f"normalize_losses must be True or False, got {normalize_losses!r}")
         self.normalize_losses = normalize_losses
         if version not in VERSIONS:
             raise ValueError(f"version must be one of {VERSIONS}, got {version!r}")
         self.version = version
-        if not 0 <= arguments.number("alpha", alpha) < math.inf:
+        if not 0 <= _arguments.number("alpha", alpha) < math.inf:
             raise ValueError(f"alpha must be finite and at least 0, got {alpha}")
         if alpha and version not in self._versions_with_alpha:
             raise ValueError(
@@ -121,11 +124,11 @@ class RotateOnly(PicklableLayer):
         if not str(dtype).endswith(("float32", "float64")):
             dtype = paddle.float32  # half precision cannot resolve a step of a rotation
         self.rotations = Rotations(len(layers), self.space.size, dtype)
-        self.references = References(len(layers), self.burn_in_period, dtype)
+        self.references = References(len(layers), self.burn_in_period)
         self._coop = False
         self._order = LossOrder(len(layers), f"there are {len(layers)} heads")
         self._cuts = _Cuts()
-        # Of the last backward; in a list, for an attribute of a layer is dear to set.
+        # Of the last backward; in a list, because setting an attribute of a layer takes 5 us.
         self._last_turned: list[RotationGradients] = []
 
     def forward(self, ins: Any) -> Any:
@@ -136,8 +139,8 @@ class RotateOnly(PicklableLayer):
 
         Returns:
             A list of the heads' predictions. If the backbone or a head returns extras, a
-            tuple of that list and a list of the extras: first those of the backbone,
-            then a tuple for every head that has some.
+            tuple of this list and a list of the extras: first the backbone's, then a tuple
+            for every head that has some.
 
         Raises:
             TypeError: The backbone returns no tensor.
@@ -168,14 +171,14 @@ class RotateOnly(PicklableLayer):
     ) -> paddle.Tensor:
         """The whole backward pass; adds to ``.grad`` of all parameters, the rotations' too.
 
-        A head's parameters get the gradient of the sum of the losses (of L / L(0) with
-        ``normalize_losses``), the backbone's that of the combined gradient on z.
+        The heads' parameters get the gradient of the sum of the losses, or of L / L(0) with
+        ``normalize_losses``. The backbone's parameters get what the combined gradient on z gives.
 
         Args:
             losses: A loss for each head: a list or tuple of scalars, a 1-D tensor, or a dict
                 name -> scalar. It may depend on the other heads as well.
             backbone_loss: A further loss, of the backbone alone, a scalar.
-            retain_graph: Keep the graphs. Needed where a loss depends on the backbone's
+            retain_graph: Keep the graphs. This is needed where a loss depends on the backbone's
                 parameters by another way than through its heads.
 
         Returns:
@@ -189,7 +192,7 @@ class RotateOnly(PicklableLayer):
 
         Warns:
             RuntimeWarning: Gradients or training rates are not finite. Rotations and weights
-                then get no gradient from this step; the network's gradients are as they are.
+                then get a gradient of zero. The network's gradients are as they are.
         """
         if not self.training:
             raise RuntimeError(
@@ -216,26 +219,16 @@ class RotateOnly(PicklableLayer):
         cuts: list[LatentCut],
         retain_graph: bool,
     ) -> paddle.Tensor:
-        """As ``backward``, of losses that are what they should be."""
-        references = self.references
-        references.begin_step()
-        losses = values_of(scalars, references.dtype)
-        initial_losses = references.take("initial_losses", losses)
-        seeds = self._seeds(scalars, initial_losses)
+        """The same for losses that have been checked."""
+        dtype = self.rotations.base.dtype
+        losses = paddle.stack([x if x.dtype == dtype else x.astype(dtype) for x in scalars])
+        step: int = self.references.step_count.item()
+        seeds = self._seeds("initial_losses", step, losses, scalars)
         with explaining_a_used_graph(", ".join(self._order.names)):
             paddle.autograd.backward(scalars, seeds, retain_graph)
         cuts = [cut for cut in cuts if cut.has_gradients()] or cuts
-        gradients = latent_gradients(cuts, references.dtype)
-        references.take("initial_norms", gradients.norms)
-        powers = None
-        if self._needs_rates():
-            powers = inverse_rate_powers(losses, initial_losses, self.alpha)
-        usable = references.observe(losses, gradients.norms, powers)
-        turned = self._turned(gradients, powers, cuts)
-        turned = RotationGradients(*(x if x is None else if_usable(x, usable) for x in turned))
-        self._last_turned[:] = [turned]
-        self.rotations.add_gradient(turned.turning)
-        combined = self._combined(gradients, powers, usable)
+        gradients = latent_gradients(cuts, dtype)
+        combined = gradients.combined(self._balanced(step, losses, gradients, cuts))
 
         ends = [cut.latent for cut in cuts]
         parts = combined.split([cut.n_rows for cut in cuts]) if len(cuts) > 1 else [combined]
@@ -244,54 +237,107 @@ class RotateOnly(PicklableLayer):
             for part, end in zip(parts, ends)
         ]
         if backbone_loss is not None:
-            (scalar,) = LossOrder(1).scalars({"backbone_loss": backbone_loss})
-            ends.append(scalar)
-            initial = references.take("initial_backbone_loss", scalar.astype(references.dtype))
-            seeds += self._seeds([scalar], initial)
+            own = LossOrder(1).scalars({"backbone_loss": backbone_loss})
+            ends += own
+            values = own[0].astype(dtype).reshape([1])
+            seeds += self._seeds("initial_backbone_loss", step, values, own)
         reached = [(end, seed) for end, seed in zip(ends, seeds) if not end.stop_gradient]
         if reached:  # else the backbone is frozen
             with explaining_a_used_graph("backbone"):
                 paddle.autograd.backward(*map(list, zip(*reached)), retain_graph)
-        references.end_step()
+        self.references.step_count.fill_(step + 1)
         return losses.sum()
 
     def _seeds(
-        self, scalars: list[paddle.Tensor], references: paddle.Tensor
+        self, name: str, step: int, losses: paddle.Tensor, scalars: list[paddle.Tensor]
     ) -> list[paddle.Tensor | None]:
-        """What backward starts with at each loss: 1, or 1 / L(0)."""
+        """What backward starts with at each loss: 1, or 1 / L(0) of the references ``name``."""
         if not self.normalize_losses:
             return [None] * len(scalars)
-        ones = paddle.ones_like(references)
-        # What has no reference yet is not normalised.
-        inverse = ones / paddle.where(references > 0, references, ones)
-        return [seed.astype(s.dtype) for seed, s in zip(paddle.unbind(inverse), scalars)]
+        initial = self.references.take(name, step, losses.numpy())
+        # A loss that has no reference yet is not normalised.
+        inverse = 1 / np.where(initial > 0, initial, 1.0)
+        seeds = paddle.unbind(paddle.to_tensor(inverse, losses.dtype, losses.place))
+        return [seed.astype(scalar.dtype) for seed, scalar in zip(seeds, scalars)]
+
+    def _balanced(
+        self,
+        step: int,
+        losses: paddle.Tensor,
+        gradients: LatentGradients,
+        cuts: list[LatentCut],
+    ) -> paddle.Tensor:
+        """Give rotations and weights their gradients.
+
+        All small numbers go to the host in one copy, and what follows from them comes back in
+        another.
+
+        Returns:
+            The factors of the gradients on z that the backbone is trained on, shape [T].
+        """
+        n_tasks, references, trained = len(self), self.references, self._trained_sizes()
+        products = gradients.products_of_columns
+        copied = paddle.concat([losses, products.flatten(), *trained]).numpy()
+        numbers, end = copied.astype(np.float64), n_tasks + products.size
+        values, of_columns, of_trained = numbers[:n_tasks], numbers[n_tasks:end], numbers[end:]
+        with np.errstate(all="ignore"):
+            gram = gradients.gram(of_columns.reshape(products.shape))
+            norms = np.sqrt(np.abs(gram.diagonal()))
+            initial_losses = references.take("initial_losses", step, values)
+            powers = np.ones(n_tasks)
+            if self._needs_rates():
+                powers = inverse_rate_powers(values, initial_losses, self.alpha)
+            sizes = Sizes(gram, norms, references.take("initial_norms", step, norms), powers)
+            pulls = powers if self.version == "0.1.2" else np.ones(n_tasks)
+            shares = direction_shares(gram, pulls)
+            factors, slopes = self._factors(sizes, of_trained)
+            results = np.stack([factors, shares, *slopes]).astype(copied.dtype)
+        usable = references.observe(step, values, norms, results[1:])
+        if not usable:  # a NaN would stay in an optimizer's moments for ever
+            results[1:] = 0.0
+        factors, shares, *slopes = paddle.unbind(paddle.to_tensor(results, place=losses.place))
+        if usable:
+            turned = self._turned(gradients, shares, cuts)
+        else:
+            turned = RotationGradients(paddle.zeros_like(self.rotations.base), None)
+        self._last_turned[:] = [turned]
+        self.rotations.add_gradient(turned.turning)
+        for parameter, slope in zip(trained, slopes):
+            shield(parameter)
+            add_gradient(parameter, slope)
+        return factors
+
+    def _trained_sizes(self) -> list[paddle.Tensor]:
+        """The parameters that decide factors, shape [T] each."""
+        return []
 
     def _needs_rates(self) -> bool:
         return self.alpha > 0
 
+    def _factors(self, sizes: Sizes, trained: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """What each task's gradient on z is multiplied by for the backbone.
+
+        Args:
+            sizes: Of this step.
+            trained: The values of ``_trained_sizes``, one parameter after the other.
+
+        Returns:
+            The factors, shape [T], and the gradient of each of ``_trained_sizes``, shape [T].
+        """
+        return np.ones(len(self)), []
+
     def _turned(
-        self, gradients: LatentGradients, powers: paddle.Tensor | None, cuts: list[LatentCut]
+        self, gradients: LatentGradients, shares: paddle.Tensor, cuts: list[LatentCut]
     ) -> RotationGradients:
-        is_older = self.version == "0.1.2"
-        pulls = powers if is_older else None
+        """The gradients of the rotations."""
+        is_mean = self.version == "0.1.2" or self.space.post_shape
         n_points = sum(cut.n_rows for cut in cuts) / self.space.post_size
-        turned = rotation_gradients(
-            gradients, pulls, n_points if is_older or self.space.post_shape else 1
-        )
+        turned = rotation_gradients(gradients, shares, n_points if is_mean else 1)
         if self._coop:
             rows = paddle.concat([cut.rows for cut in cuts]).astype(turned.turning.dtype)
-            both = cooperative(turned.whole(), gradients.products_with(rows))
+            both = cooperative(turned.whole(), gradients.times(rows))
             turned = RotationGradients(both, None)
         return turned
-
-    def _combined(
-        self,
-        gradients: LatentGradients,
-        powers: paddle.Tensor | None,
-        usable: Union[bool, paddle.Tensor],
-    ) -> paddle.Tensor:
-        """The gradient on z that the backbone is trained on, shape [N, D]."""
-        return gradients.combined(paddle.ones_like(gradients.norms))
 
     @property
     def rotation(self) -> paddle.Tensor:
@@ -300,7 +346,9 @@ class RotateOnly(PicklableLayer):
 
     @property
     def rotation_gradient(self) -> paddle.Tensor:
-        """dl_k/dR_k of the last backward, which optimizers see on the manifold, [T, D, D].
+        """dl_k/dR_k of the last backward, shape [T, D, D].
+
+        An optimizer sees the part of it that lies in the manifold of rotations.
 
         Raises:
             RuntimeError: There has been no backward.
@@ -318,26 +366,29 @@ class RotateOnly(PicklableLayer):
         """
         self.rotations.set(matrices)
 
-    def noted(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Any]:
         """The losses' names, for checkpoints."""
-        return {"names": self._order.names, "named": self._order.named}
+        return {"names": list(self._order.names), "named": self._order.named}
 
-    def note(self, noted: dict[str, Any]) -> None:
-        """Go on from what ``noted`` has given."""
-        self._order.resume(noted["names"] if noted["named"] else None)
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on from ``extra_state`` of an equal model."""
+        self._order.resume(state["names"] if state["named"] else None)
 
     def coop(self, value: bool = True) -> RotateOnly:
         """Whether each rotation also descends its own task's loss; off at first.
 
-        The cooperative mode of version 0.1.2, here with either version: the two gradients on
-        a rotation are brought to the norm of their mean, and added.
+        The two gradients on a rotation are brought to the norm of their mean, and added. This
+        is the cooperative mode of version 0.1.2, here with either version.
+
+        Returns:
+            This model.
         """
         self._coop = bool(value)
         return self
 
     def mtl_parameters(self) -> list[paddle.Tensor]:
-        """What RotoGrad itself trains; give it a lower rate than the network."""
-        return [self.rotations.tangent]
+        """The parameters of RotoGrad itself; give them a lower rate than the network."""
+        return [self.rotations.tangent, *self._trained_sizes()]
 
     def model_parameters(self) -> list[paddle.Tensor]:
         """The parameters of backbone and heads."""
@@ -357,7 +408,7 @@ class RotateOnly(PicklableLayer):
 class SingleTask(PicklableLayer):
     """Backbone, rotation and head of one task, end to end; what ``model[i]`` returns.
 
-    It shares the model's layers. Its gradient flows through the backbone, and not into the
+    It shares the model's layers. Gradients flow through the backbone, and not into the
     rotation.
 
     Args:
@@ -381,7 +432,7 @@ class SingleTask(PicklableLayer):
 
 
 class _Cuts(list):
-    """The forward passes since the last backward, which a copy does not take along."""
+    """The forward passes since the last backward. A copy of the model does not get them."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Cuts:
         return _Cuts()
@@ -391,7 +442,7 @@ class _Cuts(list):
 
 
 def _split(returned: Any) -> tuple[Any, list[Any]]:
-    """What comes first, and the extras."""
+    """The first of what a layer has returned, and the extras."""
     if isinstance(returned, (list, tuple)):
         return returned[0], list(returned[1:])
     return returned, []
@@ -415,5 +466,5 @@ def _checked_layers(backbone: Any, heads: Any) -> list[paddle.nn.Layer]:
 
 def _checked_shape(name: str, shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, (list, tuple)):
-        return (arguments.integer(name, shape, at_least=1),)
-    return tuple(arguments.integer(f"{name}[{i}]", n, at_least=1) for i, n in enumerate(shape))
+        return (_arguments.integer(name, shape, at_least=1),)
+    return tuple(_arguments.integer(f"{name}[{i}]", n, at_least=1) for i, n in enumerate(shape))

@@ -8,23 +8,23 @@ from typing import Union
 import numpy as np
 import paddle
 
-from paddlescience_gradnorm.balancing.rotograd import (
-    LatentGradients,
+from paddlescience_gradnorm._layers import shielded_parameter
+from paddlescience_gradnorm.rotograd._gradients import (
+    Sizes,
     logit_gradient,
+    norm_of_sum,
     size_factors,
     softmax_weights,
 )
-from paddlescience_gradnorm.network.references import if_usable
-from paddlescience_gradnorm.network.rotate_only import VERSIONS, RotateOnly
-from paddlescience_gradnorm.shielded import add_gradient, shield, shielded_parameter
+from paddlescience_gradnorm.rotograd.rotate_only import VERSIONS, RotateOnly
 
 
 class RotoGrad(RotateOnly):
     """Rotations as in ``RotateOnly``, and gradients of one size.
 
-    The gradients on the representation are scaled to one norm before they are added, a mean of
-    theirs in which slow tasks count more. In version 0.1.2, which came before the
-    paper's last form, they are added as they are, and this is ``RotateOnly``.
+    The gradients on the representation are scaled to one norm before they are added. It is a
+    mean of their norms in which slow tasks count more. Version 0.1.2 came before the paper's
+    last form and adds them as they are, so that this is ``RotateOnly``.
 
     Args and Raises: as for ``RotateOnly``.
 
@@ -38,29 +38,24 @@ class RotoGrad(RotateOnly):
         [2, 8]
     """
 
-    def _combined(
-        self,
-        gradients: LatentGradients,
-        powers: paddle.Tensor | None,
-        usable: Union[bool, paddle.Tensor],
-    ) -> paddle.Tensor:
+    def _factors(self, sizes: Sizes, trained: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         if self.version == "0.1.2":
-            return super()._combined(gradients, powers, usable)
-        return gradients.combined(size_factors(gradients.norms, self.references.initial_norms))
+            return super()._factors(sizes, trained)
+        return size_factors(sizes.norms, sizes.initial_norms), []
 
 
 class RotoGradNorm(RotateOnly):
     """Rotations as in ``RotateOnly``, and learned weights for the gradients' sizes.
 
     The weights are RotoGrad's variant of GradNorm (Chen et al., ICML 2018, arXiv:1711.02257):
-    a softmax times T, trained by the same optimizer as the rotations. They
-    scale the tasks' gradients on the representation; heads are trained on the bare losses.
+    a softmax times T, trained by the same optimizer as the rotations. They scale the tasks'
+    gradients on the representation. Heads are trained on the bare losses.
 
     In version 0.1.2 the softmax's sum counts as a constant in the weights' gradient, and
     ``alpha`` acts on the rotations as well.
 
     Args:
-        backbone: As for ``RotateOnly``, as is all but alpha.
+        backbone: As for ``RotateOnly``, like all arguments but alpha.
         heads: T layers, at least 2.
         latent_size: What is rotated.
         alpha: Strength of the pull towards equal training rates, at least 0.
@@ -108,34 +103,29 @@ class RotoGradNorm(RotateOnly):
             version=version,
         )
         self.references.weight_logits = shielded_parameter(
-            np.zeros(len(self)), self.references.dtype
+            np.zeros(len(self)), self.rotations.base.dtype
         )
 
     @property
     def weight(self) -> paddle.Tensor:
         """The weights of the tasks' gradients, without a gradient; they sum to T, shape [T]."""
-        with paddle.no_grad():
-            return softmax_weights(self.references.weight_logits)
+        return paddle.to_tensor(self.get_weights(), place=self.references.weight_logits.place)
 
     def get_weights(self) -> np.ndarray:
         """The weights that the next step will use, a copy, shape [T]."""
-        return self.weight.numpy().copy()
+        logits = self.references.weight_logits.numpy()
+        return softmax_weights(logits.astype(np.float64)).astype(logits.dtype)
 
-    def mtl_parameters(self) -> list[paddle.Tensor]:
-        return [*super().mtl_parameters(), self.references.weight_logits]
+    def _trained_sizes(self) -> list[paddle.Tensor]:
+        return [self.references.weight_logits]
 
     def _needs_rates(self) -> bool:
         return True
 
-    def _combined(
-        self, gradients: LatentGradients, powers: paddle.Tensor, usable: Union[bool, paddle.Tensor]
-    ) -> paddle.Tensor:
-        weights, logits = self.weight, self.references.weight_logits
-        combined = gradients.combined(weights)
-        common_norm = gradients.norm_of(weights) / len(self)
-        gradient = logit_gradient(
-            weights, gradients.norms, common_norm, powers, through_sum=self.version != "0.1.2"
-        )
-        shield(logits)
-        add_gradient(logits, if_usable(gradient, usable))
-        return combined
+    def _factors(self, sizes: Sizes, trained: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        weights = softmax_weights(trained)
+        common_norm = norm_of_sum(sizes.gram, weights) / len(self)
+        through_sum = self.version != "0.1.2"
+        return weights, [
+            logit_gradient(weights, sizes.norms, common_norm, sizes.rate_powers, through_sum)
+        ]

@@ -3,7 +3,7 @@ import paddle
 import pytest
 import scipy.linalg
 
-from paddlescience_gradnorm.network.rotations import Rotations, cached
+from paddlescience_gradnorm.rotograd.rotations import Rotations, add_gradient, cached
 
 T, D = 3, 6
 
@@ -171,6 +171,21 @@ def test_set_is_seen_in_a_cached_block_and_drops_the_step(rotations):
 def test_bad_matrices_are_named(rotations, matrices, match):
     with pytest.raises(ValueError, match=match):
         rotations.set(matrices)
+
+
+def test_an_equal_one_goes_on_from_the_extra_state(rotations):
+    step_tangent(rotations, [skew(seed, 0.5) for seed in range(T)])
+    rotations.matrices()
+    twin = Rotations(T, D, paddle.float64)
+    twin.set_extra_state(rotations.extra_state())
+    assert twin.extra_state() == rotations.extra_state() != Rotations(1, 2, "float32").extra_state()
+
+
+def test_a_gradient_is_added_as_by_a_backward_pass():
+    parameter = paddle.create_parameter([2], "float32")
+    for _ in range(3):
+        add_gradient(parameter, paddle.to_tensor([1.0, 2.0]))
+    assert parameter.grad.tolist() == [3, 6]
 
 
 def test_clipping_and_decay_leave_them_alone(rotations):

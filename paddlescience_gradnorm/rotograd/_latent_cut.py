@@ -10,8 +10,9 @@ from typing import Any
 
 import paddle
 
-from paddlescience_gradnorm.balancing.rotograd import FactoredGradients, LatentGradients
+from paddlescience_gradnorm._paddle import has_hooks
 from paddlescience_gradnorm.network.fc_net import FCNet
+from paddlescience_gradnorm.rotograd._gradients import FactoredGradients, LatentGradients
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,12 @@ class LatentSpace:
     Args:
         shape: Those that are rotated together, as one vector of D numbers.
         post_shape: Those that follow and are left as they are.
+
+    Examples:
+        >>> import paddle
+        >>> space = LatentSpace((3,), post_shape=(4,))
+        >>> list(space.to_rows(paddle.ones([8, 3, 4])).shape)
+        [32, 3]
     """
 
     shape: tuple[int, ...]
@@ -37,7 +44,12 @@ class LatentSpace:
         return math.prod(self.post_shape)
 
     def check(self, latent: Any) -> None:
-        """Raise a ``TypeError`` or ``ValueError`` if this is not such a representation."""
+        """Raise an error if this is not such a representation.
+
+        Raises:
+            TypeError: It is no tensor.
+            ValueError: Its shape has another end.
+        """
         trailing = [*self.shape, *self.post_shape]
         if not isinstance(latent, paddle.Tensor):
             raise TypeError(f"the backbone must return a tensor first, got {latent!r}")
@@ -102,23 +114,23 @@ class LatentCut:
             self._outputs.append(output)
             self._entries.append(rotation.t())
             return head(output)
-        # (Z R^T) W = Z (R^T W), and R^T W costs next to nothing, nor does its gradient.
+        # (Z R^T) W = Z (R^T W). R^T W costs next to nothing, and so does its gradient.
         entry = paddle.matmul(rotation, first.weight, transpose_x=True)
         output = paddle.nn.functional.linear(self._detached, entry, first.bias)
         output.retain_grads()
         self._outputs.append(output)
         self._entries.append(entry.detach())
-        if head is first and not head._forward_post_hooks:
-            return output  # which is all that its call would do
+        if head is first:
+            return output  # its call would do no more
         with _answering(first, output):
             return head(self._detached)
 
     def has_gradients(self) -> bool:
-        """Whether the losses have asked for anything of this pass."""
+        """Whether the losses depend on anything of this pass."""
         return any(output.grad is not None for output in self._outputs)
 
     def output_gradient(self, task: int) -> paddle.Tensor | None:
-        """What the losses' backward has left where this head reads, shape [N, M]."""
+        """The losses' gradient on what this head reads, shape [N, M]; None without one."""
         output = self._outputs[task]
         if output.grad is None:
             return None
@@ -129,6 +141,10 @@ class LatentCut:
 
 def latent_gradients(cuts: Sequence[LatentCut], dtype: paddle.dtype) -> LatentGradients:
     """The losses' gradients on the representations of all cuts, one after the other.
+
+    Args:
+        cuts: Passes through the same heads, after the losses' backward pass.
+        dtype: Of the result.
 
     Raises:
         ValueError: A head has got no gradient.
@@ -141,7 +157,7 @@ def latent_gradients(cuts: Sequence[LatentCut], dtype: paddle.dtype) -> LatentGr
                 f"no loss depends on the prediction of heads[{task}]; every head needs a loss "
                 "that does (a prediction also loses its dependence when it is detached)"
             )
-        # A head that no loss asks at some of the points has no gradient there.
+        # A head that no loss uses at some of the points has no gradient there.
         rows = [
             paddle.zeros([cut.n_rows, entry.shape[1]], entry.dtype) if part is None else part
             for part, cut in zip(parts, cuts)
@@ -158,8 +174,8 @@ def latent_gradients(cuts: Sequence[LatentCut], dtype: paddle.dtype) -> LatentGr
 
 
 def _first_linear(layer: paddle.nn.Layer) -> paddle.nn.Linear | None:
-    """The trainable linear layer through which alone the layer reads its input, if it is known."""
-    if layer._forward_pre_hooks or "forward" in layer.__dict__:
+    """The trainable linear layer that alone reads the layer's input; None if it is not known."""
+    if has_hooks(layer) or "forward" in layer.__dict__:
         return None
     if type(layer) is paddle.nn.Linear:
         return None if layer.weight.stop_gradient else layer
@@ -173,7 +189,7 @@ def _first_linear(layer: paddle.nn.Layer) -> paddle.nn.Linear | None:
 
 @contextmanager
 def _answering(layer: paddle.nn.Layer, output: paddle.Tensor) -> Iterator[None]:
-    """The layer's next call returns this, whatever it is given; its hooks run as ever."""
+    """The layer's next call returns this output, whatever it is given."""
 
     def forward(*_: Any) -> paddle.Tensor:
         del layer.__dict__["forward"]  # the head may use the layer again

@@ -3,8 +3,8 @@ import paddle
 import pytest
 
 from paddlescience_gradnorm import FCNet, NetworkBase
-from paddlescience_gradnorm.balancing.rotograd import FactoredGradients
-from paddlescience_gradnorm.network.latent_cut import LatentCut, LatentSpace, latent_gradients
+from paddlescience_gradnorm.rotograd._gradients import FactoredGradients
+from paddlescience_gradnorm.rotograd._latent_cut import LatentCut, LatentSpace, latent_gradients
 
 N, D = 8, 6
 

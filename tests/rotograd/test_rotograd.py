@@ -52,7 +52,6 @@ def train(model, steps, steppers=None, start=0):
 # The mathematics.
 
 
-@pytest.mark.usefixtures("both_operators")
 def test_reference_is_reproduced(rotograd_reference):
     arrays = rotograd_reference.arrays
     cls = getattr(paddlescience_gradnorm, rotograd_reference.class_name)
@@ -260,7 +259,6 @@ def test_cooperation_trains_rotations_on_the_tasks_too(cls, float64):
 # Faults.
 
 
-@pytest.mark.usefixtures("both_operators")
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_nan_loss_is_reported_and_not_learned_from(cls):
     model = build(cls)
@@ -268,8 +266,9 @@ def test_a_nan_loss_is_reported_and_not_learned_from(cls):
     rotations = model.rotation.numpy()
     bad = losses(model)
     bad[1] = bad[1] * float("nan")
-    with pytest.warns(RuntimeWarning, match="step 2: losses .*nan"):
+    with pytest.warns(RuntimeWarning, match="step 2: losses .*nan") as record:
         model.backward(bad)
+    assert record[0].filename == __file__
     assert np.isnan(model.backbone[0].weight.grad.numpy()).any()
     assert (model.rotation_gradient.numpy() == 0).all()  # what the optimizer has got
     for parameter in model.mtl_parameters():
@@ -328,11 +327,14 @@ def test_conversion_keeps_rotations_and_counts_precise():
     model = build()
     train(model, 2)
     rotations = model.rotation.numpy()
-    for dtype in ("bfloat16", "float64"):
+    for dtype in ("bfloat16", "float64", "float32"):
         model.to(dtype=dtype)
         assert model.backbone[0].weight.dtype == getattr(paddle, dtype)
         np.testing.assert_allclose(model.rotation.numpy(), rotations, rtol=1e-6)
         assert model.references.step_count.dtype == paddle.int64
+        assert model.references.initial_losses.dtype == paddle.float64
+    assert model.rotation.dtype == paddle.float32
+    model.to(dtype="float64")
     train(model, 2)
     assert model.rotation.dtype == paddle.float64
 
