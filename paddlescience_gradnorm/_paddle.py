@@ -1,0 +1,283 @@
+"""The private parts of Paddle that this package needs, each with its reason.
+
+Nothing else in the package uses private names of Paddle. Each entry says what it does, why
+nothing public serves, and what would replace it. ``tests/test_paddle.py`` runs all of them on
+Paddle 3.3 and 2.6.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import math
+import sys
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple
+
+import paddle
+from paddle.base.framework import EagerParamBase, _dygraph_tracer
+from paddle.base.layer_helper import LayerHelper
+
+core: Any = paddle.base.core
+
+# The class of parameters, because pickling must recognise them and unpickling must make them.
+# A public class of parameters that takes a name would replace it.
+Parameter = EagerParamBase
+
+
+def graph_node(tensor: paddle.Tensor) -> Any:
+    """The node that a backward pass from this tensor starts with: ``Tensor.grad_fn``.
+
+    The property is public, but in Paddle 2.6.2 to 3.3.1 it leaks a reference to the node. That
+    would keep the graph of this step, and all tensors in it, forever. A ``grad_fn`` without the
+    leak would replace this.
+    """
+    node = tensor.grad_fn
+    if sys.getrefcount(node) > 2:  # this variable's reference and the call's own
+        ctypes.pythonapi.Py_DecRef(ctypes.py_object(node))
+    return node
+
+
+def host_count(tensor: paddle.Tensor) -> ctypes.c_int64:
+    """The integer in a host tensor, shape [], int64; read and set its ``value``.
+
+    ``Tensor.data_ptr`` is public, but it is not meant for reading and writing memory. After a
+    network's pass ``Tensor.item`` and ``Tensor.fill_`` take 50 us, as much as all else that a step
+    between updates adds. Calls that take a few us would replace this.
+    """
+    if tensor.dtype != paddle.int64:
+        raise _converted(tensor)
+    return ctypes.c_int64.from_address(tensor.data_ptr())
+
+
+def write_on_host(tensor: paddle.Tensor, values: Sequence[float]) -> None:
+    """Overwrite a contiguous float32 or float64 host tensor by its address, as ``host_count``.
+
+    ``Tensor.set_value`` takes 60 us after a network's pass.
+    """
+    kind: Any = ctypes.c_float if tensor.dtype == paddle.float32 else ctypes.c_double
+    if kind is ctypes.c_double and tensor.dtype != paddle.float64:
+        raise _converted(tensor)
+    if len(values) != math.prod(tensor.shape):
+        raise ValueError(f"{len(values)} values do not fit a tensor of shape {tensor.shape}")
+    (kind * len(values)).from_address(tensor.data_ptr())[:] = values
+
+
+def _converted(tensor: paddle.Tensor) -> RuntimeError:
+    return RuntimeError(
+        f"a layer that balances losses holds a tensor of {tensor.dtype}, which its own conversion "
+        "never makes. On Paddle 2.6 Layer.astype of a layer around it does; use .to(dtype=...)"
+    )
+
+
+def found_overflow(scaler: paddle.amp.GradScaler) -> paddle.Tensor:
+    """Whether the scaler has found an overflow; a new tensor for every step that it checks.
+
+    ``GradScaler`` does not tell whether it has skipped a step. A public property would replace
+    this.
+    """
+    return scaler._found_inf
+
+
+def is_amp_on() -> bool:
+    """Whether ``paddle.amp.auto_cast`` is active. Nothing public tells."""
+    return bool(_dygraph_tracer()._amp_level != core.AmpLevel.O0)
+
+
+def has_hooks(layer: paddle.nn.Layer) -> bool:
+    """Whether the layer has forward hooks, so that calling it does more than its ``forward``.
+
+    Public methods add and remove hooks, but none lists them. A public property would replace this.
+    """
+    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
+
+
+def sublayer(layer: paddle.nn.Layer, name: str) -> paddle.nn.Layer | None:
+    """A sublayer by name; None if there is none, even before the layer's ``__init__`` has run.
+
+    Reading it as an attribute would call ``__getattr__``. A ``__getattr__`` that looks for a
+    sublayer would then call itself forever. Nothing public avoids that.
+    """
+    found: paddle.nn.Layer | None = layer.__dict__.get("_sub_layers", {}).get(name)
+    return found
+
+
+def set_num_threads(number: int) -> None:
+    """Set how many threads Paddle's matrix products use. Nothing public does so after the start."""
+    core.set_num_threads(number)
+
+
+def run_custom_op(name: str, *arguments: Any) -> list[paddle.Tensor]:
+    """Call an operator of an extension that has been loaded from a file.
+
+    Only ``cpp_extension.load`` is public, but it compiles and makes its own Python module.
+    """
+    runner: Callable[..., list[paddle.Tensor]]
+    if hasattr(paddle._C_ops, "_run_custom_op"):
+        runner = paddle._C_ops._run_custom_op
+    else:
+        runner = paddle.base.core.eager._run_custom_op  # Paddle 2.6
+    return runner(name, *arguments)
+
+
+def schedule_of(optimizer: paddle.optimizer.Optimizer) -> Any | None:
+    """The optimizer's learning-rate schedule; None if the rate is a plain number.
+
+    ``get_lr`` returns only the rate. A public getter beside ``set_lr_scheduler`` would replace
+    this.
+    """
+    rate = optimizer._learning_rate
+    return rate if isinstance(rate, paddle.optimizer.lr.LRScheduler) else None
+
+
+def parameter_groups(optimizer: paddle.optimizer.Optimizer) -> list[list[paddle.Tensor]]:
+    """The optimizer's parameters by group; one group if it was given plain parameters.
+
+    Nothing public tells. A public ``param_groups`` would replace this.
+    """
+    groups = optimizer._param_groups
+    if groups and isinstance(groups[0], dict):
+        return [list(group["params"]) for group in groups]
+    return [list(groups)]
+
+
+def has_fused_accumulators(optimizer: paddle.optimizer.Optimizer) -> bool:
+    """Whether the optimizer keeps its accumulators in fused tensors (``use_multi_tensor``).
+
+    Nothing public tells.
+    """
+    return bool(getattr(optimizer, "_use_multi_tensor", False))
+
+
+def accumulators(
+    optimizer: paddle.optimizer.Optimizer,
+) -> dict[str, dict[str, paddle.Tensor]]:
+    """Moments and other accumulators, by their name and then by the parameter's name.
+
+    ``state_dict`` joins both names and a running number into one. A state dict in the order of
+    the parameters would replace this.
+    """
+    return {name: dict(tensors) for name, tensors in optimizer._accumulators.items() if tensors}
+
+
+def master_weights(optimizer: paddle.optimizer.Optimizer) -> dict[str, paddle.Tensor]:
+    """The float32 copies of half-precision parameters, by the parameter's name.
+
+    ``state_dict`` has them too, but does not tell before the first step whether they will be
+    made. The same state dict as for ``accumulators`` would replace this.
+    """
+    return dict(optimizer._master_weights)
+
+
+# What an optimizer keeps for its parameters. The last name is a prefix, because Paddle 2.6 and 3
+# spell its end differently.
+_KEPT = ("_accumulators", "_accumulators_holder", "_master_weights", "_opti_name_list", "helper")
+_CREATED = "_already_create_accumul"
+
+
+def with_new_accumulators(
+    optimizer: paddle.optimizer.Optimizer, parameters: Sequence[paddle.Tensor]
+) -> Any:
+    """A copy of the optimizer with new accumulators, for these parameters only.
+
+    An optimizer makes them in its first step, and ``set_state_dict`` neither makes nor removes
+    any. A ``set_state_dict`` that does would replace this.
+    """
+    twin = copy.copy(optimizer)
+    twin._accumulators = defaultdict(dict)
+    twin._accumulators_holder, twin._master_weights, twin._opti_name_list = {}, {}, []
+    for name in vars(optimizer):
+        if name.startswith(_CREATED):
+            setattr(twin, name, set())
+    twin.helper = twin.helper or LayerHelper(type(optimizer).__name__)
+    with warnings.catch_warnings():  # the first step itself warns of half precision
+        warnings.simplefilter("ignore")
+        twin._create_accumulators(paddle.static.default_main_program().global_block(), parameters)
+    return twin
+
+
+def take_accumulators(optimizer: paddle.optimizer.Optimizer, twin: Any) -> None:
+    """Give the optimizer the accumulators of its twin; see ``with_new_accumulators``."""
+    for name in vars(twin):
+        if name in _KEPT or name.startswith(_CREATED):
+            setattr(optimizer, name, getattr(twin, name))
+
+
+def default_generators() -> list[Any]:
+    """The global random generators of the CPU and of all accelerators.
+
+    ``paddle.get_rng_state`` covers one kind of device at a time. On Paddle 2.6 ``set_rng_state``
+    fails if a device is given. Functions that cover all devices would replace this.
+    """
+    generators = [core.default_cpu_generator()]
+    if paddle.is_compiled_with_cuda():
+        number = core.get_cuda_device_count()
+        generators += [core.default_cuda_generator(i) for i in range(number)]
+    if paddle.is_compiled_with_xpu():
+        number = core.get_xpu_device_count()
+        generators += [core.default_xpu_generator(i) for i in range(number)]
+    return generators
+
+
+MERSENNE_WORDS = 312  # in the engine of Paddle's generators, 64 bits each
+
+
+class GeneratorNumbers(NamedTuple):
+    """What the state of a Paddle generator holds.
+
+    ``engine`` holds the ``MERSENNE_WORDS`` words of the Mersenne twister and its position in them.
+    """
+
+    device: int
+    seed: int
+    offset: int
+    engine: list[int]
+
+
+def generator_numbers(state: Any) -> GeneratorNumbers:
+    """The numbers in the state of a generator.
+
+    The state is opaque, and on Paddle 2.6 its pickle lacks the engine. So the engine is read from
+    the end of the state's text. A state that pickles would replace this.
+    """
+    engine = [int(word) for word in str(state).split()[-MERSENNE_WORDS - 1 :]]
+    device, seed, offset = state.__getstate__()[:3]
+    return GeneratorNumbers(device, seed, offset, engine)
+
+
+def generator_state(numbers: GeneratorNumbers) -> Any:
+    """The state of a generator with these numbers, which must be valid.
+
+    The reason and the replacement are those of ``generator_numbers``.
+
+    Raises:
+        RuntimeError: This Paddle keeps the state in an unknown memory layout.
+    """
+    own = paddle.get_rng_state("cpu")[0]
+    kind: Any = type(own)
+    state = kind.__new__(kind)
+    if len(own.__getstate__()) > 3:
+        text = " ".join(map(str, numbers.engine)).encode()
+        # Paddle 3 returns unsigned numbers but takes signed ones.
+        signed = [n - 2**64 if n >= 2**63 else n for n in numbers[:3]]
+        state.__setstate__((*signed, list(text)))
+    else:
+        state.__setstate__(numbers[:3])
+        _write_engine(state, numbers.engine)
+    return state
+
+
+def _write_engine(state: Any, engine: Sequence[int]) -> None:
+    """Set the engine of a state of Paddle 2.6, whose ``__setstate__`` leaves it out.
+
+    Only writing to memory reaches it. After the reference count and the type, a pybind11 object
+    holds a pointer to
+    {int64 device; uint64 seed; uint64 offset; uint64 words[312]; size_t position}.
+    """
+    pointer = ctypes.c_void_p.from_address(id(state) + object.__basicsize__).value
+    memory = (ctypes.c_uint64 * (3 + len(engine))).from_address(pointer or id(state))
+    if list(memory)[3:] != generator_numbers(state).engine:
+        raise RuntimeError(f"Paddle {paddle.__version__} keeps random states in another form")
+    memory[3:] = list(engine)
