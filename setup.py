@@ -41,7 +41,7 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["paddlescience_gradnorm*"]),
-    package_data={"paddlescience_gradnorm": ["py.typed", "operators/*.cc", "operators/*.h"]},
+    package_data={"paddlescience_gradnorm": ["py.typed", "_operators/*.cc", "_operators/*.h"]},
     python_requires=">=3.9",
     install_requires=["numpy>=1.21", "sympy>=1.11", "scipy>=1.8", "tqdm>=4.60"],
     extras_require={

@@ -6,9 +6,9 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlescience_gradnorm import FCNet, operators
-from paddlescience_gradnorm.machine import find_machine
-from paddlescience_gradnorm.network.taylor import propagate
+from paddlescience_gradnorm import FCNet, _operators
+from paddlescience_gradnorm._machine import find_machine
+from paddlescience_gradnorm.network._taylor import propagate
 
 pytestmark = pytest.mark.usefixtures("built_operators")
 LAPLACIAN = [(0, 0), (1, 1)]
@@ -33,9 +33,9 @@ def gradients(net, points):
 
 
 def test_are_built_once_and_found_again():
-    library = operators.built_library()
+    library = _operators.built_library()
     made = library.stat().st_mtime_ns
-    assert operators.build() == library
+    assert _operators.build() == library
     assert library.stat().st_mtime_ns == made
     assert [path.name for path in library.parents[1].iterdir()] == [library.parent.name]
 
@@ -44,12 +44,12 @@ def test_are_built_once_and_found_again():
 def test_another_processor_has_a_library_of_its_own(change):
     here = find_machine()
     other = here._replace(**{change: {"model": "other", "flags": frozenset()}[change]})
-    assert operators.built_library(other) != operators.built_library(here)
+    assert _operators.built_library(other) != _operators.built_library(here)
 
 
 def test_a_process_has_them_if_they_have_been_built(tmp_path):
-    code = "from paddlescience_gradnorm import operators; print(operators.load())"
-    for folder, loads in ((operators.built_library().parents[1], "True"), (tmp_path, "False")):
+    code = "from paddlescience_gradnorm import _operators; print(_operators.load())"
+    for folder, loads in ((_operators.built_library().parents[1], "True"), (tmp_path, "False")):
         process = subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,
@@ -64,18 +64,18 @@ def test_a_compiler_that_is_missing_or_fails_is_named_and_leaves_nothing(tmp_pat
     monkeypatch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(RuntimeError, match=r"no C\+\+ compiler"):
-        operators.build()
+        _operators.build()
     monkeypatch.delenv("CXX")
-    monkeypatch.setattr(operators, "_compiler_flags", lambda: ["-no-such-flag"])
+    monkeypatch.setattr(_operators, "_compiler_flags", lambda: ["-no-such-flag"])
     with pytest.raises(RuntimeError, match="no-such-flag"):
-        operators.build()
+        _operators.build()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_elsewhere_than_on_linux_they_are_not_built(tmp_path, monkeypatch):
     monkeypatch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path))
     with pytest.raises(RuntimeError, match="Linux only, this is Darwin"):
-        operators.build(find_machine()._replace(system="Darwin"))
+        _operators.build(find_machine()._replace(system="Darwin"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -86,10 +86,10 @@ def test_tanh_is_exact_to_rounding_from_the_smallest_number_up(loaded, dtype):
     x = np.concatenate([x, -x, [np.inf, -np.inf, info.max]])
     one, zero = paddle.ones([1, 1], dtype), paddle.zeros([1], dtype)
     points = paddle.to_tensor(x.reshape(-1, 1), dtype)
-    ours = operators.tanh_jet(points, [one], [zero], [], []).numpy().ravel()
+    ours = _operators.tanh_jet(points, [one], [zero], [], []).numpy().ravel()
     expected = np.tanh(x.astype(np.longdouble))
     np.testing.assert_allclose(ours, expected, rtol=3 * info.eps, atol=0)
-    assert np.isnan(operators.tanh_jet(points * np.nan, [one], [zero], [], []).numpy()).all()
+    assert np.isnan(_operators.tanh_jet(points * np.nan, [one], [zero], [], []).numpy()).all()
 
 
 @pytest.mark.parametrize("n_points", [1, 63, 64, 65, 200])
@@ -127,10 +127,16 @@ def test_a_second_differentiation_is_refused_by_name(loaded):
 
 def test_what_they_are_not_made_for_is_left_to_paddle(loaded):
     x = paddle.rand([3])
-    assert operators.apply_to(x, x)
-    assert not operators.apply_to(x, x.astype("float64"))
-    assert not operators.apply_to(x.astype("float16"))
-    wide = FCNet(operators.MOST_FIRSTS + 1, 1, 3, 5)
-    points = paddle.rand([4, operators.MOST_FIRSTS + 1])
-    indices = [(i,) for i in range(operators.MOST_FIRSTS + 1)]
+    assert _operators.apply_to(x, x)
+    assert not _operators.apply_to(x, x.astype("float64"))
+    assert not _operators.apply_to(x.astype("float16"))
+    wide = FCNet(_operators.MOST_FIRSTS + 1, 1, 3, 5)
+    points = paddle.rand([4, _operators.MOST_FIRSTS + 1])
+    indices = [(i,) for i in range(_operators.MOST_FIRSTS + 1)]
     assert len(propagate(list(wide.linears), points, indices)) == len(indices)
+
+
+def test_loading_again_does_not_register_the_operator_twice(built_operators):
+    for _ in range(2):  # Paddle would abort the process
+        _operators.loaded = False
+        assert _operators.load() and _operators.loaded

@@ -72,7 +72,7 @@ std::vector<paddle::Tensor> RefuseSecond(const paddle::Tensor& points,
                                          const std::vector<int>& pairs) {
   PD_THROW(
       "the C++ operator for an FCNet's derivatives can be differentiated once in the "
-      "parameters, not twice; start without tune_cpu() or operators.load() for that");
+      "parameters, not twice; start without tune_cpu() for that");
 }
 
 std::vector<std::vector<int64_t>> Shape(const std::vector<int64_t>& points,

@@ -1,7 +1,7 @@
-"""Operators in C++, compiled on the user's machine for its processor; an option.
+"""An operator in C++ for a network's derivatives, compiled on the user's machine.
 
-Without them everything works, in Paddle's own operators. ``build`` compiles them once,
-``load`` makes this process use them; ``tune_cpu`` does both.
+It is an option: without it everything works in Paddle's own operators. ``build`` compiles it
+once, ``load`` makes this process use it, and ``tune_cpu`` does both.
 """
 
 from __future__ import annotations
@@ -14,38 +14,39 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
-from typing import Callable
 
 import paddle
 from paddle.utils import cpp_extension
 
-from paddlescience_gradnorm.machine import LIBRARIES, Machine, find_machine
-from paddlescience_gradnorm.operators import balancing
+from paddlescience_gradnorm import _paddle
+from paddlescience_gradnorm._machine import LIBRARIES, Machine, find_machine
+
+MOST_FIRSTS = 16  # that tanh_jet has room for
+# Whether this process uses the operator, and whether Paddle knows it, which aborts the process if
+# it is told of an operator twice.
+loaded = False
+_is_registered = False
 
 _NAME = "gradnorm_operators"
-_SOURCES = tuple(
-    Path(__file__).with_name(name) for name in ("balancing.cc", "tanh_jet.cc", "tanh_jet.h")
-)
-MOST_FIRSTS = 16  # that tanh_jet has room for
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("tanh_jet.cc", "tanh_jet.h"))
 
 _DTYPES = (paddle.float32, paddle.float64)
 _NOTHING_BUT_CPU = paddle.device.get_all_device_type() == ["cpu"]
 
 
 def build(machine: Machine | None = None) -> Path:
-    """Compile the operators, which takes about 25 s, unless that has been done.
+    """Compile the operator, which takes about 25 s, unless that has been done.
 
-    The library is kept where Paddle keeps such extensions (``PADDLE_EXTENSION_DIR``, or a
-    folder in ``~/.cache``), one for each Paddle, processor and version of the sources.
+    The library is kept where Paddle keeps such extensions: in ``PADDLE_EXTENSION_DIR``, or in a
+    folder of ``~/.cache``. There is one for each Paddle, processor and version of the sources.
 
     Returns:
         The library's path.
 
     Raises:
         RuntimeError: This is not Linux, setuptools or a C++ compiler is missing, or the
-            compiler fails; the message says what it had to say.
+            compiler fails. The message holds what the compiler has printed.
     """
     library = built_library(machine)
     if library.exists():
@@ -55,7 +56,7 @@ def build(machine: Machine | None = None) -> Path:
         raise RuntimeError(f"the operators cannot be built: {missing}")
     root = library.parents[1]
     root.mkdir(parents=True, exist_ok=True)
-    # Under another name, so that nobody loads half a library, and renamed when it is whole.
+    # It is built under another name and then renamed, so that nobody loads half a library.
     with tempfile.TemporaryDirectory(prefix="building-", dir=root) as folder:
         sources = [str(source) for source in _SOURCES if source.suffix == ".cc"]
         code = (
@@ -89,28 +90,25 @@ def built_library(machine: Machine | None = None) -> Path:
 
 
 def load() -> bool:
-    """Use the operators from now on, if they have been built for this machine.
+    """Use the operator from now on, if it has been built for this machine.
 
     Returns:
-        Whether this process has them.
+        Whether this process uses it.
     """
-    if balancing.module is None:
-        library = built_library()
-        if library.exists():
+    global loaded, _is_registered
+    library = built_library()
+    if not loaded and library.exists():
+        if not _is_registered:
             cpp_extension.load_op_meta_info_and_register_op(str(library))
-            loader = ExtensionFileLoader(_NAME, str(library))
-            spec = importlib.util.spec_from_loader(_NAME, loader, origin=str(library))
-            assert spec is not None  # there is always one for a loader
-            balancing.module = importlib.util.module_from_spec(spec)
-            loader.exec_module(balancing.module)
-    return balancing.module is not None
+        loaded = _is_registered = True
+    return loaded
 
 
 def apply_to(*tensors: paddle.Tensor) -> bool:
-    """Whether the operators are there and made for these tensors, all of the same dtype."""
-    if balancing.module is None or not paddle.in_dynamic_mode():
+    """Whether the operator is loaded and made for these tensors, all of the same dtype."""
+    if not loaded or not paddle.in_dynamic_mode():
         return False
-    # `in` a tuple, for it looks first whether they are the same object: == takes 1 us.
+    # `in` a tuple looks first whether they are the same object, because == takes 1 us.
     dtype = (tensors[0].dtype,)
     if dtype[0] not in _DTYPES:
         return False
@@ -129,7 +127,8 @@ def tanh_jet(
 ) -> paddle.Tensor:
     """Value and derivatives of tanh layers in their inputs, all layers and parts in one.
 
-    Differentiable once, with respect to weights and biases; a second time is an error.
+    The result can be differentiated once, with respect to weights and biases. A second time is
+    an error.
 
     Args:
         points: Inputs, shape [N, d], float32 or float64, on the CPU.
@@ -143,16 +142,7 @@ def tanh_jet(
     """
     flat = [k for pair in pairs for k in pair]
     arguments = (points, list(weights), list(biases), list(firsts), flat)
-    return _run_custom_op("gradnorm_tanh_jet", *arguments)[0]
-
-
-def _find_runner() -> Callable[..., list[paddle.Tensor]]:
-    if hasattr(paddle._C_ops, "_run_custom_op"):
-        return paddle._C_ops._run_custom_op
-    return paddle.base.core.eager._run_custom_op  # Paddle 2.6
-
-
-_run_custom_op = _find_runner()
+    return _paddle.run_custom_op("gradnorm_tanh_jet", *arguments)[0]
 
 
 def _missing(machine: Machine) -> str:
@@ -170,8 +160,8 @@ def _compiler_flags() -> list[str]:
 
 
 def _linker_flags() -> list[str]:
-    # The OpenMP of Paddle's MKL, where there is one: two of them in a process would each
-    # have threads waiting for work and keeping the other's from it.
+    # The OpenMP of Paddle's MKL, where there is one. Of two in one process each would have
+    # threads that wait for work and keep the other's threads from theirs.
     if (LIBRARIES / "libiomp5.so").exists():
         return [f"-L{LIBRARIES}", "-l:libiomp5.so", f"-Wl,-rpath,{LIBRARIES}"]
     return ["-fopenmp"]
