@@ -7,13 +7,6 @@ from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
 from typing import TYPE_CHECKING
 
-if _find_spec("paddle") is None:
-    raise ImportError(
-        "paddlescience_gradnorm needs PaddlePaddle, which is not installed. Install "
-        "one of its two distributions through an extra: "
-        "pip install 'paddlescience_gradnorm[cpu]', or [gpu] on a machine with CUDA."
-    )
-
 __version__ = "0.1.0"
 __all__ = [
     "FCNet",
@@ -27,8 +20,8 @@ __all__ = [
     "cached",
 ]
 
-# Imported as they are asked for: `python -m paddlescience_gradnorm --help` answers without Paddle,
-# which takes seconds to load.
+# Imported as they are asked for: the balancing rules need no Paddle, and
+# `python -m paddlescience_gradnorm --help` answers without it, which takes seconds to load.
 if TYPE_CHECKING:
     from paddlescience_gradnorm.balancing import LossBalancer
     from paddlescience_gradnorm.network import (
@@ -43,10 +36,16 @@ if TYPE_CHECKING:
 else:  # a type checker would take every name for one that is there
 
     def __getattr__(name):
+        if name not in (*__all__, "balancing", "network"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name != "balancing" and _find_spec("paddle") is None:
+            raise ImportError(
+                "paddlescience_gradnorm needs PaddlePaddle, which is not installed. Install "
+                "one of its two distributions through an extra: "
+                "pip install 'paddlescience_gradnorm[cpu]', or [gpu] on a machine with CUDA."
+            )
         if name in ("balancing", "network"):
             return _import_module(f"{__name__}.{name}")
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = "balancing" if name == "LossBalancer" else "network"
         globals()[name] = value = getattr(_import_module(f"{__name__}.{module}"), name)
         return value

@@ -9,17 +9,25 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlescience_gradnorm import FCNet, operators
-from paddlescience_gradnorm.machine import find_machine
+from paddlescience_gradnorm import FCNet, _operators
+from paddlescience_gradnorm._machine import find_machine
 
 DATA = Path(__file__).parent / "data"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_operators_of_the_user(tmp_path_factory):
+    """Nothing that has been built on this machine before is used."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path_factory.mktemp("extensions")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _fresh_paddle():
-    """Every test starts from the same seed, without operators in C++, and leaves float32."""
+    """Every test starts from the same seed, without the operator in C++, and leaves float32."""
     paddle.seed(0)
-    operators.balancing.module = None
+    _operators.loaded = False
     yield
     paddle.set_default_dtype("float32")
 
@@ -30,32 +38,28 @@ def float64():
 
 
 @pytest.fixture(scope="session")
-def built_operators(tmp_path_factory):
-    """The operators in C++, built for this session; ``cpp`` makes them act."""
-    missing = operators._missing(find_machine())
+def built_operators(_no_operators_of_the_user):
+    """The operator in C++, built for this session; ``cpp`` makes it act."""
+    missing = _operators._missing(find_machine())
     if missing:
         pytest.skip(missing)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path_factory.mktemp("extensions")))
-        operators.build()
-        assert operators.load()
-        yield operators.balancing.module
+    _operators.build()
+    assert _operators.load()
 
 
 @pytest.fixture
 def cpp(built_operators, monkeypatch):
-    """Makes the operators in C++ act, or not."""
+    """Makes the operator in C++ act, or not."""
 
     def act(whether):
-        module = built_operators if whether else None
-        monkeypatch.setattr(operators.balancing, "module", module)
+        monkeypatch.setattr(_operators, "loaded", whether)
 
     return act
 
 
 @pytest.fixture(params=["paddle", "cpp"])
 def both_operators(request):
-    """Runs a test twice: with Paddle's operators alone, and with those in C++."""
+    """Runs a test of derivatives twice: by Paddle's operators alone, and by the one in C++."""
     if request.param == "cpp":
         request.getfixturevalue("cpp")(True)
 

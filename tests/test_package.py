@@ -15,12 +15,31 @@ def run(code):
     )
 
 
-def test_without_paddle_the_import_says_which_extra_to_install():
-    result = run("import sys; sys.modules['paddle'] = None; import paddlescience_gradnorm")
+WITHOUT_PADDLE = "import sys; sys.modules['paddle'] = None\n"
+
+
+@pytest.mark.parametrize(
+    "name", [*(name for name in paddlescience_gradnorm.__all__ if name[0] != "_"), "network"]
+)
+def test_without_paddle_a_name_that_needs_it_says_which_extra_to_install(name):
+    result = run(WITHOUT_PADDLE + f"from paddlescience_gradnorm import {name}")
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: paddlescience_gradnorm needs PaddlePaddle")
     assert "pip install 'paddlescience_gradnorm[cpu]'" in last and "[gpu]" in last
+
+
+def test_without_paddle_all_other_names_are_there():
+    result = run(
+        WITHOUT_PADDLE + "import paddlescience_gradnorm as package\n"
+        "from paddlescience_gradnorm import __version__, balancing\n"
+        "assert package.balancing is balancing and callable(balancing.find_rule)\n"
+        "assert set(package.__all__) <= set(dir(package))\n"
+        "try: package.no_such_name\n"
+        "except AttributeError as error: print(error)"
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().endswith("has no attribute 'no_such_name'")
 
 
 def test_public_names_are_there():

@@ -1,6 +1,33 @@
-"""Loss balancing: knows tensors, losses and weights, and no network."""
+"""Loss balancing: rules, and the balancer that measures each step and applies them.
 
-from paddlescience_gradnorm.balancing.algorithm import GradNormRule, PinnRule
-from paddlescience_gradnorm.balancing.balancer import LossBalancer
+No module here needs a network. ``Measurement``, ``Rule`` and ``balancing.rules`` need numpy only.
+"""
 
-__all__ = ["GradNormRule", "LossBalancer", "PinnRule"]
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+
+from paddlescience_gradnorm.balancing.measurement import Measurement
+from paddlescience_gradnorm.balancing.rule import GradientRule, GradientStep, Rule
+from paddlescience_gradnorm.balancing.rules import RULES, GradNormRule, PinnRule, find_rule
+
+__all__ = [
+    "RULES",
+    "GradNormRule",
+    "GradientRule",
+    "GradientStep",
+    "LossBalancer",
+    "Measurement",
+    "PinnRule",
+    "Rule",
+    "find_rule",
+]
+
+if TYPE_CHECKING:
+    from paddlescience_gradnorm.balancing.balancer import LossBalancer
+else:
+
+    def __getattr__(name):
+        # Imported on first use, because it needs Paddle and the rules do not.
+        if name != "LossBalancer":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _import_module(f"{__name__}.balancer").LossBalancer

@@ -1,4 +1,4 @@
-"""FCNet: a fully connected network, the usual one of a PINN."""
+"""FCNet: a fully connected network, the usual choice for a PINN."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import paddle
 
-from paddlescience_gradnorm import arguments
+from paddlescience_gradnorm import _arguments
+from paddlescience_gradnorm._paddle import has_hooks
+from paddlescience_gradnorm.network._taylor import propagate
 from paddlescience_gradnorm.network.network_base import NetworkBase
-from paddlescience_gradnorm.network.taylor import propagate
 
 
 class FCNet(NetworkBase):
@@ -25,8 +26,8 @@ class FCNet(NetworkBase):
         activation: Name of a function in ``paddle.nn.functional``.
 
     Raises:
-        TypeError: A size is not an integer, or ``activation`` is no string.
-        ValueError: A size is below its minimum, or the activation is not known.
+        TypeError: A size is not an integer, or ``activation`` is not a string.
+        ValueError: A size is below its minimum, or the activation is unknown.
 
     Examples:
         >>> import paddle
@@ -46,10 +47,10 @@ class FCNet(NetworkBase):
         activation: str = "tanh",
     ) -> None:
         super().__init__()
-        arguments.integer("num_ins", num_ins, at_least=1)
-        arguments.integer("num_outs", num_outs, at_least=1)
-        arguments.integer("num_layers", num_layers, at_least=2)
-        arguments.integer("hidden_size", hidden_size, at_least=1)
+        _arguments.integer("num_ins", num_ins, at_least=1)
+        _arguments.integer("num_outs", num_outs, at_least=1)
+        _arguments.integer("num_layers", num_layers, at_least=2)
+        _arguments.integer("hidden_size", hidden_size, at_least=1)
         if not isinstance(activation, str):
             raise TypeError(f"activation must be a string, got {activation!r}")
         if not callable(getattr(paddle.nn.functional, activation, None)):
@@ -75,7 +76,7 @@ class FCNet(NetworkBase):
     def nn_func(self, ins: paddle.Tensor) -> paddle.Tensor:
         """Outputs of shape [N, num_outs] at inputs of shape [N, num_ins]."""
         activation = getattr(paddle.nn.functional, self.activation)
-        *hidden_layers, last = self.linears  # a slice would be a new LayerList, 70 us
+        *hidden_layers, last = self.linears  # a slice builds a new LayerList in 70 us
         hidden = ins
         for linear in hidden_layers:
             hidden = activation(linear(hidden))
@@ -84,9 +85,9 @@ class FCNet(NetworkBase):
     def partial_derivatives(
         self, ins: paddle.Tensor, indices: Sequence[tuple[int, ...]]
     ) -> list[paddle.Tensor] | None:
-        """Derivatives of the outputs in the inputs, faster than by ``paddle.grad``.
+        """Derivatives of the outputs in the inputs, faster than with ``paddle.grad``.
 
-        A residual asks for this and differentiates the network itself if it gets ``None``.
+        A residual calls this, and differentiates the network itself if it gets ``None``.
 
         Args:
             ins: Inputs, shape [N, num_ins].
@@ -94,8 +95,8 @@ class FCNet(NetworkBase):
                 (0, 1) the second derivative in inputs 0 and 1.
 
         Returns:
-            A tensor of shape [N, num_outs] for each index; or ``None`` if one is of an order
-            above 2, or this is no longer the plain tanh network that the formulas are for.
+            A tensor of shape [N, num_outs] for each index; or ``None`` if an order is above 2
+            or the formulas do not apply, because this is not a plain tanh network.
 
         Examples:
             >>> import paddle
@@ -115,7 +116,7 @@ class FCNet(NetworkBase):
             and type(self).nn_func is FCNet.nn_func
             and type(self).forward is FCNet.forward
             and not any("forward" in layer.__dict__ for layer in layers)
-            and not any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in layers)
+            and not any(map(has_hooks, layers))
             and all(type(x) is paddle.nn.Linear and x.bias is not None for x in self.linears)
         )
 
@@ -124,5 +125,5 @@ class FCNet(NetworkBase):
         return self.linears[-1].weight
 
     def get_shared_layer(self) -> paddle.Tensor:
-        """Same as ``get_last_shared_layer``, the hook's other name."""
+        """Same as ``get_last_shared_layer``, under the hook's other name."""
         return self.get_last_shared_layer()

@@ -8,25 +8,27 @@ from typing import Any, Callable, Union
 import numpy as np
 import paddle
 
-from paddlescience_gradnorm.balancing.algorithm import GradNormRule, Rule, find_rule
-from paddlescience_gradnorm.balancing.balancer import LossBalancer, Shared
-from paddlescience_gradnorm.balancing.losses import Losses
+from paddlescience_gradnorm import _paddle
+from paddlescience_gradnorm.balancing._losses import Losses
+from paddlescience_gradnorm.balancing._options import Shared
+from paddlescience_gradnorm.balancing.balancer import LossBalancer
+from paddlescience_gradnorm.balancing.rule import GradientRule, Rule
+from paddlescience_gradnorm.balancing.rules import find_rule
+from paddlescience_gradnorm.network._shared_layer import find_shared
 from paddlescience_gradnorm.network.network_base import NetworkBase
-from paddlescience_gradnorm.network.shared_layer import find_shared
 
-# Of the weights by a rule that no optimizer can step.
+# Default weight_lr for a rule without a gradient, whose weights no optimizer can step.
 _OWN_RATE = 0.01
 
 
 class _ForwardOfTheNetwork:
-    """The wrapped network's own forward, with its signature, which exporting needs."""
+    """The wrapped network's own forward, because exporting needs its signature."""
 
     def __get__(self, instance: Any, owner: type) -> Callable[..., Any]:
         if instance is None:
             return NetworkBase.forward  # paddle.jit.save looks for functions of the class
         net = instance.net
-        hooked = net._forward_pre_hooks or net._forward_post_hooks
-        forward: Callable[..., Any] = net.__call__ if hooked else net.forward
+        forward: Callable[..., Any] = net.__call__ if _paddle.has_hooks(net) else net.forward
         return forward
 
     def __set__(self, instance: Any, value: Callable[..., Any]) -> None:
@@ -34,41 +36,38 @@ class _ForwardOfTheNetwork:
 
 
 class GradNorm(NetworkBase):
-    """Wraps a network and balances its losses; stands wherever the bare network stood.
+    """Wraps a network and balances its losses; use it in place of the bare network.
 
-    Source: Chen et al., "GradNorm", ICML 2018, arXiv:1711.02257. What GradNorm does
-    not have itself is read from, and written to, the wrapped network.
+    Source: Chen et al., "GradNorm", ICML 2018, arXiv:1711.02257. Attributes that GradNorm does
+    not have itself are read from, and written to, the wrapped network.
 
     Args:
         net: The network, any Paddle layer.
         n_loss: Number of losses T, at least 2.
-        alpha: Strength of the pull towards equal training rates, at least 0. With it alone the
-            rule is the paper's; without it ``rule="pinn"``, which is made for PINNs.
-        weight_attr: Weights of the first step, ``n_loss`` positive numbers; all 1 by
-            default. By the published rule they sum to ``n_loss`` from the second step on. In a run
-            that is resumed from a state dict, which has no names in it, losses given as a
-            dict must come in the same order.
-        shared: The shared parameters: a parameter, a layer, a list of either, a
-            callable that picks one of these from the network, or ``"all"``, which is the
-            default of ``"pinn"``. That of the published rule is what the network's
-            ``get_last_shared_layer()`` returns, or else its ``get_shared_layer()``;
-            PaddleScience's architectures need neither.
-        weight_lr: ``None``: the weights are among ``parameters()``, and the caller's
-            optimizer steps them. A number: GradNorm steps them itself at this rate,
-            by plain gradient descent, and they are not among ``parameters()``. (They
-            are among those of a layer that contains this one; without a gradient,
-            an optimizer leaves them alone.) ``rule="pinn"`` always steps them itself, at
-            0.01 unless this says otherwise, in the logarithm.
-        warmup_steps: Number of updates over which the rate grows to ``weight_lr``.
-        update_every: Update the weights on every this-many-th step only; by default every
-            10th by ``"pinn"``, and every one by the published rule.
-        floor: The smallest weight allowed, in (0, 1).
-        rule: ``"published"``, ``"pinn"``, or a ``PinnRule``: see ``LossBalancer``.
-        residuals: Which losses are residuals of equations: see ``LossBalancer``.
+        alpha: Strength of the pull towards equal training rates, at least 0. It selects the
+            paper's rule if ``rule`` is not given. Without both the rule is ``"pinn"``, which is
+            made for PINNs.
+        weight_attr: Weights of the first step, ``n_loss`` positive numbers; all 1 by default.
+            With the published rule they sum to ``n_loss`` from the second step on. A state dict
+            holds no names, so a dict of losses must keep its order in a resumed run.
+        shared: The shared parameters: a parameter, a layer, a list of either, a callable that
+            picks one of these from the network, or ``"all"``. The default is ``"all"`` for
+            ``"pinn"``. For the published rule it is what the network's
+            ``get_last_shared_layer()`` or else ``get_shared_layer()`` returns; PaddleScience's
+            architectures need neither.
+        weight_lr: ``None``: the weights are among ``parameters()``, and the caller's optimizer
+            steps them. A number: GradNorm steps them itself at this rate, and they are not among
+            ``parameters()``. (A layer that contains this one still lists them, but they have no
+            gradient, so an optimizer leaves them alone.) With a rule without a gradient, such as
+            ``"pinn"``, GradNorm always steps them itself, by default at 0.01.
+        rule: ``"published"``, ``"pinn"``, or a ``Rule``, which may be your own.
+        **options: Further options of ``LossBalancer``: ``equations``, ``update_every``,
+            ``warmup_steps``, ``floor``.
 
     Raises:
-        TypeError: An argument is of the wrong type, such as a ``net`` that is no layer.
-        ValueError: An argument is out of range, or there is no shared layer to be found.
+        TypeError: An argument is of the wrong type, such as a ``net`` that is not a layer, or an
+            option does not exist.
+        ValueError: An argument is out of range, or no shared layer is found.
 
     Examples:
         >>> import paddle
@@ -93,33 +92,36 @@ class GradNorm(NetworkBase):
         *,
         shared: Union[Shared, str, Callable[[Any], Shared], None] = None,
         weight_lr: float | None = None,
-        warmup_steps: int = 0,
-        update_every: int | None = None,
-        floor: float = 1e-3,
         rule: Union[str, Rule, None] = None,
-        residuals: Sequence[Union[int, str]] = (0,),
+        **options: Any,
     ) -> None:
         super().__init__()
         if not isinstance(net, paddle.nn.Layer):
             raise TypeError(f"net must be a paddle.nn.Layer, got {type(net).__name__} {net!r}")
         rule = find_rule(rule, alpha)
-        if weight_lr is None and not isinstance(rule, GradNormRule):
+        if weight_lr is None and not isinstance(rule, GradientRule):
             weight_lr = _OWN_RATE
         self.balancer = LossBalancer(
             find_shared(net, shared, rule),
             n_loss,
-            lr=weight_lr,
-            warmup_steps=warmup_steps,
+            weight_lr=weight_lr,
             weight_attr=weight_attr,
-            update_every=update_every,
-            floor=floor,
             rule=rule,
-            residuals=residuals,
+            **options,
         )
+        self._caller_steps = weight_lr is None  # first, or a network could claim it
         self.net = net
+
+    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        """The wrapped network's output, after the weights of the last step have been settled."""
+        if self._caller_steps:  # a loop that forms the weighted sum itself reads them next
+            self.balancer.settle()
+        return super().__call__(*inputs, **kwargs)
 
     def nn_func(self, ins: paddle.Tensor) -> paddle.Tensor:
         """The wrapped network's output, shape [N, num_outs], at inputs of shape [N, num_ins]."""
+        if self._caller_steps:
+            self.balancer.settle()
         return self.forward(ins)
 
     forward = _ForwardOfTheNetwork()
@@ -129,13 +131,13 @@ class GradNorm(NetworkBase):
             return super().__getattr__(name)
         except AttributeError:
             net = self._wrapped()
-            if net is None:  # before __init__, in copying and unpickling
+            if net is None:  # before __init__, while copying or unpickling
                 raise
         return getattr(net, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Read from the network, so written to it: else code that sets
-        # `net.some_option` would change nothing, without a word.
+        # What is read from the network is also written to it. Otherwise setting
+        # `net.some_option` would silently change nothing.
         if self._is_of_network(name):
             setattr(self.net, name, value)
         else:
@@ -148,7 +150,7 @@ class GradNorm(NetworkBase):
             super().__delattr__(name)
 
     def _wrapped(self) -> Any:
-        return self.__dict__.get("_sub_layers", {}).get("net")
+        return _paddle.sublayer(self, "net")
 
     def _is_of_network(self, name: str) -> bool:
         net = self._wrapped()
@@ -173,10 +175,10 @@ class GradNorm(NetworkBase):
         return self
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """As of any layer; without the loss weights if ``weight_lr`` steps them."""
-        weights = self.balancer._parameters["loss_weights"]
+        """As for any layer, but without the loss weights if GradNorm steps them itself."""
+        weights = self.balancer.loss_weights
         for name, parameter in super().named_parameters(*args, **kwargs):
-            if self.balancer.lr is None or parameter is not weights:
+            if self.balancer.weight_lr is None or parameter is not weights:
                 yield name, parameter
 
     def set_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
@@ -184,19 +186,19 @@ class GradNorm(NetworkBase):
         bare = set(self.net.state_dict())
         if bare and bare <= set(state_dict) and not bare & set(self.state_dict()):
             return self.net.set_state_dict(state_dict, *args, **kwargs)
-        result = super().set_state_dict(state_dict, *args, **kwargs)
-        self.balancer._forget_host_state()
-        return result
+        self.balancer.discard_micro_batches()
+        state_dict = self.balancer._in_double(state_dict, "balancer.")
+        return super().set_state_dict(state_dict, *args, **kwargs)
 
     set_dict = set_state_dict
     load_dict = set_state_dict
 
     @property
     def loss_weights(self) -> paddle.Tensor:
-        """The trainable parameter of the weights, shape [n_loss].
+        """The trainable parameter that holds the weights, shape [n_loss].
 
-        Read it afresh in every step that uses it: reading renormalises it, in place,
-        after a step of the caller's optimizer.
+        If the caller's optimizer steps them, the next call of the network, ``backward`` or
+        ``get_weights`` settles them (published rule: renormalises them).
         """
         return self.balancer.loss_weights
 
@@ -206,8 +208,8 @@ class GradNorm(NetworkBase):
         return self.balancer.n_loss
 
     @property
-    def alpha(self) -> float:
-        """Strength of the pull towards equal training rates."""
+    def alpha(self) -> float | None:
+        """Strength of the pull towards equal training rates; None for a rule without it."""
         return self.balancer.alpha
 
     @property
@@ -222,18 +224,18 @@ class GradNorm(NetworkBase):
         scale: float = 1.0,
         scaler: paddle.amp.GradScaler | None = None,
     ) -> paddle.Tensor:
-        """The whole backward pass in one: see ``LossBalancer.backward``.
+        """Run the whole backward pass: see ``LossBalancer.backward``.
 
-        Fills ``.grad`` of the network and, with ``weight_lr=None``, of
-        ``loss_weights``; returns the weighted total, detached, shape [].
+        It fills ``.grad`` of the network and, if the caller's optimizer steps the weights, of
+        ``loss_weights``. It returns the weighted sum, detached, shape [].
         """
         return self.balancer.backward(losses, update, scale, scaler)
 
     def get_grad_norm_loss(self, losses: Losses) -> paddle.Tensor:
-        """Lgrad, after the caller's own ``backward(retain_graph=True)``, shape [].
+        """Lgrad, shape []; call it after your own ``backward(retain_graph=True)``.
 
-        Writes ``loss_weights.grad``, or, with ``weight_lr``, steps the weights:
-        see ``LossBalancer.step``.
+        It writes ``loss_weights.grad``, or steps the weights if ``weight_lr`` is a number: see
+        ``LossBalancer.step``.
         """
         return self.balancer.step(losses)
 
@@ -242,7 +244,7 @@ class GradNorm(NetworkBase):
         return self.balancer.get_weights()
 
     def diagnose(self) -> list[str]:
-        """What the last update says, in words: see ``LossBalancer.diagnose``."""
+        """Explain the last update in words: see ``LossBalancer.diagnose``."""
         return self.balancer.diagnose()
 
     def reset_initial_losses(self) -> None:
@@ -250,17 +252,17 @@ class GradNorm(NetworkBase):
         self.balancer.reset_initial_losses()
 
     def freeze(self) -> None:
-        """Stop updating the weights, for a last stage with L-BFGS, say."""
+        """Stop updating the weights, such as for a final stage with L-BFGS."""
         self.balancer.freeze()
 
     def unfreeze(self) -> None:
-        """Go on updating the weights."""
+        """Resume updating the weights."""
         self.balancer.unfreeze()
 
     def set_grad(self) -> None:
-        """Give ``loss_weights`` a gradient of zero if it has none, for ``grad.set_value``."""
+        """Give ``loss_weights`` a zero gradient if it has none, so ``grad.set_value`` works."""
         self.balancer.set_grad()
 
     def renormalize(self) -> None:
-        """Scale the weights in place to sum to ``n_loss``: see ``LossBalancer.renormalize``."""
+        """Scale weights that were set by hand to the rule's sum: see ``LossBalancer``."""
         self.balancer.renormalize()

@@ -1,19 +1,19 @@
-"""NetworkBase: what a network has to offer here."""
+"""NetworkBase: the base class of this package's networks."""
 
 from __future__ import annotations
 
 import paddle
 
-from paddlescience_gradnorm.pickling import PicklableLayer
+from paddlescience_gradnorm._layers import PicklableLayer
 
 
 class NetworkBase(PicklableLayer):
     """Base class of networks: a Paddle layer whose forward pass is ``nn_func``.
 
-    A network that is to be balanced also has ``get_last_shared_layer()``, which
-    returns the parameter (or layer) that all its losses go through last.
+    For balancing on its last shared layer, a network also has ``get_last_shared_layer()``,
+    which returns the last parameter (or layer) that all its losses go through.
 
-    Instances can be pickled on every Paddle version, parameters and all.
+    Instances pickle with their parameters on every Paddle version.
 
     Examples:
         >>> import paddle

@@ -2,7 +2,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlescience_gradnorm.balancing.losses import LossOrder
+from paddlescience_gradnorm.balancing._losses import LossOrder
 
 
 def values(scalars):
@@ -32,12 +32,62 @@ def test_a_dict_keeps_the_order_of_its_first_step():
     assert order.names == ["pde", "bc"]
 
 
+def test_names_are_numbers_until_a_dict_gives_them():
+    order = LossOrder(2)
+    assert order.names == ["losses[0]", "losses[1]"] and not order.named
+    order.scalars([paddle.ones([]), paddle.ones([])])
+    assert order.names == ["losses[0]", "losses[1]"] and not order.named
+    order.scalars({"pde": paddle.ones([]), "bc": paddle.ones([])})
+    assert order.names == ["pde", "bc"] and order.named
+
+
+def test_names_are_strings_whatever_the_keys_are():
+    order = LossOrder(2)
+    order.scalars({1: paddle.ones([]), 2: paddle.ones([])})
+    assert order.names == ["1", "2"]
+    with pytest.raises(ValueError, match="every step must name the same losses"):
+        order.scalars({1: paddle.ones([]), "1": paddle.ones([])})
+
+
+def test_losses_without_names_keep_those_that_a_dict_has_given():
+    order, one, two = LossOrder(2), paddle.to_tensor(1.0), paddle.to_tensor(2.0)
+    order.scalars({"pde": one, "bc": two})
+    assert values(order.scalars([two, one])) == [2.0, 1.0]
+    assert order.names == ["pde", "bc"]
+    with pytest.raises(TypeError, match="loss 'bc' must be"):
+        order.scalars([one, None])
+
+
+def test_a_later_process_goes_on_with_the_names():
+    one, two = paddle.to_tensor(1.0), paddle.to_tensor(2.0)
+    order = LossOrder(2)
+    order.resume(["pde", "bc"])
+    assert order.names == ["pde", "bc"] and order.named
+    assert values(order.scalars({"bc": two, "pde": one})) == [1.0, 2.0]
+    order.resume(None)
+    assert order.names == ["losses[0]", "losses[1]"] and not order.named
+    assert values(order.scalars({"bc": two, "pde": one})) == [2.0, 1.0]
+
+
 def test_another_name_on_a_later_step():
     order = LossOrder(2)
     one = paddle.to_tensor(1.0)
     order.scalars({"pde": one, "bc": one})
     with pytest.raises(ValueError, match=r"\['pde', 'ic'\].*were \['pde', 'bc'\]"):
         order.scalars({"pde": one, "ic": one})
+
+
+def test_a_scalar_tensor_is_handed_on_as_it_is():
+    losses = [paddle.to_tensor(1.0), paddle.to_tensor([[2.0]])]
+    scalars = LossOrder(2).scalars(losses)
+    assert scalars[0] is losses[0] and scalars[1].shape == [] and losses[1].shape == [1, 1]
+    assert isinstance(losses, list) and len(losses) == 2
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_losses_of_any_precision_are_taken(dtype):
+    scalars = LossOrder(2).scalars([paddle.ones([], dtype), paddle.ones([1], dtype)])
+    assert [scalar.dtype for scalar in scalars] == [getattr(paddle, dtype)] * 2
 
 
 def test_losses_with_a_mistake_do_not_decide_the_names():
@@ -60,6 +110,8 @@ def test_losses_with_a_mistake_do_not_decide_the_names():
 def test_another_number_of_losses(losses):
     with pytest.raises(ValueError, match="losses has 3 entries, but n_loss is 2"):
         LossOrder(2).scalars(losses)
+    with pytest.raises(ValueError, match="losses has 3 entries, but there are two heads"):
+        LossOrder(2, "there are two heads").scalars(losses)
 
 
 @pytest.mark.parametrize(

@@ -412,7 +412,7 @@ def test_without_alpha_it_steps_its_weights_itself_by_the_pinn_rule(fc_net, make
         optimizer.clear_grad()
     weights = net.get_weights()
     assert weights[0] == 1 and (weights[1:] > 1).all()  # the equation's, and the conditions'
-    norms = net.balancer.gradient_norms.numpy()
+    norms = net.balancer.gradient_norms
     assert list(np.argsort(weights[1:])) == list(np.argsort(-norms[1:]))
 
 

@@ -2,8 +2,8 @@ import paddle
 import pytest
 
 from paddlescience_gradnorm import FCNet, GradNorm
-from paddlescience_gradnorm.network import shared_layer
-from paddlescience_gradnorm.network.shared_layer import find_shared
+from paddlescience_gradnorm.network import _shared_layer as shared_layer
+from paddlescience_gradnorm.network._shared_layer import find_shared
 
 
 @pytest.mark.parametrize("hook", ["get_last_shared_layer", "get_shared_layer"])

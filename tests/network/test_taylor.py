@@ -3,7 +3,7 @@ import paddle
 import pytest
 
 from paddlescience_gradnorm import FCNet
-from paddlescience_gradnorm.network.taylor import propagate
+from paddlescience_gradnorm.network._taylor import propagate
 
 pytestmark = pytest.mark.usefixtures("both_operators")
 

@@ -59,15 +59,15 @@ net = GradNorm(
     FCNet(num_ins=2, num_outs=1, num_layers=3, hidden_size=8),
     n_loss=2,
     rule=PinnRule(strength=0.5),
-    residuals=["pde"],
+    equations=["pde"],
 )
 adam = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
 assert_type(net.balancer, LossBalancer)
 assert_type(net.backward(losses(net)), paddle.Tensor)
 assert_type(net.get_weights(), np.ndarray)
-assert_type(net.balancer.gradient_norms, paddle.Tensor)
-assert_type(net.balancer.training_rates, paddle.Tensor)
-assert_type(net.balancer.cosines, paddle.Tensor)
+assert_type(net.balancer.gradient_norms, np.ndarray)
+assert_type(net.balancer.training_rates, np.ndarray)
+assert_type(net.balancer.cosines, np.ndarray)
 assert_type(net.balancer.diagnose(), list[str])
 adam.step()
 adam.clear_grad()

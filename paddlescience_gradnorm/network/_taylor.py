@@ -1,15 +1,15 @@
 """Derivatives of a tanh network in its inputs by forward (Taylor-mode) propagation.
 
-The nested reverse differentiations that ``paddle.grad`` needs for a second derivative build
-a graph several times the size of the network's. Here the value, the first and the second
-derivatives go through the layers together: a linear layer acts on each alike, and tanh by
-the chain rule, with a = tanh(z) and s = 1 - a^2,
+For a second derivative ``paddle.grad`` nests reverse passes, which build a graph several times
+the size of the network's. Here the value, the first and the second derivatives go through the
+layers together. A linear layer acts on each in the same way. For tanh the chain rule gives, with
+a = tanh(z) and s = 1 - a^2,
 
     a_i = s z_i,    a_ij = s (z_ij - 2 a z_i z_j).
 
-All tensors have the same shape [N, width], as Paddle's kernels are slow where they have to
-broadcast: a product of [1, N, width] with [2, N, width] takes 30 times as long. Where the
-operators in C++ have been loaded, one of them does all layers but the last.
+All tensors have the same shape [N, width], because Paddle's kernels broadcast slowly: a product
+of [1, N, width] with [2, N, width] takes 30 times as long. If the C++ operators have been loaded,
+one of them computes all layers but the last.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from collections.abc import Sequence
 
 import paddle
 
-from paddlescience_gradnorm import operators
+from paddlescience_gradnorm import _operators
 
-Index = tuple  # of coordinate numbers: (0, 1) is the second derivative in both
+Index = tuple  # coordinate numbers: (0, 1) is the second derivative in coordinates 0 and 1
 
 
 def propagate(
     linears: Sequence[paddle.nn.Linear], ins: paddle.Tensor, indices: Sequence[Index]
 ) -> list[paddle.Tensor]:
-    """Derivatives of linear, tanh, ..., tanh, linear.
+    """Derivatives of a network of layers linear, tanh, ..., tanh, linear.
 
     Args:
         linears: The linear layers, at least 2, with biases.
@@ -35,17 +35,17 @@ def propagate(
 
     Returns:
         One tensor of shape [N, num_outs] for each index, differentiable with respect to
-        the parameters (only once where the operators in C++ are used), but not with
-        respect to ``ins``.
+        the parameters (only once if the C++ operators are used), but not with respect to
+        ``ins``.
     """
-    wanted = [tuple(sorted(index)) for index in indices]  # the order of coordinates is all one
+    wanted = [tuple(sorted(index)) for index in indices]  # their order does not matter
     seconds = sorted({index for index in wanted if len(index) == 2})
     firsts = sorted({i for index in wanted for i in index})
     pairs = [(firsts.index(i), firsts.index(j)) for i, j in seconds]
     keys: list[Index] = [(), *((i,) for i in firsts), *seconds]
     parameters = [p for linear in linears for p in (linear.weight, linear.bias)]
     last = linears[-1]
-    if len(firsts) <= operators.MOST_FIRSTS and operators.apply_to(ins, *parameters):
+    if len(firsts) <= _operators.MOST_FIRSTS and _operators.apply_to(ins, *parameters):
         outputs = dict(zip(keys, _fused(linears, ins.detach(), firsts, pairs)))
     else:
         jet = _layer_by_layer(linears[:-1], ins.detach(), firsts, pairs)
@@ -61,14 +61,14 @@ def _fused(
     firsts: Sequence[int],
     pairs: Sequence[tuple[int, int]],
 ) -> list[paddle.Tensor]:
-    """Value, first and second derivatives, the last bias left out, shape [N, num_outs] each.
+    """Value, first and second derivatives without the last bias, shape [N, num_outs] each.
 
-    The last layer is left to Paddle: a loss can then be differentiated with respect to that
-    layer alone, which GradNorm does, without going back through all the others.
+    Paddle computes the last layer, so that GradNorm can differentiate a loss with respect to
+    that layer only, without going back through the others.
     """
     hidden, last = linears[:-1], linears[-1].weight
     weights, biases = [x.weight for x in hidden], [x.bias for x in hidden]
-    jet = operators.tanh_jet(ins, weights, biases, firsts, pairs)
+    jet = _operators.tanh_jet(ins, weights, biases, firsts, pairs)
     parts = paddle.matmul(last, jet, transpose_x=True)  # [num_outs, S * N]
     n_outs, n_parts = last.shape[1], 1 + len(firsts) + len(pairs)
     if n_outs > 1:
@@ -82,7 +82,7 @@ def _layer_by_layer(
     firsts: Sequence[int],
     pairs: Sequence[tuple[int, int]],
 ) -> list[paddle.Tensor]:
-    """The same before the last layer, in Paddle's operators, shape [N, width] each."""
+    """The same before the last layer, with Paddle's operators, shape [N, width] each."""
     columns = [linears[0].weight[i] for i in firsts]  # z_i, the same at all points; z_ij = 0
     value, slope = _tanh(linears[0](ins))
     bend = value * slope * -2

@@ -1,4 +1,4 @@
-"""The parameters that all losses go through last: as named, or where a network has them."""
+"""Finds the shared parameters: those that the caller names, or the network's own."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 import paddle
 
-from paddlescience_gradnorm.balancing.algorithm import Rule
-from paddlescience_gradnorm.balancing.balancer import shared_parameters
+from paddlescience_gradnorm.balancing._options import shared_parameters
+from paddlescience_gradnorm.balancing.rule import Rule
 
 _HOOKS = ("get_last_shared_layer", "get_shared_layer")
 
-# Where PaddleScience's architectures (ppsci.arch) have it: the last weights in
-# each of these sublayers, of which * takes all. Classes whose outputs share no layer are not here.
+# The last shared layer of PaddleScience's architectures (ppsci.arch): the last weights in each of
+# these sublayers; * means all of a list. Classes whose outputs share no layer are left out.
 _OF_PPSCI = {
     "afno.AFNONet": ["head"],
     "afno.PrecipNet": ["conv"],
@@ -65,15 +65,14 @@ def find_shared(
     Args:
         net: The network.
         shared: A parameter, a layer, a list of either, a callable that picks one of
-            these from the network, or ``"all"``. By default what the rule asks for: all
-            parameters, or what the network's ``get_last_shared_layer()`` returns, or else its
-            ``get_shared_layer()``, or else the last layer's weights, if it is of
-            PaddleScience's architectures.
-        rule: Of the balancing.
+            these from the network, or ``"all"``. The rule sets the default: all parameters, or
+            the last shared layer. That layer is what the network's ``get_last_shared_layer()``
+            or else ``get_shared_layer()`` returns. A PaddleScience architecture needs neither.
+        rule: The balancing rule.
 
     Raises:
         TypeError: ``shared`` holds something else.
-        ValueError: There is no shared layer to be found, or nothing trainable in it.
+        ValueError: No shared layer is found, or nothing in it is trainable.
 
     Examples:
         >>> from paddlescience_gradnorm import FCNet
@@ -81,7 +80,7 @@ def find_shared(
         [[16, 1]]
     """
     if isinstance(net, paddle.DataParallel):
-        net = net._layers
+        (net,) = net.children()
     if shared is None and rule is not None and rule.on_all_parameters:
         shared = "all"
     if shared is None:
@@ -102,7 +101,7 @@ def find_shared(
 
 
 def _last_weights(net: paddle.nn.Layer) -> list[paddle.Tensor]:
-    """Of one of PaddleScience's architectures, or of a class derived from one."""
+    """The last weights of a PaddleScience architecture, or of a class derived from one."""
     for name in _names_in_ppsci(net):
         if name in _OF_PPSCI:
             layers = [layer for path in _OF_PPSCI[name] for layer in _sublayers(net, path)]
@@ -116,7 +115,7 @@ def _last_weights(net: paddle.nn.Layer) -> list[paddle.Tensor]:
 
 
 def _names_in_ppsci(layer: paddle.nn.Layer) -> list[str]:
-    """Of its classes, as in the table: known by name alone, so that nothing imports ppsci."""
+    """The layer's classes as named in the table; by name, so that nothing imports ppsci."""
     names = (f"{cls.__module__}.{cls.__name__}" for cls in type(layer).__mro__)
     return [name[len("ppsci.arch.") :] for name in names if name.startswith("ppsci.arch.")]
 
@@ -132,13 +131,13 @@ def _sublayers(layer: Any, path: str) -> list[paddle.nn.Layer]:
 def _weights_of_the_last(layer: paddle.nn.Layer) -> list[paddle.Tensor]:
     """The weights, without bias, of the last sublayer that has any.
 
-    More than one where a weight is stored in factors, as by weight normalisation.
+    There are several if a weight is stored in factors, as in weight normalisation.
     """
     if "base.Arch" in _names_in_ppsci(layer):
         return _last_weights(layer)  # a part that is an architecture itself
     for sublayer in reversed(layer.sublayers(include_self=True)):
-        own = sublayer._parameters.items()
-        weights = [p for name, p in own if p is not None and "bias" not in name]
+        own = paddle.nn.Layer.named_parameters(sublayer, include_sublayers=False)
+        weights = [p for name, p in own if "bias" not in name]
         if any(p.ndim >= 2 for p in weights):
             return weights
     raise ValueError(f"{type(layer).__name__} has no weights; pass shared=")

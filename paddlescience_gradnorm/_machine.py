@@ -1,4 +1,4 @@
-"""The machine that this process runs on, as far as speed on a CPU depends on it."""
+"""The properties of this machine that affect speed on a CPU."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 import paddle
 
-LIBRARIES = Path(paddle.__file__).parent / "libs"  # that Paddle carries
+LIBRARIES = Path(paddle.__file__).parent / "libs"  # bundled with Paddle
 
 
 class Machine(NamedTuple):
-    """What decides which settings help: processor, C library, and the BLAS of Paddle."""
+    """What decides which settings help: processor, C library, and Paddle's BLAS."""
 
     system: str
     vendor: str
     model: str
     flags: frozenset[str]  # instruction sets, as Linux calls them
-    cores: int  # that this process may use
+    cores: int  # available to this process
     libc: str  # name and version; empty if unknown
     mkl: Path | None  # Paddle's Intel MKL, if it carries one
 
@@ -62,7 +62,7 @@ def _count_cores() -> int:
 
 
 def _quotas() -> Iterator[int]:
-    """Cores that a container may use, in both versions of control groups."""
+    """Core limits of a container, in both versions of control groups."""
     root = Path("/sys/fs/cgroup")
     for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
         try:

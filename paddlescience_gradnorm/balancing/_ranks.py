@@ -1,4 +1,4 @@
-"""The processes of a distributed run, as far as balancing needs to know of them."""
+"""The processes of a distributed run: their number, and means over them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def number() -> int:
 
 
 def mean(tensor: paddle.Tensor) -> paddle.Tensor:
-    """The mean of a tensor over all processes, in one all-reduce, which every one must join.
+    """The mean of a tensor over all processes, in one all-reduce that every process must join.
 
     Examples:
         >>> import paddle

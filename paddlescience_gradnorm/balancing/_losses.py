@@ -1,4 +1,4 @@
-"""The forms in which losses arrive, brought to one: scalars in a fixed order, with names."""
+"""Converts losses of every accepted form to named scalars in a fixed order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class LossOrder:
 
     Args:
         n_loss: Number of losses T, at least 2.
-        reason: Why there are that many, for the errors.
+        reason: Why there are T losses, for error messages.
     """
 
     def __init__(self, n_loss: int, reason: str | None = None) -> None:
@@ -27,11 +27,11 @@ class LossOrder:
 
     @property
     def named(self) -> bool:
-        """Whether a dict has decided the names, which every later one must have."""
+        """Whether a dict has set the names, which every later dict must have."""
         return self._keys is not None
 
     def resume(self, names: Sequence[str] | None) -> None:
-        """Go on with what a dict decided in an earlier process, ``None`` if there was none."""
+        """Restore the names that a dict set in an earlier process; ``None`` if there was none."""
         self._keys = None if names is None else list(names)
         self.names = self._keys or [f"losses[{i}]" for i in range(self.n_loss)]
 
@@ -40,28 +40,33 @@ class LossOrder:
 
         Args:
             losses: A list or tuple of scalar tensors, a 1-D tensor, or a dict
-                name -> scalar tensor. A dict's names label errors and reports, and
-                from its second step on decide the order.
+                name -> scalar tensor. A dict's names label errors and reports. From the
+                second step on they decide the order.
 
         Raises:
-            TypeError: ``losses`` or one of them is of no accepted type, or not floating point.
-            ValueError: The losses are not ``n_loss`` in number, not scalar, or a dict's
-                names are not those of the first step.
+            TypeError: ``losses`` or an entry has the wrong type, or is not floating point.
+            ValueError: There are not ``n_loss`` losses, one is not scalar, or a dict's names
+                differ from the first step's.
         """
-        names = self.names
         if isinstance(losses, paddle.Tensor):
             if losses.ndim != 1:
                 raise ValueError(
                     f"losses as one tensor must be 1-D with {self.n_loss} entries, "
                     f"got shape {list(losses.shape)}"
                 )
-            self._check_number(losses.shape[0])
-            scalars = paddle.unbind(losses)
-        elif isinstance(losses, (list, tuple)):
-            self._check_number(len(losses))
-            scalars = list(losses)
-        elif isinstance(losses, Mapping):
-            self._check_number(len(losses))
+            with paddle.enable_grad():  # so that the entries keep the graph
+                scalars = paddle.unbind(losses)
+        elif isinstance(losses, (list, tuple, Mapping)):
+            scalars = list(losses)  # the names, if it is a dict
+        else:
+            raise TypeError(
+                "losses must be a list or tuple of scalar tensors, a 1-D tensor or a "
+                f"dict name -> scalar tensor, got {type(losses).__name__}"
+            )
+        if len(scalars) != self.n_loss:
+            raise ValueError(f"losses has {len(scalars)} entries, but {self._reason}")
+        names = self.names
+        if isinstance(losses, Mapping):
             by_name = {str(key): loss for key, loss in losses.items()}
             names = self._keys or list(by_name)
             if set(by_name) != set(names) or len(by_name) != len(losses):
@@ -70,32 +75,14 @@ class LossOrder:
                     f"were {names}; every step must name the same losses"
                 )
             scalars = [by_name[name] for name in names]
-        else:
-            raise TypeError(
-                "losses must be a list or tuple of scalar tensors, a 1-D tensor or a "
-                f"dict name -> scalar tensor, got {type(losses).__name__}"
-            )
-        scalars = [_scalar(loss, name) for loss, name in zip(scalars, names)]
-        # Only now, for losses with a mistake in them must not decide the names.
+        for i, (loss, name) in enumerate(zip(scalars, names)):
+            usual = isinstance(loss, paddle.Tensor) and not loss.shape and loss.dtype in _FLOATING
+            if not usual:
+                scalars[i] = _scalar(loss, name)
+        # Last, because faulty losses must not set the names.
         if names is not self.names:
             self.names = self._keys = names
         return scalars
-
-    def indices(self, losses: Sequence[Union[int, str]]) -> tuple[int, ...]:
-        """The numbers of losses that are given by number or by name, each once.
-
-        Raises:
-            ValueError: No loss has that name.
-        """
-        for loss in losses:
-            if isinstance(loss, str) and loss not in self.names:
-                raise ValueError(f"there is no loss {loss!r}, only {self.names}")
-        numbers = (x if isinstance(x, int) else self.names.index(x) for x in losses)
-        return tuple(dict.fromkeys(numbers))
-
-    def _check_number(self, number: int) -> None:
-        if number != self.n_loss:
-            raise ValueError(f"losses has {number} entries, but {self._reason}")
 
 
 def _scalar(loss: paddle.Tensor, name: str) -> paddle.Tensor:
@@ -110,4 +97,5 @@ def _scalar(loss: paddle.Tensor, name: str) -> paddle.Tensor:
             f"loss {name!r} must be a scalar, got shape {list(loss.shape)}; "
             "reduce it with .mean() or .sum()"
         )
-    return loss.reshape([])
+    with paddle.enable_grad():  # so that it keeps the graph
+        return loss.reshape([])

@@ -1,40 +1,21 @@
-"""Checks of numbers that users pass: errors that name the argument and the value.
-
-In calls ``number`` and ``integer``, and on a command line ``at_least``,
-``non_negative`` and ``positive``, which are types for ``argparse``.
-"""
+"""Types for ``argparse`` options, with errors that name the range and the value."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import numbers
-from typing import Any, Callable
+from typing import Callable
 
-_MOST = 2**31 - 1  # of the numbers that Paddle takes
+__all__ = ["at_least", "non_negative", "positive"]
 
-
-def number(name: str, value: Any) -> float:
-    """The value as a float, or a ``TypeError`` if it is no real number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)
-
-
-def integer(name: str, value: Any, at_least: int) -> int:
-    """The value as an int; ``TypeError`` if it is none, ``ValueError`` if it is too small."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {value}")
-    return int(value)
+_MOST = 2**31 - 1  # the largest number that Paddle takes
 
 
 def at_least(least: int) -> Callable[[str], int]:
     """The type of an option that takes an integer.
 
     Args:
-        least: The smallest that it takes.
+        least: The smallest integer allowed.
 
     Examples:
         >>> parser = argparse.ArgumentParser()

@@ -1,0 +1,52 @@
+"""Checks of user arguments, with errors that name the argument and the value."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import numbers
+from collections.abc import Mapping
+from typing import Any, Callable
+
+
+def number(name: str, value: Any) -> float:
+    """The value as a float, or a ``TypeError`` if it is not a real number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def integer(name: str, value: Any, at_least: int) -> int:
+    """The value as an int; ``TypeError`` if it is not one, ``ValueError`` if it is too small."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value}")
+    return int(value)
+
+
+# Options of version 0.1 that have been renamed.
+_RENAMED = {"lr": "weight_lr", "residuals": "equations", "num_losses": "n_loss"}
+
+
+def refuse(taker: str, unknown: Mapping[str, Any], known: Callable[..., Any]) -> None:
+    """Raise a ``TypeError`` for an unknown option, and suggest the one that was meant.
+
+    Args:
+        taker: What received the options.
+        unknown: The unknown options.
+        known: A function whose arguments are the known options.
+
+    Examples:
+        >>> refuse("LossBalancer", {"residuals": [0]}, lambda equations: None)
+        Traceback (most recent call last):
+        TypeError: LossBalancer has no option 'residuals', which is called 'equations' now
+    """
+    for name in unknown:
+        if name in _RENAMED:
+            raise TypeError(
+                f"{taker} has no option {name!r}, which is called {_RENAMED[name]!r} now"
+            )
+        near = difflib.get_close_matches(name, inspect.signature(known).parameters, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise TypeError(f"{taker} has no option {name!r}{hint}")

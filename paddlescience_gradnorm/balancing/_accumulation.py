@@ -1,0 +1,137 @@
+"""The parts of one optimizer step: micro-batches, loss scaling, and undoing the step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import paddle
+
+from paddlescience_gradnorm import _paddle
+from paddlescience_gradnorm.balancing import _ranks
+from paddlescience_gradnorm.balancing._one_pass import Rows
+from paddlescience_gradnorm.balancing.measurement import Measurement
+from paddlescience_gradnorm.balancing.rule import RuleState
+
+
+@dataclass(frozen=True)
+class BalancerState:
+    """The full state of a balancer between steps. Restoring an earlier one undoes a step.
+
+    Attributes:
+        step: Number of steps made.
+        weights: The loss weights, float64, shape [T].
+        rule: What the rule remembers.
+        last: The measurement of the last update.
+    """
+
+    step: int
+    weights: np.ndarray
+    rule: RuleState
+    last: Measurement
+
+
+class Accumulation:
+    """Sums over the micro-batches of a step, and the state to restore.
+
+    Losses and gradients are averaged over micro-batches before norms are taken. So k
+    micro-batches of n points give the same weights as one batch of k n points.
+    """
+
+    def __init__(self) -> None:
+        self._parts = 0
+        self._sums: tuple[Rows, ...] = ()
+        # The last step: the state before it, the sums that it used, the scaler that may find
+        # an overflow in it, and what that scaler had found before.
+        self._before: BalancerState | None = None
+        self._step_parts = 0
+        self._step_sums: tuple[Rows, ...] = ()
+        self._scaler: paddle.amp.GradScaler | None = None
+        self._found_before: paddle.Tensor | None = None
+
+    @property
+    def is_within_a_step(self) -> bool:
+        """Whether a step has begun and still awaits micro-batches."""
+        return self._parts > 0
+
+    def add(
+        self, losses: paddle.Tensor, rows: Rows | None, multiplier: float | paddle.Tensor = 1.0
+    ) -> None:
+        """Add a micro-batch.
+
+        Args:
+            losses: The unweighted losses, shape [T].
+            rows: Gradients of the weighted losses, shape [T, values of W].
+            multiplier: Factor that the gradients already contain, shape [] or [1].
+        """
+        if isinstance(rows, np.ndarray) and isinstance(multiplier, paddle.Tensor):
+            multiplier = multiplier.item()
+        new = (losses,) if rows is None else (losses, rows / multiplier)
+        self._sums = tuple(a + b for a, b in zip(self._sums, new)) if self._parts else new
+        self._parts += 1
+
+    def means(self) -> tuple[paddle.Tensor, Rows | None]:
+        """Losses and gradients, averaged over the step's micro-batches and all processes."""
+        means: list[Any] = [x if self._parts == 1 else x / self._parts for x in self._sums]
+        losses, *rows = means
+        if _ranks.number() > 1:
+            columns = [losses.unsqueeze(1), *(paddle.to_tensor(x) for x in rows)]
+            joined = _ranks.mean(paddle.concat(columns, axis=1))
+            losses, rows = joined[:, 0].contiguous(), [joined[:, 1:]] if rows else []
+        return losses, rows[0] if rows else None
+
+    def end_step(
+        self, before: BalancerState | None, scaler: paddle.amp.GradScaler | None = None
+    ) -> None:
+        """Close the step.
+
+        Args:
+            before: The state to restore if the step is undone; None if it cannot be undone.
+            scaler: The scaler that may find an overflow in this step, if any.
+        """
+        self._before = before
+        if before is None:
+            self._step_parts, self._step_sums, self._scaler = 0, (), None
+        else:
+            self._step_parts, self._step_sums, self._scaler = self._parts, self._sums, scaler
+            self._found_before = None if scaler is None else _paddle.found_overflow(scaler)
+        self._parts, self._sums = 0, ()
+
+    def take_back(self) -> BalancerState:
+        """Return the state before the last step, and reopen its micro-batches."""
+        if self._before is None:
+            raise RuntimeError(
+                "there is no step to take back: the last step had no scale, was made by step(), "
+                "or has been taken back already"
+            )
+        before, self._before, self._scaler = self._before, None, None
+        self._parts, self._sums = self._step_parts, self._step_sums
+        return before
+
+    def take_back_overflow(self) -> BalancerState | None:
+        """Return the state before the last step if the scaler found an overflow in it."""
+        if self._scaler is None:
+            return None
+        found = _paddle.found_overflow(self._scaler)
+        if found is self._found_before:  # the scaler has not looked at this step yet
+            return None
+        self._scaler = self._found_before = None
+        if not found.item():
+            return None
+        before, self._before = self._before, None
+        return before
+
+
+def loss_scaling(scaler: paddle.amp.GradScaler | None, dtype: paddle.dtype) -> paddle.Tensor | None:
+    """The factor that the scaler multiplies losses by, shape [1]; None if it is disabled.
+
+    Raises:
+        TypeError: ``scaler`` is not a ``paddle.amp.GradScaler``.
+    """
+    if scaler is None:
+        return None
+    if not isinstance(scaler, paddle.amp.GradScaler):
+        raise TypeError(f"scaler must be a paddle.amp.GradScaler or None, got {scaler!r}")
+    scaling = scaler.scale(paddle.ones([1], "float32"))  # this call may disable it
+    return scaling.astype(dtype) if scaler.is_enable() else None

@@ -1,0 +1,81 @@
+"""Checks of a balancer's options that take more than a line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Union
+
+import numpy as np
+import paddle
+
+from paddlescience_gradnorm import _arguments
+from paddlescience_gradnorm.balancing.rule import GradientRule, Rule
+
+Shared = Union[paddle.Tensor, paddle.nn.Layer, Sequence[Union[paddle.Tensor, paddle.nn.Layer]]]
+
+
+def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:
+    """The trainable parameters that ``shared`` names.
+
+    Args:
+        shared: A parameter, a layer, or a list or tuple of either.
+
+    Raises:
+        TypeError: ``shared`` holds something else.
+        ValueError: ``shared`` holds no trainable parameter.
+    """
+    found: dict[int, paddle.Tensor] = {}
+    for item in shared if isinstance(shared, (list, tuple)) else [shared]:
+        if isinstance(item, paddle.nn.Layer):
+            parameters = item.parameters()
+        elif isinstance(item, paddle.Tensor):
+            parameters = [item]
+        else:
+            raise TypeError(
+                "shared must be a parameter, a layer, or a list of either, got "
+                f"{type(item).__name__} {item!r}"
+            )
+        found.update({id(p): p for p in parameters if not p.stop_gradient})
+    if not found:
+        raise ValueError(
+            f"shared holds no trainable parameter, got {shared!r}; pass parameters "
+            "that every loss depends on and that are trained"
+        )
+    return tuple(found.values())
+
+
+def checked_rate(weight_lr: float | None, rule: Rule) -> float | None:
+    if weight_lr is None and not isinstance(rule, GradientRule):
+        raise ValueError(
+            f"weight_lr is None, but {rule} has no gradient that an optimizer could step "
+            "along; pass a rate, such as 0.01"
+        )
+    if weight_lr is not None and not 0 < _arguments.number("weight_lr", weight_lr) < math.inf:
+        raise ValueError(f"weight_lr must be finite and above 0, or None, got {weight_lr}")
+    return weight_lr
+
+
+def initial_weights(
+    weight_attr: Sequence[float] | None, n_loss: int, floor: float, rule: Rule
+) -> np.ndarray:
+    if weight_attr is None:
+        return np.ones(n_loss)
+    try:
+        weights = np.asarray(weight_attr, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"weight_attr must be a sequence of {n_loss} numbers, got {weight_attr!r}"
+        ) from None
+    if weights.shape != (n_loss,):
+        raise ValueError(f"weight_attr must have n_loss = {n_loss} entries, got {weight_attr!r}")
+    if not (np.isfinite(weights) & (weights > 0)).all():
+        raise ValueError(f"weight_attr must be positive and finite, got {weight_attr!r}")
+    smallest = weights.min() * (n_loss / weights.sum() if rule.keeps_sum else 1.0)
+    if smallest < floor:
+        scaled = ", scaled to sum to n_loss," if rule.keeps_sum else ""
+        raise ValueError(
+            f"weight_attr {weight_attr!r}{scaled} has a weight of "
+            f"{smallest:.3g}, below the floor of {floor:.3g}; pass a smaller floor"
+        )
+    return weights

@@ -1,0 +1,167 @@
+"""The default rule: GradNorm adapted to the losses of a PINN."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from paddlescience_gradnorm import _arguments
+from paddlescience_gradnorm.balancing.measurement import Measurement
+from paddlescience_gradnorm.balancing.rule import Rule, RuleState
+from paddlescience_gradnorm.balancing.rules._rates import check_alpha
+
+# If a loss exceeds its reference by this factor, the reference was too small by accident.
+_TOO_SMALL_A_REFERENCE = 10.0
+
+
+@dataclass(frozen=True)
+class PinnRule(Rule):
+    """GradNorm adapted to the losses of a PINN.
+
+    GradNorm makes the weighted norms w_i ||g_i|| follow r_i ** alpha, so its weights settle in
+    proportion to r_i ** alpha / ||g_i||. This rule moves each log w_i towards the logarithm of a
+    target, by rate * clip(log target_i - log w_i, -1, 1). It differs from GradNorm in six ways:
+
+    - Gradients are taken on all parameters, because an equation's derivatives act on all
+      layers and a condition's value mostly on the last.
+    - The target is (r_i ** alpha / ||g_i||) ** strength. A strength of 1/3 is a compromise between
+      equal norms and equal weights. It raises a loss with almost no gradient less.
+    - The conditions' targets are multiplied by ``lead``, because the conditions decide which of
+      the equations' many solutions is found.
+    - Weights do not sum to T. Their unit is the geometric mean of the equations' targets, because
+      Adam remembers the size of gradients for a thousand steps. It moves fast if the conditions'
+      weights rise, and hardly at all if the equations' weights fall.
+    - Steps are proportional to the distance from the target. The published rule uses its sign.
+    - L(0) is a moving average of the loss, because an untrained network's loss means little.
+
+    The rate is multiplied by the number of steps between updates, so the weights move at the
+    same pace at any ``update_every``.
+
+    Args:
+        alpha: Strength of the pull towards equal training rates, at least 0. Raise it if one
+            loss stands still while others fall; 0 uses gradient norms only.
+        strength: How far to go from equal weights towards equal norms, above 0, at most 1.
+            Lower it if equal weights are nearly right.
+        lead: Factor of the conditions' targets, above 0. Lower it for noisy data and for
+            lid-driven flow.
+        bound: Limit of the targets, above 1: they stay between 1 / ``bound`` and ``bound``. Lower
+            it if no loss may be ignored.
+        memory: Share of the average L(0) that an update keeps, in [0, 1). Move it towards 1 for
+            runs with more updates; 0.99 remembers about 100 of them.
+
+    Raises:
+        TypeError: An argument is not a number.
+        ValueError: An argument is out of range.
+
+    Warns:
+        UserWarning: The balancer's floor is above 1 / ``bound``.
+
+    Examples:
+        >>> rule, weights = PinnRule(strength=0.5, lead=2.0), np.ones(3)
+        >>> measured = Measurement(  # an equation with a large gradient, and two conditions
+        ...     np.ones(3), np.diag([1e4, 1.0, 1.0]), equations=np.array([True, False, False])
+        ... )
+        >>> state = rule.start(3)
+        >>> for _ in range(1000):
+        ...     weights, state = rule.weigh(weights, state, measured)
+        >>> weights.round(1).tolist()
+        [1.0, 20.0, 20.0]
+    """
+
+    alpha: float = 0.0
+    strength: float = 1 / 3
+    lead: float = 20.0
+    bound: float = 1000.0
+    memory: float = 0.99
+    update_every: ClassVar[int] = 10
+    tells_equations: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+        if not 0 < _arguments.number("strength", self.strength) <= 1:
+            raise ValueError(f"strength must be above 0 and at most 1, got {self.strength}")
+        if not 0 < _arguments.number("lead", self.lead) < math.inf:
+            raise ValueError(f"lead must be finite and above 0, got {self.lead}")
+        if not 1 < _arguments.number("bound", self.bound) < math.inf:
+            raise ValueError(f"bound must be finite and above 1, got {self.bound}")
+        if not 0 <= _arguments.number("memory", self.memory) < 1:
+            raise ValueError(f"memory must be at least 0 and below 1, got {self.memory}")
+
+    @property
+    def needs_positive_losses(self) -> bool:
+        return self.alpha > 0
+
+    def start(self, n_loss: int) -> RuleState:
+        return {"initial_losses": np.zeros(n_loss)}
+
+    def weigh(
+        self, weights: np.ndarray, state: RuleState, measurement: Measurement
+    ) -> tuple[np.ndarray, RuleState]:
+        initial = []  # moving averages, each over the updates in which the loss was above 0
+        for loss, average in zip(measurement.losses.tolist(), state["initial_losses"].tolist()):
+            moved = average + (max(loss, 0.0) - average) * (1.0 - self.memory)
+            # The loss itself replaces an average that is unknown or has been rounded to 0.
+            is_average = average > 0 and moved > 0
+            initial.append(average if loss <= 0 else moved if is_average else loss)
+
+        logs = [-math.log(norm) for norm in measurement.norms.tolist()]
+        if self.alpha:
+            # The unit cancels the mean of the rates. Logarithms, because a ratio may overflow.
+            for i, (loss, average) in enumerate(zip(measurement.losses.tolist(), initial)):
+                logs[i] += self.alpha * (math.log(loss) - math.log(average))
+        equations = measurement.equations.tolist()
+        leads = any(equations) and not all(equations)
+        of_unit = [log for log, is_equation in zip(logs, equations) if is_equation or not leads]
+        unit = sum(of_unit) / len(of_unit)
+        limit = math.log(self.bound)
+        rate = min(1.0, measurement.rate * measurement.interval)  # 1 goes all the way
+        new = []
+        for weight, log, is_equation in zip(weights.tolist(), logs, equations):
+            target = self.strength * (log - unit)
+            if leads and not is_equation:
+                target += math.log(self.lead)
+            missing = min(max(target, -limit), limit) - math.log(weight)
+            new.append(weight * math.exp(min(max(missing, -1.0), 1.0) * rate))
+        return np.array(new), {"initial_losses": np.array(initial)}
+
+    def imbalance(self, weights: np.ndarray, state: RuleState, measurement: Measurement) -> float:
+        """Sum of |change of log w_i| at a rate of 1."""
+        new, _ = self.weigh(weights, state, dataclasses.replace(measurement, rate=1.0))
+        return float(np.abs(np.log(new / weights)).sum())
+
+    def check(self, floor: float) -> None:
+        if self.bound * floor > 1 + 1e-9:
+            warnings.warn(
+                f"bound is {self.bound:g}, but no weight falls below the floor of {floor:g}: "
+                f"downwards the bound acts as {1 / floor:g}. Pass floor={1 / self.bound:g} for "
+                "the whole of it",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def findings(
+        self, names: Sequence[str], weights: np.ndarray, state: RuleState, measurement: Measurement
+    ) -> list[str]:
+        found = []
+        for name, weight, loss, initial in zip(
+            names, weights, measurement.losses, state["initial_losses"]
+        ):
+            if abs(math.log(weight)) >= 0.99 * math.log(self.bound):
+                side = "above" if weight > 1 else "below"
+                found.append(
+                    f"The weight of {name!r} is at its bound, {self.bound:g} times {side} 1: "
+                    "its gradients are of another size than the bound allows for. Scale the "
+                    "loss itself, or raise bound."
+                )
+            if self.alpha and 0 < _TOO_SMALL_A_REFERENCE * initial < loss:
+                found.append(
+                    f"The loss of {name!r} is {loss / initial:.3g} times its moving average. "
+                    "Call reset_initial_losses() to start the average anew."
+                )
+        return found

@@ -1,0 +1,261 @@
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paddlescience_gradnorm.balancing.measurement import Measurement
+from paddlescience_gradnorm.balancing.rule import GradientRule
+from paddlescience_gradnorm.balancing.rules import PinnRule
+
+
+def measured(losses, norms, equations=(), **others):
+    losses, norms = np.array(losses, float), np.array(norms, float)
+    are_equations = np.isin(np.arange(len(losses)), equations)
+    return Measurement(losses, np.diag(norms**2), equations=are_equations, **others)
+
+
+def references(*values):
+    return {"initial_losses": np.array(values, float)}
+
+
+def many_updates(rule, measurement, state=None, weights=None, n=3000):
+    """The weights after many updates, in each of which the same is measured."""
+    state = rule.start(len(measurement.losses)) if state is None else state
+    weights = np.ones(len(measurement.losses)) if weights is None else weights
+    for _ in range(n):
+        weights, _ = rule.weigh(weights, state, measurement)
+    return weights
+
+
+@st.composite
+def steps(draw):
+    """A rule; weights, losses, initial losses and gradient norms of 2 to 6 losses; equations."""
+    n_loss = draw(st.integers(2, 6))
+    column = st.lists(st.floats(1e-3, 1e3), min_size=n_loss, max_size=n_loss)
+    rule = PinnRule(
+        alpha=draw(st.floats(0, 3)),
+        strength=draw(st.floats(0.1, 1)),
+        lead=draw(st.floats(0.1, 30)),
+        bound=1e6,
+    )
+    equations = draw(st.sets(st.integers(0, n_loss - 1)))
+    return rule, *(np.array(draw(column)) for _ in range(4)), list(equations)
+
+
+@settings(deadline=None)
+@given(steps())
+def test_a_step_goes_part_of_the_way_to_the_target_and_at_most_so_far(step):
+    rule, weights, losses, initial, norms, equations = step
+    initial_after = initial + (losses - initial) * (1 - rule.memory)
+    # As the docstring says it.
+    ratios = losses / initial_after
+    targets = ((ratios / ratios.mean()) ** rule.alpha / norms) ** rule.strength
+    of_unit = targets
+    if 0 < len(equations) < len(norms):
+        of_unit = targets[equations]
+        targets = targets * np.where(np.isin(np.arange(len(norms)), equations), 1, rule.lead)
+    unit = np.exp(np.log(of_unit).mean())
+    missing = np.log((targets / unit).clip(1e-6, 1e6)) - np.log(weights)
+
+    measurement = measured(losses, norms, equations, rate=0.01, interval=5, floor=1e-9)
+    new, state = rule.weigh(weights, references(*initial), measurement)
+
+    np.testing.assert_allclose(np.log(new / weights), missing.clip(-1, 1) * 0.05, atol=1e-9)
+    np.testing.assert_allclose(state["initial_losses"], initial_after, rtol=1e-12)
+    imbalance = rule.imbalance(weights, references(*initial), measurement)
+    np.testing.assert_allclose(imbalance, np.abs(missing).clip(max=1).sum(), atol=1e-9)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
+def test_weights_rest_part_of_the_way_to_equal_norms(alpha, strength):
+    losses, initial, norms = np.array([[0.5, 2, 1], [1, 1, 3], [10.0, 0.1, 1]])
+    rule = PinnRule(alpha, strength, memory=1 - 1e-16)
+    weights = many_updates(rule, measured(losses, norms), references(*initial))
+    rates = losses / initial
+    expected = ((rates / rates.mean()) ** alpha / norms) ** strength
+    np.testing.assert_allclose(weights, expected / np.exp(np.log(expected).mean()), rtol=1e-6)
+
+
+def test_no_rate_takes_a_weight_past_its_target():
+    start = np.array([1, 1, 0.5])
+    for rate, interval in [(1.0, 1), (1e4, 1), (0.1, 10)]:
+        measurement = measured([1, 1, 1], [4, 1, 2], [0], rate=rate, interval=interval)
+        rule = PinnRule(strength=0.5, lead=1.1)
+        weights, _ = rule.weigh(start, rule.start(3), measurement)
+        expected = [1, 2.2, 0.5 * np.e]  # the last is too far away for one step
+        np.testing.assert_allclose(weights, expected, rtol=1e-12)
+
+
+def test_the_rate_grows_with_the_steps_between_two_updates():
+    rule, norms = PinnRule(strength=1.0), [1.0, np.exp(-0.5)]
+    for interval in (1, 10):
+        measurement = measured([1, 1], norms, rate=0.01, interval=interval)
+        weights, _ = rule.weigh(np.ones(2), rule.start(2), measurement)
+        expected = np.array([-0.25, 0.25]) * 0.01 * interval
+        np.testing.assert_allclose(np.log(weights), expected, rtol=1e-12)
+
+
+def test_equal_norms_and_rates_leave_equal_weights():
+    measurement = measured([1, 1, 1], [5, 5, 5])
+    rule = PinnRule(alpha=1.0)
+    np.testing.assert_allclose(many_updates(rule, measurement, n=3), [1, 1, 1], rtol=1e-12)
+    assert abs(rule.imbalance(np.ones(3), rule.start(3), measurement)) < 1e-14
+
+
+def test_conditions_have_a_lead_over_equations_which_are_the_unit():
+    norms = np.array([4.0, 1.0, 1.0, 0.25])
+    rule = PinnRule(strength=0.5, lead=3.0)
+    weights = many_updates(rule, measured(np.ones(4), norms, [0, 1]))
+    expected = norms**-0.5 * [1, 1, 3, 3]
+    np.testing.assert_allclose(weights, expected / np.sqrt(expected[0] * expected[1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("equations", [[], [0, 1]])
+def test_without_two_kinds_of_losses_there_is_no_lead(equations):
+    weights = many_updates(PinnRule(strength=0.5), measured([1, 1], [1, 16], equations))
+    np.testing.assert_allclose(weights, [2, 0.5], rtol=1e-6)
+
+
+def test_no_target_is_further_from_its_unit_than_the_bound():
+    weights = many_updates(PinnRule(strength=1.0, bound=5), measured([1, 1], [1, 1e9]))
+    np.testing.assert_allclose(weights, [5, 0.2], rtol=1e-6)
+    weights = many_updates(PinnRule(lead=20.0, bound=5), measured([1, 1], [1, 1], [0]))
+    np.testing.assert_allclose(weights, [1, 5], rtol=1e-6)
+
+
+def test_weights_outside_the_bound_come_back():
+    start = np.array([1e-4, 1e4])
+    weights = many_updates(PinnRule(bound=5), measured([1, 1], [1, 1], floor=1e-6), weights=start)
+    np.testing.assert_allclose(weights, [1, 1], rtol=1e-6)
+
+
+def test_references_are_averages_over_the_updates_in_which_a_loss_is_above_zero():
+    rule = PinnRule(memory=0.75)
+    state = rule.start(3)
+    assert state.keys() == {"initial_losses"} and state["initial_losses"].tolist() == [0, 0, 0]
+    for losses, expected in [
+        ([2, 0, -1], [2, 0, 0]),
+        ([6, 4, 5], [3, 4, 5]),
+        ([2, 0, -7], [2.75, 4, 5]),
+    ]:
+        _, state = rule.weigh(np.ones(3), state, measured(losses, np.ones(3)))
+        assert state["initial_losses"].tolist() == expected
+
+
+def test_an_average_follows_a_loss_that_has_fallen_beyond_all_digits():
+    rule = PinnRule(memory=0.0)
+    _, state = rule.weigh(np.ones(2), references(1e30, 1e30), measured([1e-9, 1e30], [1, 1]))
+    assert state["initial_losses"].tolist() == [1e-9, 1e30]
+
+
+def test_a_loss_that_does_not_fall_is_raised_if_alpha_asks_for_it():
+    measurement = measured([1.0, 1.0], [1, 1])
+    state = references(10, 1)
+    still = PinnRule().weigh(np.ones(2), state, measurement)[0]
+    raised = PinnRule(alpha=1.0).weigh(np.ones(2), state, measurement)[0]
+    assert still.tolist() == [1, 1] and raised[0] < 1 < raised[1]
+
+
+def test_with_alpha_0_no_weight_depends_on_losses_or_references():
+    weights, norms = np.array([1.0, 0.5, 1.5]), [1, 2, 3]
+    found = [
+        PinnRule().weigh(weights, references(*initial), measured(losses, norms, [0]))[0].tolist()
+        for losses, initial in [([1, 1, 1], [1, 1, 1]), ([-5, 0, 1e300], [0, 1e-300, 7])]
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 3.0])
+def test_extreme_losses_and_norms_overflow_nowhere(alpha):
+    rule = PinnRule(alpha, strength=1.0, bound=1e6)
+    measurement = measured([1.7e308, 1.2e-38, 1.0], [1e150, 1e-150, 1.0], [0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weights = many_updates(rule, measurement, references(1.2e-38, 1.7e308, 1.0), n=5)
+        assert np.isfinite(rule.imbalance(weights, references(1, 1, 1), measurement))
+        below = measured([-1.7e308, 1.0], [1, 1])
+        PinnRule().weigh(np.ones(2), references(1.7e308, 1.0), below)
+    assert np.isfinite(weights).all() and weights.min() > 0.9
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_nothing_is_changed_in_place(alpha):
+    weights, state, measurement = np.ones(2), references(0, 2), measured([1, 3], [1, 4], [0])
+    for array in [weights, state["initial_losses"], measurement.losses, measurement.gram]:
+        array.flags.writeable = False
+    new, new_state = PinnRule(alpha, memory=0.5).weigh(weights, state, measurement)
+    assert new_state["initial_losses"].tolist() == [1, 2.5]
+    assert new[1] != 1 and state["initial_losses"].tolist() == [0, 2]
+
+
+def findings(rule, weights=(1, 1), losses=(1, 1), initial=(2, 2), step=5000, interval=10):
+    measurement = measured(losses, [1, 1], step=step, interval=interval)
+    return rule.findings(["pde", "bc"], np.array(weights, float), references(*initial), measurement)
+
+
+@pytest.mark.parametrize("weight, side", [(5, "above"), (4.95, "above"), (0.2, "below")])
+def test_a_weight_at_its_bound_is_found(weight, side):
+    (finding,) = findings(PinnRule(bound=5), weights=(1, weight))
+    assert finding.startswith(f"The weight of 'bc' is at its bound, 5 times {side} 1: ")
+    assert findings(PinnRule(bound=5), weights=(4.9, 0.21)) == []
+
+
+def test_an_average_that_is_far_too_small_is_found_if_alpha_looks_at_it():
+    (finding,) = findings(PinnRule(alpha=1.0), losses=(1, 20.2))
+    assert finding.startswith("The loss of 'bc' is 10.1 times its moving average.")
+    assert "reset_initial_losses()" in finding
+    assert findings(PinnRule(), losses=(1, 20.2)) == []
+    assert findings(PinnRule(alpha=1.0), losses=(1, 20.2), initial=(2, 0)) == []
+
+
+def test_a_bound_beyond_the_floor_is_warned_of():
+    with pytest.warns(UserWarning, match=r"bound is 1000, .* floor of 0.01.* as 100. Pass floor="):
+        PinnRule().check(floor=0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PinnRule().check(floor=1e-3)
+        PinnRule(bound=50).check(floor=0.01)
+
+
+def test_what_a_balancer_has_to_know_of_it():
+    assert not issubclass(PinnRule, GradientRule)
+    assert PinnRule.needs == {"gram"} and PinnRule.update_every == 10
+    assert PinnRule.tells_equations and not PinnRule.keeps_sum
+    assert PinnRule.on_all_parameters
+    assert PinnRule(alpha=1.0).needs_positive_losses and not PinnRule().needs_positive_losses
+
+
+def test_rules_of_equal_options_are_equal():
+    assert PinnRule() == PinnRule(alpha=0, strength=1 / 3) != PinnRule(lead=1.0)
+    assert hash(PinnRule()) == hash(PinnRule())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"alpha": -1},
+        {"alpha": np.inf},
+        {"strength": 0},
+        {"strength": 1.01},
+        {"strength": np.nan},
+        {"lead": 0},
+        {"lead": np.inf},
+        {"bound": 1},
+        {"bound": np.inf},
+        {"memory": 1.0},
+        {"memory": -0.1},
+    ],
+)
+def test_options_out_of_range(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name} must .* got {value}"):
+        PinnRule(**options)
+
+
+@pytest.mark.parametrize("name", ["alpha", "strength", "lead", "bound", "memory"])
+def test_options_of_another_type(name):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got '1'"):
+        PinnRule(**{name: "1"})
