@@ -1,6 +1,6 @@
 """A training loop for balanced losses, the record that it keeps, and its checkpoints."""
 
-from paddlescience_gradnorm.training.checkpoint_file import CheckpointError
+from paddlescience_gradnorm.training._checkpoint_file import CheckpointError
 from paddlescience_gradnorm.training.checkpoints import Checkpoints
 from paddlescience_gradnorm.training.gradnorm_run import train_gradnorm
 from paddlescience_gradnorm.training.history import History

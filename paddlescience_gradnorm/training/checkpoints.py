@@ -8,9 +8,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from paddlescience_gradnorm import arguments
-from paddlescience_gradnorm.training import checkpoint_file
-from paddlescience_gradnorm.training.checkpoint_file import CheckpointError, PathLike
+from paddlescience_gradnorm import _arguments
+from paddlescience_gradnorm.training import _checkpoint_file
+from paddlescience_gradnorm.training._checkpoint_file import CheckpointError, PathLike
 
 _NAME = re.compile(r"step_(\d+)\.ckpt")
 
@@ -21,9 +21,9 @@ class Checkpoints:
     Args:
         folder: The folder, which is made if it is not there. Each run, and each process of a
             distributed run, needs its own.
-        every: Steps from one checkpoint to the next, at least 1. ``None``: there is one only
+        every: Steps from one checkpoint to the next, at least 1. With ``None`` there is one only
             when a run is stopped before its end.
-        keep: How many stay, at least 1. An older one goes when the new one is on the disk.
+        keep: How many stay, at least 1. An older one is removed once the new one is on the disk.
 
     Raises:
         TypeError: ``every`` or ``keep`` is no integer.
@@ -46,12 +46,12 @@ class Checkpoints:
 
     def __init__(self, folder: PathLike, every: int | None = 1000, keep: int = 2) -> None:
         self.folder = Path(folder)
-        self.every = None if every is None else arguments.integer("every", every, at_least=1)
-        self.keep = arguments.integer("keep", keep, at_least=1)
+        self.every = None if every is None else _arguments.integer("every", every, at_least=1)
+        self.keep = _arguments.integer("keep", keep, at_least=1)
         self._bad: set[Path] = set()
 
     def paths(self) -> list[Path]:
-        """The files, by step; some may be damaged."""
+        """The files, in the order of their steps. Some may be damaged."""
         if not self.folder.is_dir():
             return []
         found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
@@ -69,9 +69,9 @@ class Checkpoints:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(f".step_*{checkpoint_file.TEMPORARY}"):
-                left.unlink(missing_ok=True)  # by a process that was killed as it wrote it
-            with checkpoint_file.temporary(self.folder / "step_0.ckpt") as (_, name):
+            for left in self.folder.glob(f".step_*{_checkpoint_file.TEMPORARY}"):
+                left.unlink(missing_ok=True)  # a process was killed while it wrote this
+            with _checkpoint_file.temporary(self.folder / "step_0.ckpt") as (_, name):
                 pass
             Path(name).unlink()
         except OSError as error:
@@ -89,7 +89,7 @@ class Checkpoints:
             )
 
     def step(self, state: Any, step: int, **position: Any) -> None:
-        """Write a checkpoint if it is time: see ``save``. Call it at the end of a step."""
+        """Call ``save`` if it is time for a checkpoint. Call this at the end of every step."""
         if self.every is not None and step % self.every == 0:
             self.save(state, step, **position)
 
@@ -102,7 +102,7 @@ class Checkpoints:
             **position: As of ``RunState.save``.
 
         Raises:
-            OSError: It cannot be written. Earlier ones are still there.
+            OSError: The file cannot be written. Earlier ones are still there.
         """
         path = self.folder / f"step_{step:08d}.ckpt"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -122,20 +122,20 @@ class Checkpoints:
             Its position; ``None`` if there is no checkpoint.
 
         Raises:
-            CheckpointError: All are damaged, or the last one that is not does not fit.
+            CheckpointError: All are damaged, or the last one that is not damaged does not fit.
 
         Warns:
-            RuntimeWarning: A later one is damaged, and has been passed over.
+            RuntimeWarning: A later one is damaged and has been passed over.
         """
         found = self.read_latest()
         return None if found is None else state.take(*found)
 
     def read_latest(self) -> tuple[Path, Any] | None:
-        """The last file that is not damaged, and what is in it: see ``load_latest``."""
+        """The last file that is not damaged, and the state in it, as for ``load_latest``."""
         paths = self.paths()
         for path in reversed(paths):
             try:
-                content = checkpoint_file.read(path)
+                content = _checkpoint_file.read(path)
             except (CheckpointError, OSError) as error:
                 self._bad.add(path)
                 warnings.warn(

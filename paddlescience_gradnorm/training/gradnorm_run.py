@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import paddle
 
-from paddlescience_gradnorm.balancing.balancer import LossBalancer, Shared
+from paddlescience_gradnorm.balancing._options import Shared
+from paddlescience_gradnorm.balancing.balancer import LossBalancer
 from paddlescience_gradnorm.training.trainer import Trainer, as_arguments, count
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def train_gradnorm(
     optimizers, callbacks and the gradient norms use ``Trainer``.
 
     Args:
-        net: Gives the losses: ``net(*batch)`` is a list or tuple of scalars, a 1-D
-            tensor, or a dict name -> scalar, of two losses at least.
+        net: The network, which gives the losses: ``net(*batch)`` is a list or tuple of scalars, a
+            1-D tensor, or a dict name -> scalar, of at least two losses.
         layer: The shared parameters W, usually the last layer that all tasks share: a
             layer, a parameter, or a list of either.
         alpha: Strength of the pull towards equal training rates, at least 0.
@@ -77,7 +78,7 @@ def train_gradnorm(
             "can be run through once; pass a paddle.io.DataLoader or a list of batches"
         )
     optimizers = [paddle.optimizer.Adam(lr, parameters=net.parameters())]
-    balancer = LossBalancer(layer, _count_losses(net, dataloader), alpha, lr=None)
+    balancer = LossBalancer(layer, _count_losses(net, dataloader), alpha, weight_lr=None)
     optimizers.append(paddle.optimizer.Adam(weight_lr, parameters=balancer.parameters()))
     trainer = Trainer(net, lambda net, *batch: net(*batch), optimizers, balancer)
     history = trainer.fit(dataloader, num_epochs).to_numpy()
@@ -85,7 +86,7 @@ def train_gradnorm(
 
 
 def _count_losses(net: paddle.nn.Layer, dataloader: Iterable[Any]) -> int:
-    """How many losses the network gives; in evaluation mode, which leaves its state alone."""
+    """How many losses the network gives, found in evaluation mode, which leaves its state alone."""
     net.eval()
     for batch in dataloader:
         losses = net(*as_arguments(batch))

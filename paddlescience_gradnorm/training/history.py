@@ -14,18 +14,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
+# One number for each loss.
+Row = Union[paddle.Tensor, np.ndarray]
+
 QUANTITIES = ("losses", "weights", "gradient_norms", "training_rates")
-# Steps whose numbers stay on the device, so that an accelerator is asked for them seldom.
+# Rows that are kept as they come. Reading a tensor makes an accelerator wait, so this is done
+# for many of them at once.
 _BLOCK = 256
 
 
 class History:
     """Losses, weights, gradient norms and inverse training rates of every step, by name.
 
-    Row t holds the unweighted losses at the start of step t, the weights that acted in it,
-    and of the balancing's last update up to and with this step the norms ||g_i|| of the
-    unweighted losses' gradients on the shared parameters, and the rates r_i. What a step
-    has not measured is NaN, such as norms and rates without a balancer.
+    Row t holds the unweighted losses at the start of step t and the weights that acted in it.
+    It also holds what the balancer has measured in its last update, up to and with this step: the
+    norms ||g_i|| of the unweighted losses' gradients on the shared parameters, and the rates r_i.
+    What has not been measured is NaN, such as norms and rates without a balancer.
 
     Examples:
         >>> import paddle
@@ -39,7 +43,7 @@ class History:
     def __init__(self) -> None:
         self.names: list[str] = []
         self._blocks: dict[str, list[np.ndarray]] = {quantity: [] for quantity in QUANTITIES}
-        self._pending: dict[str, list[paddle.Tensor | None]] = {q: [] for q in QUANTITIES}
+        self._pending: dict[str, list[Row | None]] = {q: [] for q in QUANTITIES}
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -48,16 +52,17 @@ class History:
     def record(
         self,
         names: Sequence[str],
-        losses: paddle.Tensor,
-        weights: paddle.Tensor | None = None,
-        gradient_norms: paddle.Tensor | None = None,
-        training_rates: paddle.Tensor | None = None,
+        losses: Row,
+        weights: Row | None = None,
+        gradient_norms: Row | None = None,
+        training_rates: Row | None = None,
     ) -> None:
         """Add a step.
 
         Args:
             names: The losses' names, the same T in every step.
-            losses: Shape [T], like the others; tensors that nobody changes in place later.
+            losses: Shape [T], like the others. All may be tensors or numpy arrays, which nobody
+                may change in place later.
             weights: The weights that acted.
             gradient_norms: ||g_i||.
             training_rates: r_i.
@@ -233,16 +238,19 @@ class History:
         return dict(zip(self.names, self.to_numpy()[quantity].T))
 
     def _read(self) -> None:
-        """Take the pending steps' numbers to the host."""
+        """Bring the pending rows to the host."""
         for quantity, pending in self._pending.items():
             if pending:
                 self._blocks[quantity].append(_stacked(pending, len(self.names)))
                 pending.clear()
 
 
-def _stacked(rows: Sequence[paddle.Tensor | None], n_loss: int) -> np.ndarray:
+def _stacked(rows: Sequence[Row | None], n_loss: int) -> np.ndarray:
     result = np.full((len(rows), n_loss), np.nan)
-    measured = [i for i, row in enumerate(rows) if row is not None]
-    if measured:
-        result[measured] = paddle.stack([rows[i] for i in measured]).numpy()
+    tensors = [i for i, row in enumerate(rows) if isinstance(row, paddle.Tensor)]
+    if tensors:
+        result[tensors] = paddle.stack([rows[i] for i in tensors]).numpy()
+    for i, row in enumerate(rows):
+        if not (row is None or isinstance(row, paddle.Tensor)):
+            result[i] = row
     return result

@@ -11,18 +11,19 @@ import paddle
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-_SECONDS = 0.5  # between two looks at the numbers, for which an accelerator has to wait
-_WIDTH = 30  # of a weight's bar, in characters
+# Between two looks at the numbers, because an accelerator has to wait for each.
+_SECONDS = 0.5
+_WIDTH = 30  # characters of a weight's bar
 
 
 class LiveView(paddle.callbacks.Callback):
     """Shows how far a ``Trainer`` is, the time left, its losses, and a bar for each weight.
 
-    In place of a ``ProgressBar``. Bars are as long as the weights are large, the largest
-    one's full. Where the output is no terminal it prints once, at the end.
+    It stands in place of a ``ProgressBar``. The bar of the largest weight is full, and the others
+    are in proportion. Where the output is no terminal, the view is printed once, at the end.
 
     Args:
-        console: Rich's, to print on; that of the standard error by default.
+        console: Rich's console to print on; by default one on the standard error.
         unit: What a step is called.
 
     Raises:
@@ -79,12 +80,12 @@ class LiveView(paddle.callbacks.Callback):
         self._task = self._progress.add_task("", total=total, completed=self._done, speed="")
         self._began = time.monotonic()
         self._shown = -math.inf
-        # Drawn by this thread: another one would take turns with the training.
+        # This thread draws, because another one would take turns with the training.
         self._live = Live(console=self._console, auto_refresh=False)
         self._live.start()
 
     def on_train_batch_end(self, step: int, logs: Any = None) -> None:
-        """Count it, and draw if it is time to."""
+        """Count the step, and draw if it is time to."""
         self._done += 1
         if self._console.is_terminal and time.monotonic() - self._shown > _SECONDS:
             self._draw()
@@ -108,7 +109,7 @@ class LiveView(paddle.callbacks.Callback):
 
 
 def _table(last: dict[str, dict[str, float]]) -> RenderableType:
-    """A line for each loss: its name, value, weight, and the weight's bar."""
+    """A table with a line for each loss: its name, value, weight, and the weight's bar."""
     from rich.bar import Bar
     from rich.table import Table
     from rich.text import Text
@@ -124,7 +125,7 @@ def _table(last: dict[str, dict[str, float]]) -> RenderableType:
         weight = weights[name]
         known = math.isfinite(weight)
         table.add_row(
-            Text(name),  # in which brackets are no markup
+            Text(name),  # because in a plain string brackets are markup
             f"{loss:.2e}",
             f"{weight:.3g}" if known else "",
             Bar(largest, 0, weight, width=_WIDTH, color="cyan") if known else "",

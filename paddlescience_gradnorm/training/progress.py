@@ -9,7 +9,8 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-_SECONDS = 0.5  # between two looks at the numbers, for which an accelerator has to wait
+# Between two looks at the numbers, because an accelerator has to wait for each.
+_SECONDS = 0.5
 
 
 class ProgressBar(paddle.callbacks.Callback):
@@ -31,13 +32,13 @@ class ProgressBar(paddle.callbacks.Callback):
         self._shown = -np.inf
 
     def on_train_batch_end(self, step: int, logs: Any = None) -> None:
-        """Advance it."""
+        """Advance the bar."""
         self._bar.update()
         if not self._bar.disable and time.monotonic() - self._shown > _SECONDS:
             self._show()
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Close it."""
+        """Close the bar."""
         if not self._bar.disable and len(self.model.history):
             self._show()
         self._bar.close()

@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from paddlescience_gradnorm.training.checkpoint_file import PathLike
+from paddlescience_gradnorm.training._checkpoint_file import PathLike
 from paddlescience_gradnorm.training.history import QUANTITIES, History
 
 HISTORY, METRICS, PAGE = "history.npz", "metrics.json", "report.html"
-_TRAINING = "training.png"  # of the same curves as the page's own
-# Of metrics.json, what has a place of its own on the page; the rest are results.
+# This figure shows the same curves as the page itself.
+_TRAINING = "training.png"
+# These entries of metrics.json have places of their own on the page. The others are results.
 _PLACED = (
     *("equation", "diagnosis", "settings", "versions", "machine"),
-    *("final_losses", "final_weights", "steps"),  # which the history has too
+    *("final_losses", "final_weights", "steps"),  # the history has these too
 )
 
 _CURVES = {  # quantity -> heading, and how to read it
@@ -159,7 +160,7 @@ def _page(
 
 
 def _flat(key: str, value: Any) -> dict[str, Any]:
-    """A result, or those in it by name: ``{"errors": {"u": 1}}`` gives ``errors: u``."""
+    """A result, or the results in a dict of them: ``{"errors": {"u": 1}}`` gives ``errors: u``."""
     if isinstance(value, dict):
         return {f"{key}: {name}": number for name, number in value.items()}
     return {key: value}
@@ -193,12 +194,12 @@ def _curves(history: History) -> Iterable[str]:
     numbers, names = history.to_numpy(), history.names
     for quantity, (heading, reading) in _CURVES.items():
         if quantity != "losses" and np.isnan(numbers[quantity]).all():
-            continue  # without a balancer there are no norms and rates
+            continue  # as norms and rates are without a balancer
         figure = Figure(figsize=(5, 3.2), layout="constrained")
         axes = getattr(history, f"plot_{quantity}")(figure.subplots())
         axes.grid(alpha=0.25)
         axes.get_legend().remove()
-        if quantity == "losses":  # one key for all, which is as long as the names are
+        if quantity == "losses":  # all curves share one key, because names may be long
             yield _key(names, [to_hex(line.get_color()) for line in axes.lines])
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=200)
@@ -253,7 +254,7 @@ def _escaped(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """As people read it."""
+    """A value as people read it."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "\N{EN DASH}"
     if isinstance(value, float):

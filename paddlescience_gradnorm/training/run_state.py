@@ -9,11 +9,11 @@ from typing import Any, Callable
 import numpy as np
 import paddle
 
-from paddlescience_gradnorm.pickling import PicklableLayer
-from paddlescience_gradnorm.training import checkpoint_file, optimizer_state, random_state
-from paddlescience_gradnorm.training.checkpoint_file import CheckpointError, PathLike, Values
-from paddlescience_gradnorm.training.history import QUANTITIES, History
-from paddlescience_gradnorm.training.like import (
+from paddlescience_gradnorm._layers import PicklableLayer
+from paddlescience_gradnorm.training import _checkpoint_file, _optimizer_state, _random_state
+from paddlescience_gradnorm.training._checkpoint_file import CheckpointError, PathLike, Values
+from paddlescience_gradnorm.training._like import (
+    alike,
     as_given,
     as_plain,
     check_like,
@@ -21,8 +21,17 @@ from paddlescience_gradnorm.training.like import (
     tensor_of,
     values_of,
 )
+from paddlescience_gradnorm.training._versions import Schema, filled
+from paddlescience_gradnorm.training.history import QUANTITIES, History
 
 Apply = Callable[[], None]
+
+_RUN = Schema("a run", ("parts", "random", "position"))
+_LAYER = Schema("a layer", ("parameters", "buffers", "gradients", "extra"))
+_TENSOR = Schema("a tensor", ("value", "gradients"))
+_HISTORY = Schema("a history", ("names", *QUANTITIES))
+_OBJECT = Schema("an object", ("state",))
+_LIST = Schema("a list", ("items",))
 
 
 class RunState:
@@ -60,23 +69,23 @@ class RunState:
             for part in parts.values()
             for optimizer in _flat(part)
             if isinstance(optimizer, paddle.optimizer.Optimizer)
-            for p in optimizer_state.parameters(optimizer)
+            for p in _optimizer_state.parameters(optimizer)
             if id(p) not in held
         }
         self._parts["parameters outside of layers"] = _part("", list(loose.values()))
 
     def save(self, path: PathLike, **position: Any) -> None:
-        """Write everything to a file: see ``checkpoint_file.write``.
+        """Write everything to a file. There is always either the old file or the new one.
 
         Args:
             path: The file; its folder must exist.
             **position: Where the run is, such as its epoch: plain types, dicts and lists.
 
         Raises:
-            OSError: It cannot be written. What was in the file is still there.
+            OSError: The file cannot be written. What was in it is still there.
             TypeError: A tensor or a number is of a type that a checkpoint cannot hold.
         """
-        checkpoint_file.write(path, {**self.state(), "position": position})
+        _checkpoint_file.write(path, self.state(position))
 
     def load(self, path: PathLike) -> dict[str, Any]:
         """Put everything back as it was at ``save``, in this process or another.
@@ -88,45 +97,86 @@ class RunState:
             The position that was saved with it.
 
         Raises:
-            CheckpointError: The file is damaged, or does not fit these parts. Nothing has
-                been changed then.
+            CheckpointError: The file is damaged, does not fit these parts, or was written by a
+                newer version of this package or by 0.1.0. Nothing has been changed then.
             OSError: The file cannot be opened.
         """
-        return self.take(path, checkpoint_file.read(path))
+        return self.take(path, _checkpoint_file.read(path))
 
     def take(self, path: PathLike, state: Any) -> dict[str, Any]:
-        """As ``load``, with what ``checkpoint_file.read`` has read from the file."""
+        """As ``load``, with a state that has been read from the file before."""
         try:
-            if not isinstance(state, dict) or set(state) != {"parts", "random", "position"}:
-                raise CheckpointError("has no parts, random state and position")
-            if not isinstance(state["position"], dict):
-                raise CheckpointError("has a position that is no dict")
+            if _is_by_0_1_0(state):
+                raise CheckpointError(
+                    "was written by paddlescience_gradnorm 0.1.0, whose balancers remember other "
+                    "things than those of this version. Finish the run with 0.1.0, or begin a "
+                    "new one with its parameters: RunState(net=net).load_parameters(path)"
+                )
             apply = self.prepare(state)
         except CheckpointError as error:
             raise CheckpointError(f"{path} {error}; nothing has been loaded") from None
         apply()
         return state["position"]
 
-    def state(self) -> dict[str, Any]:
-        """The state of all parts, and of the global random generators."""
-        return {
-            "parts": {name: part.state() for name, part in self._parts.items()},
-            "random": random_state.global_state(),
-        }
+    def load_parameters(self, path: PathLike) -> None:
+        """Take the layers' parameters alone from a checkpoint, to begin a new run with them.
 
-    def prepare(self, state: dict[str, Any]) -> Apply:
+        This also reads the files of version 0.1.0, with which a run cannot go on. Layers here go
+        by the names that they had there; ``Trainer`` calls its network ``net``. Buffers, such as
+        a normalisation's running means, are taken where name, shape and type are the same.
+        Everything else stays as it is.
+
+        Args:
+            path: The file.
+
+        Raises:
+            CheckpointError: The file is damaged, or its parameters have other names, shapes or
+                types. Nothing has been changed then.
+            OSError: The file cannot be opened.
+
+        Examples:
+            >>> import os, tempfile
+            >>> import paddle
+            >>> net, other = paddle.nn.Linear(2, 1), paddle.nn.Linear(2, 1)
+            >>> path = os.path.join(tempfile.mkdtemp(), "run.ckpt")
+            >>> RunState(net=net, points=random.Random(0)).save(path)
+            >>> RunState(net=other).load_parameters(path)
+            >>> bool((net.weight == other.weight).all())
+            True
+        """
+        state = _checkpoint_file.read(path)
+        try:
+            parts = state.get("parts") if _is_by_0_1_0(state) else _RUN.read(state)["parts"]
+            applies = [
+                _prepared(name, part.prepare_parameters, parts)
+                for name, part in self._parts.items()
+                if hasattr(part, "prepare_parameters")
+            ]
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} {error}; nothing has been loaded") from None
+        for apply in applies:
+            apply()
+
+    def state(self, position: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The state of all parts and of the global random generators, with the run's position."""
+        return _RUN.written(
+            parts={name: part.state() for name, part in self._parts.items()},
+            random=_random_state.global_state(),
+            position=position or {},
+        )
+
+    def prepare(self, state: Any) -> Apply:
         """Check a state against the parts; the function returned puts it into place."""
-        parts = state["parts"]
+        run = _RUN.read(state)
+        parts = run["parts"]
+        if not isinstance(run["position"], dict):
+            raise CheckpointError("has a position that is no dict")
         if not isinstance(parts, dict) or set(parts) != set(self._parts):
             names = sorted(parts) if isinstance(parts, dict) else parts
             raise CheckpointError(f"holds {names}, but the run has {sorted(self._parts)}")
-        applies = []
-        for name, part in self._parts.items():
-            try:
-                applies.append(part.prepare(parts[name]))
-            except CheckpointError as error:
-                raise CheckpointError(f"does not fit {name}: it {error}") from None
-        applies.append(random_state.prepare_global(state["random"]))  # last: the others may draw
+        applies = [_prepared(name, part.prepare, parts) for name, part in self._parts.items()]
+        # Last, because the other parts may draw.
+        applies.append(_random_state.prepare_global(run["random"]))
 
         def apply() -> None:
             for part in applies:
@@ -135,49 +185,81 @@ class RunState:
         return apply
 
 
+def _is_by_0_1_0(state: Any) -> bool:
+    """Whether version 0.1.0 has written this state: it gave its parts no versions."""
+    return isinstance(state, dict) and set(state) == {"parts", "random", "position"}
+
+
+def _prepared(name: str, prepare: Callable[[Any], Apply], parts: Any) -> Apply:
+    """What puts the part of this name into its state; errors name the part."""
+    if not isinstance(parts, dict) or name not in parts:
+        names = sorted(parts) if isinstance(parts, dict) else parts
+        raise CheckpointError(f"holds {names}, and no {name}")
+    try:
+        return prepare(parts[name])
+    except CheckpointError as error:
+        raise CheckpointError(f"does not fit {name}: it {error}") from None
+
+
 class _Layer:
     def __init__(self, layer: paddle.nn.Layer) -> None:
         self._layer = layer
 
     def state(self) -> dict[str, Any]:
-        # First: a balancer may find that an overflow has undone its last step.
-        noted = {name: layer.noted() for name, layer in self._noting()}
-        parameters = dict(_tensors(self._layer, "_parameters"))
-        return {
-            "parameters": {name: values_of(p, name) for name, p in parameters.items()},
-            "buffers": {n: values_of(b, n) for n, b in _tensors(self._layer, "_buffers")},
-            "gradients": _gradients(parameters),
-            "noted": noted,
+        # The extra state comes first, because a balancer may find that an overflow has undone
+        # its last step.
+        extra = {
+            name: as_plain(layer.extra_state(), f"the extra state of {name or 'the layer'}")
+            for name, layer in _with_extra_state(self._layer)
         }
+        parameters, buffers = _parameters(self._layer), _buffers(self._layer)
+        return _LAYER.written(
+            parameters={name: values_of(p, name) for name, p in parameters.items()},
+            buffers={name: values_of(b, name) for name, b in buffers.items()},
+            gradients=_gradients(parameters),
+            extra=extra,
+        )
 
     def prepare(self, state: Any) -> Apply:
-        own = self.state()
-        _check_with_gradients(own, state, own["parameters"])
-        parameters = dict(_tensors(self._layer, "_parameters"))
+        own, fields = _LAYER.read(self.state()), _LAYER.read(state)
+        is_older = state["version"] < _LAYER.version
+        fields["extra"] = filled(own["extra"], fields["extra"], "extra", is_older)
+        _check_with_gradients(own, fields, own["parameters"])
+        parameters = _parameters(self._layer)
+        # Not in apply, where a balancer would take the loaded weights for an optimizer's step.
+        extra = [
+            (layer, as_given(layer.extra_state(), fields["extra"][name]))
+            for name, layer in _with_extra_state(self._layer)
+        ]
 
         def apply() -> None:
             for name, parameter in parameters.items():
-                copy_into(parameter, state["parameters"][name])
-            _set_gradients(parameters, state["gradients"])
-            for prefix, layer in _layers(self._layer):
-                for name, buffer in layer._buffers.items():
-                    if buffer is None:
-                        continue
-                    values = state["buffers"][prefix + name]
-                    if name in layer._non_persistable_buffer_names_set:
-                        # Of a step's own tensors, which may share memory with others.
-                        layer._buffers[name] = tensor_of(values, buffer.place)
-                    else:
-                        copy_into(buffer, values)
-            for name, layer in self._noting():
-                layer.note(state["noted"][name])
+                copy_into(parameter, fields["parameters"][name])
+            for name, buffer in _buffers(self._layer).items():
+                copy_into(buffer, fields["buffers"][name])
+            _set_gradients(parameters, fields["gradients"])
+            for layer, given in extra:
+                layer.set_extra_state(given)
 
         return apply
 
-    def _noting(self) -> Iterator[tuple[str, PicklableLayer]]:
-        for name, layer in _layers(self._layer):
-            if isinstance(layer, PicklableLayer):
-                yield name, layer
+    def prepare_parameters(self, state: Any) -> Apply:
+        parameters, loaded = _parameters(self._layer), _field("parameters", state)
+        buffers = _field("buffers", state)
+        check_like({n: values_of(p, n) for n, p in parameters.items()}, loaded, "parameters")
+        taken = {
+            name: buffer
+            for name, buffer in _buffers(self._layer).items()
+            if alike(values_of(buffer, name), buffers.get(name))
+        }
+
+        def apply() -> None:
+            for name, tensor in parameters.items():
+                copy_into(tensor, loaded[name])
+            for name, tensor in taken.items():
+                copy_into(tensor, buffers[name])
+
+        return apply
 
 
 class _Tensor:
@@ -186,17 +268,22 @@ class _Tensor:
 
     def state(self) -> dict[str, Any]:
         values = values_of(self._tensor, self._tensor.name)
-        return {"value": values, "gradients": _gradients({"": self._tensor})}
+        return _TENSOR.written(value=values, gradients=_gradients({"": self._tensor}))
 
     def prepare(self, state: Any) -> Apply:
-        own = self.state()
-        _check_with_gradients(own, state, {"": own["value"]})
+        own, fields = _TENSOR.read(self.state()), _TENSOR.read(state)
+        _check_with_gradients(own, fields, {"": own["value"]})
 
         def apply() -> None:
-            copy_into(self._tensor, state["value"])
-            _set_gradients({"": self._tensor}, state["gradients"])
+            copy_into(self._tensor, fields["value"])
+            _set_gradients({"": self._tensor}, fields["gradients"])
 
         return apply
+
+    def prepare_parameters(self, state: Any) -> Apply:
+        value = _field("value", state, Values)
+        check_like(values_of(self._tensor, self._tensor.name), value, "")
+        return lambda: copy_into(self._tensor, value)
 
 
 class _Optimizer:
@@ -204,10 +291,10 @@ class _Optimizer:
         self._optimizer = optimizer
 
     def state(self) -> dict[str, Any]:
-        return optimizer_state.state(self._optimizer)
+        return _optimizer_state.state(self._optimizer)
 
     def prepare(self, state: Any) -> Apply:
-        return optimizer_state.prepare(self._optimizer, state)
+        return _optimizer_state.prepare(self._optimizer, state)
 
 
 class _History:
@@ -217,12 +304,11 @@ class _History:
     def state(self) -> dict[str, Any]:
         numbers = self._history.to_numpy()
         rows = {q: Values("float64", numbers[q]) for q in QUANTITIES}
-        return {"names": list(self._history.names), **rows}
+        return _HISTORY.written(names=list(self._history.names), **rows)
 
     def prepare(self, state: Any) -> Apply:
-        if not isinstance(state, dict) or set(state) != {"names", *QUANTITIES}:
-            raise CheckpointError(f"has no names and {', '.join(QUANTITIES)}")
-        names, rows = state["names"], [state[quantity] for quantity in QUANTITIES]
+        fields = _HISTORY.read(state)
+        names, rows = fields["names"], [fields[quantity] for quantity in QUANTITIES]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise CheckpointError("has names that are no list of strings")
         for row in rows:
@@ -230,7 +316,7 @@ class _History:
                 raise CheckpointError("has rows that are no float64")
             if row.array.ndim != 2 or row.array.shape != (len(rows[0].array), len(names)):
                 raise CheckpointError(f"has rows of shape {row.array.shape} for {len(names)} names")
-        return lambda: self._history.replace(names, {q: state[q].array for q in QUANTITIES})
+        return lambda: self._history.replace(names, {q: fields[q].array for q in QUANTITIES})
 
 
 class _Generator:
@@ -242,13 +328,13 @@ class _Generator:
 
     def state(self) -> dict[str, Any]:
         if self._is_python:
-            return random_state.python_state(self._generator)
-        return random_state.numpy_state(self._generator)
+            return _random_state.python_state(self._generator)
+        return _random_state.numpy_state(self._generator)
 
     def prepare(self, state: Any) -> Apply:
         if self._is_python:
-            return random_state.prepare_python(self._generator, state)
-        return random_state.prepare_numpy(self._generator, state)
+            return _random_state.prepare_python(self._generator, state)
+        return _random_state.prepare_numpy(self._generator, state)
 
 
 class _WithStateDict:
@@ -257,25 +343,36 @@ class _WithStateDict:
     def __init__(self, part: Any) -> None:
         self._part = part
 
-    def state(self) -> Any:
-        return as_plain(self._part.state_dict(), "state_dict()")
+    def state(self) -> dict[str, Any]:
+        return _OBJECT.written(state=as_plain(self._part.state_dict(), "state_dict()"))
 
     def prepare(self, state: Any) -> Apply:
-        check_like(self.state(), state, "")
-        return lambda: self._part.set_state_dict(as_given(self._part.state_dict(), state))
+        own, loaded = _OBJECT.read(self.state())["state"], _OBJECT.read(state)["state"]
+        check_like(own, loaded, "")
+        return lambda: self._part.set_state_dict(as_given(self._part.state_dict(), loaded))
 
 
 class _List:
     def __init__(self, parts: list[Any]) -> None:
         self._parts = parts
 
-    def state(self) -> list[Any]:
-        return [part.state() for part in self._parts]
+    def state(self) -> dict[str, Any]:
+        return _LIST.written(items=[part.state() for part in self._parts])
 
     def prepare(self, state: Any) -> Apply:
-        if not isinstance(state, list) or len(state) != len(self._parts):
-            raise CheckpointError(f"has not {len(self._parts)} of them")
-        applies = [part.prepare(own) for part, own in zip(self._parts, state)]
+        return self._each([part.prepare for part in self._parts], _LIST.read(state)["items"])
+
+    def prepare_parameters(self, state: Any) -> Apply:
+        if not self._parts:  # as where no optimizer says what is outside of layers
+            return _nothing
+        items = state if isinstance(state, list) else _LIST.read(state)["items"]  # by 0.1.0
+        others: Callable[[Any], Apply] = lambda _: _nothing  # noqa: E731
+        return self._each([getattr(p, "prepare_parameters", others) for p in self._parts], items)
+
+    def _each(self, prepares: list[Callable[[Any], Apply]], items: Any) -> Apply:
+        if not isinstance(items, list) or len(items) != len(prepares):
+            raise CheckpointError(f"has not {len(prepares)} of them")
+        applies = [prepare(item) for prepare, item in zip(prepares, items)]
 
         def apply() -> None:
             for part in applies:
@@ -320,49 +417,62 @@ def _held(part: Any) -> Iterator[paddle.Tensor]:
     """The tensors that are saved with this part."""
     for item in _flat(part):
         if isinstance(item, paddle.nn.Layer):
-            yield from (parameter for _, parameter in _tensors(item, "_parameters"))
+            yield from _parameters(item).values()
         elif isinstance(item, paddle.Tensor):
             yield item
 
 
-def _layers(layer: paddle.nn.Layer, prefix: str = "") -> Iterator[tuple[str, paddle.nn.Layer]]:
-    """The layer and all below it, each once, with the prefix of its tensors' names."""
-    seen: set[int] = set()
-
-    def below(layer: paddle.nn.Layer, prefix: str) -> Iterator[tuple[str, paddle.nn.Layer]]:
-        if layer is None or id(layer) in seen:
-            return
-        seen.add(id(layer))
-        yield prefix, layer
-        for name, child in layer._sub_layers.items():
-            yield from below(child, f"{prefix}{name}.")
-
-    yield from below(layer, prefix)
+def _parameters(layer: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
+    """All parameters by name, those too that a ``GradNorm`` keeps from the optimizers."""
+    return {
+        f"{prefix}.{name}" if prefix else name: parameter
+        for prefix, found in layer.named_sublayers(include_self=True)
+        for name, parameter in paddle.nn.Layer.named_parameters(found, include_sublayers=False)
+    }
 
 
-def _tensors(layer: paddle.nn.Layer, kind: str) -> Iterator[tuple[str, paddle.Tensor]]:
-    # Not by attributes: reading the loss weights would settle them.
-    for prefix, found in _layers(layer):
-        for name, tensor in getattr(found, kind).items():
-            if tensor is not None:
-                yield prefix + name, tensor
+def _buffers(layer: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
+    """All buffers by name, those too that a state dict leaves out."""
+    return {
+        f"{prefix}.{name}" if prefix else name: buffer
+        for prefix, found in layer.named_sublayers(include_self=True)
+        for name, buffer in found.named_buffers(include_sublayers=False)
+    }
+
+
+def _with_extra_state(layer: paddle.nn.Layer) -> list[tuple[str, PicklableLayer]]:
+    """The layers that remember something beside parameters and buffers, by name."""
+    found = layer.named_sublayers(include_self=True)
+    return [(name, each) for name, each in found if isinstance(each, PicklableLayer)]
+
+
+def _field(name: str, state: Any, kind: type = dict) -> Any:
+    """A field of any version's state."""
+    field = state.get(name) if isinstance(state, dict) else None
+    if not isinstance(field, kind):
+        raise CheckpointError(f"has no {name}")
+    return field
+
+
+def _nothing() -> None:
+    """Put nothing into place."""
 
 
 def _gradients(parameters: dict[str, paddle.Tensor]) -> dict[str, Any]:
-    """The gradients that there are: one of zeros makes an optimizer step, none does not."""
+    """The gradients that there are. With one of zeros an optimizer steps, without one not."""
     found: dict[str, Any] = {}
     for name, parameter in parameters.items():
         gradient = parameter.grad
         if gradient is not None:
             values = values_of(gradient, f"the gradient of {name}")
-            # The bits, for -0.0 is none.
+            # By the bits, because -0.0 must come back as it is.
             found[name] = values if values.array.tobytes().strip(b"\0") else "zeros"
     return found
 
 
 def _check_with_gradients(own: Any, state: Any, parameters: dict[str, Values]) -> None:
     """As ``check_like``, with a gradient for any of the parameters, or none."""
-    gradients = state.get("gradients") if isinstance(state, dict) else None
+    gradients = state["gradients"]
     if not isinstance(gradients, dict):
         raise CheckpointError("has no gradients")
     check_like({**own, "gradients": gradients}, state, "")

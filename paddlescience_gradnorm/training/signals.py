@@ -10,10 +10,10 @@ import paddle
 
 
 class StopOnSignals(paddle.callbacks.Callback):
-    """While it is entered, SIGINT and SIGTERM let the step end that is running.
+    """While this is entered, SIGINT and SIGTERM let the running step come to its end.
 
-    Among the callbacks of a ``Trainer`` it stops the run; a loop of one's own looks at
-    ``received`` after every step. A second signal does what it always does, at once.
+    Among the callbacks of a ``Trainer`` it then stops the run. A loop of one's own looks at
+    ``received`` after every step. A second signal acts at once, as it always does.
 
     Args:
         *signals: Which, if not these two.
@@ -38,7 +38,7 @@ class StopOnSignals(paddle.callbacks.Callback):
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as shells have it; 0 if none has come."""
+        """128 plus the signal's number, as in a shell; 0 if none has come."""
         return 0 if self.received is None else 128 + int(self.received)
 
     def __enter__(self) -> StopOnSignals:
@@ -65,6 +65,6 @@ class StopOnSignals(paddle.callbacks.Callback):
 
     def _restore(self) -> None:
         for number, before in self._before.items():
-            # None is a handler that Python did not set, such as Paddle's for SIGTERM.
+            # Python did not set a handler that is None here, such as Paddle's for SIGTERM.
             signal.signal(number, signal.SIG_DFL if before is None else before)
         self._before.clear()

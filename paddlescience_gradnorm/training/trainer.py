@@ -10,31 +10,34 @@ import numpy as np
 import paddle
 from paddle.callbacks import Callback, EarlyStopping, LRScheduler, ReduceLROnPlateau
 
-from paddlescience_gradnorm import arguments
+from paddlescience_gradnorm import _arguments, _paddle
 from paddlescience_gradnorm.balancing import LossBalancer
-from paddlescience_gradnorm.balancing.losses import Losses, LossOrder
+from paddlescience_gradnorm.balancing._losses import Losses, LossOrder
 from paddlescience_gradnorm.network.grad_norm import GradNorm
-from paddlescience_gradnorm.training.checkpoint_file import CheckpointError, PathLike
+from paddlescience_gradnorm.training._checkpoint_file import CheckpointError, PathLike
+from paddlescience_gradnorm.training._like import as_given, as_plain, check_like
+from paddlescience_gradnorm.training._versions import Schema
 from paddlescience_gradnorm.training.checkpoints import Checkpoints
 from paddlescience_gradnorm.training.history import History
-from paddlescience_gradnorm.training.like import as_given, as_plain, check_like
 from paddlescience_gradnorm.training.run_state import RunState
 
-# Of the extras: what gives no order to the batches.
+# Extras of these types have no part in the order of the batches.
 _NOT_DRAWN_FROM = (paddle.nn.Layer, paddle.Tensor, paddle.optimizer.Optimizer)
-# What Paddle's callbacks count; others say it by state_dict and set_state_dict.
+# What Paddle's callbacks count. Other callbacks tell it by state_dict and set_state_dict.
 _COUNTED: dict[type[Callback], tuple[str, ...]] = {
     EarlyStopping: ("wait_epoch", "best_value", "stopped_epoch"),
     ReduceLROnPlateau: ("cooldown_counter", "wait", "best", "epoch"),
 }
 _INTEGERS = ("wait_epoch", "stopped_epoch", "cooldown_counter", "wait", "epoch")
+_FIELDS = "step epoch batch first_epoch stopped schedule_by names named epoch_random callbacks"
+_TRAINER = Schema("a trainer", tuple(_FIELDS.split()))
 
 
 class Balancer(Protocol):
     """What turns losses into gradients: ``LossBalancer``, or anything with its ``backward``.
 
-    Where it has ``loss_weights``, ``gradient_norms`` and ``training_rates``, tensors of
-    shape [T], the history has them too.
+    The history records its ``loss_weights``, a tensor, and its ``gradient_norms`` and
+    ``training_rates``, tensors or numpy arrays, as far as it has them; shape [T] each.
     """
 
     def backward(self, losses: Mapping[str, paddle.Tensor], /) -> paddle.Tensor:
@@ -48,16 +51,16 @@ class Trainer:
         net: The network, any Paddle layer.
         losses: ``losses(net, *batch)`` gives the losses of a batch: a dict name -> scalar,
             whose names label the history, a list or tuple of scalars, or a 1-D tensor.
-        optimizers: One of ``paddle.optimizer``, or several: of the network and of the
-            weights, say. All of them step in every step.
-        balancer: What runs the backward pass. By default that of a ``GradNorm`` network;
-            without one the plain sum of the losses is differentiated.
-        callbacks: Of ``paddle.callbacks``, such as ``EarlyStopping``, or with its interface.
-            They find this object in ``self.model``.
+        optimizers: An optimizer of ``paddle.optimizer``, or several, such as one for the network
+            and one for the weights. All of them step in every step.
+        balancer: What runs the backward pass; by default the balancer of a ``GradNorm`` network.
+            Without one the plain sum of the losses is differentiated.
+        callbacks: Callbacks of ``paddle.callbacks``, such as ``EarlyStopping``, or with the same
+            interface. They find this object in ``self.model``.
         schedule_by: ``"step"`` or ``"epoch"``: how often the optimizers' learning-rate
             schedules advance.
-        extras: What else belongs into a checkpoint, by name, as for ``RunState``: layers
-            that the losses use, random generators of the sampling.
+        extras: What else belongs into a checkpoint, by name, as for ``RunState``. Layers that
+            the losses use and random generators of the sampling are examples.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -122,12 +125,15 @@ class Trainer:
         self.epoch = 0
         self.stop_training = False
         self._order: LossOrder | None = None
-        # The batches that the running epoch has had, and what its order was drawn from.
+        # How many batches the running epoch has had, and what its order was drawn from.
         self._batch = 0
         self._epoch_random: dict[str, Any] | None = None
-        self._first_epoch = 0  # of the running call
-        self._stopped = False  # ahead of the number of epochs
-        self._resumed: dict[str, Any] | None = None  # of the callbacks
+        # The epoch that the running call of fit began with, and whether something has stopped
+        # that call before its last epoch.
+        self._first_epoch = 0
+        self._stopped = False
+        # What the callbacks had counted, until the next call of fit hands it to them.
+        self._resumed: dict[str, Any] | None = None
         self.extras = dict(extras or {})
         drawn_from = {k: x for k, x in self.extras.items() if not isinstance(x, _NOT_DRAWN_FROM)}
         self._sources = RunState(**drawn_from)
@@ -156,18 +162,19 @@ class Trainer:
         """Train for some epochs more.
 
         Args:
-            data: The batches of an epoch, such as a ``paddle.io.DataLoader``: each is a
-                list or tuple, the arguments of ``losses`` after the network, or the only
-                one. Without it an epoch is one step with ``losses(net)``.
-            epochs: Their number, at least 1. An ``EarlyStopping`` may make it less.
+            data: The batches of an epoch, such as a ``paddle.io.DataLoader``. A batch is a list
+                or tuple of the arguments that ``losses`` takes after the network, or the only
+                argument itself. Without data an epoch is one step with ``losses(net)``.
+            epochs: Number of epochs, at least 1. An ``EarlyStopping`` may end the call earlier.
             validate: ``validate(net)`` gives numbers by name, which ``EarlyStopping`` and
                 ``ReduceLROnPlateau`` watch (by ``monitor``). It runs in evaluation mode.
-            validate_every: Epochs from one call of it to the next.
-            checkpoints: Where checkpoints are written: every so many steps, at the end, and
-                when something sets ``stop_training`` in a step, such as ``StopOnSignals``.
+            validate_every: Epochs from one call of ``validate`` to the next.
+            checkpoints: Where checkpoints are written. There is one after every so many steps,
+                at the end, and after a step in which something, such as ``StopOnSignals``, sets
+                ``stop_training``.
             resume: A checkpoint to go on from: a file, or ``"latest"`` for the last one in
-                ``checkpoints`` that is not damaged. The call is then finished that was
-                interrupted: ``epochs`` counts from where that one began. Without a checkpoint
+                ``checkpoints`` that is not damaged. This call then finishes the one that was
+                interrupted, and ``epochs`` counts from where that one began. Without a checkpoint
                 in the folder the run starts, with a warning.
 
         Returns:
@@ -198,17 +205,17 @@ class Trainer:
         )
 
     def save(self, path: PathLike) -> None:
-        """Write all that decides how the run goes on: see ``RunState.save``.
+        """Write all that decides how the run goes on; see ``RunState.save``.
 
-        Callbacks may call it: at the end of a batch, or of an epoch.
+        Callbacks may call it at the end of a batch or of an epoch.
         """
         self._state.save(path, step=self.step)
 
     def load(self, path: PathLike) -> None:
-        """Go on, with the next ``fit``, where ``save`` has been: see ``RunState.load``.
+        """Let the next ``fit`` go on where ``save`` was called; see ``RunState.load``.
 
-        Within an epoch the rest of it comes first, as one of the epochs of ``fit``, which
-        must be given the same data.
+        If that was within an epoch, the rest of it comes first and counts as one of the epochs of
+        ``fit``, which must be given the same data.
         """
         self._state.load(path)
 
@@ -224,18 +231,18 @@ class Trainer:
     ) -> History:
         """Go on by L-BFGS, with the weights of the losses frozen as they are.
 
-        The last stage of a run on the same points in every step: L-BFGS needs a function
-        that does not change. What it minimises is sum_i w_i L_i.
+        This is the last stage of a run that has the same points in every step, because L-BFGS
+        needs a function that does not change. It minimises sum_i w_i L_i.
 
         Args:
-            data: As for ``fit``; best one batch, all points.
-            epochs: Their number, at least 1; for each batch of an epoch L-BFGS makes up to
-                ``max_iter`` iterations, and the history one row, with what they start from.
+            data: As for ``fit``; best a single batch of all points.
+            epochs: Number of epochs, at least 1. For each batch of an epoch L-BFGS makes up to
+                ``max_iter`` iterations, and the history gets one row with what they start from.
             validate: As for ``fit``.
             validate_every: As for ``fit``.
-            line_search_fn: As of ``paddle.optimizer.LBFGS``; without the line search, which
-                is Paddle's default, L-BFGS often diverges.
-            **options: More of ``paddle.optimizer.LBFGS``, such as ``max_iter``.
+            line_search_fn: As for ``paddle.optimizer.LBFGS``. Without a line search, which is
+                Paddle's default, L-BFGS often diverges.
+            **options: More options of ``paddle.optimizer.LBFGS``, such as ``max_iter``.
 
         Returns:
             The history of the whole run. Norms and rates of these steps are not measured.
@@ -251,7 +258,7 @@ class Trainer:
                     "fit_lbfgs minimises a weighted sum, but the balancer has no loss_weights: "
                     f"{type(self.balancer).__name__}"
                 )
-            weights = self.balancer.loss_weights.detach().clone()
+            weights = self._acting_weights()
             if isinstance(self.balancer, paddle.nn.Layer):
                 own = {id(p) for p in self.balancer.parameters()}
         parameters = {id(p): p for p in self._trained() if id(p) not in own}
@@ -284,12 +291,12 @@ class Trainer:
     def diagnose(self) -> list[str]:
         """What a user should know of the run so far, in words; an empty list if all is well.
 
-        The history's findings (``History.diagnose``) and the balancer's
-        (``LossBalancer.diagnose``), which knows only of updates since it was loaded.
+        These are the findings of the history (``History.diagnose``) and, after its first update,
+        of the balancer (``LossBalancer.diagnose``).
         """
-        found = self.history.diagnose()
-        if isinstance(self.balancer, LossBalancer) and self.balancer.has_updated:
-            found += self.balancer.diagnose(falling=False)
+        found, balancer = self.history.diagnose(), self.balancer
+        if isinstance(balancer, LossBalancer) and balancer.last_measurement.step >= 0:
+            found += balancer.diagnose()
         return found
 
     def _run(
@@ -303,8 +310,8 @@ class Trainer:
         checkpoints: Checkpoints | None = None,
     ) -> History:
         """The epochs with all callbacks; ``advance`` steps the schedules."""
-        arguments.integer("epochs", epochs, at_least=1)
-        arguments.integer("validate_every", validate_every, at_least=1)
+        _arguments.integer("epochs", epochs, at_least=1)
+        _arguments.integer("validate_every", validate_every, at_least=1)
         resumed, self._resumed = self._resumed, None
         self.stop_training = resumed is not None and self._stopped
         self._stopped = False
@@ -378,7 +385,7 @@ class Trainer:
         return not stopped
 
     def _rest_of_epoch(self, data: Iterable[Any] | None) -> Iterator[Any]:
-        """The epoch's batches but those that were had before the checkpoint."""
+        """The epoch's batches, without those that it has had before a checkpoint."""
         if not self._batch:
             # What is drawn for the order of the batches must be drawn again on resuming.
             drawn = not (data is None or isinstance(data, (list, tuple)))
@@ -417,9 +424,7 @@ class Trainer:
     def _step(self, batch: Sequence[Any]) -> paddle.Tensor:
         losses = self._losses(batch)
         values = _stacked(loss.detach() for loss in losses.values())
-        weights = getattr(self.balancer, "loss_weights", None)
-        if weights is not None:
-            weights = weights.detach().clone()  # which the step may change in place
+        weights = self._acting_weights()  # which the balancer's step replaces
         if self.balancer is None:
             weights = paddle.ones_like(values)
             total = sum(losses.values())
@@ -440,6 +445,15 @@ class Trainer:
             self._advance_schedules()
         return total
 
+    def _acting_weights(self) -> paddle.Tensor | None:
+        """The weights that the balancer's next step will use; None if it does not tell them."""
+        balancer: Any = self.balancer
+        if isinstance(balancer, LossBalancer):
+            balancer.settle()
+        # A copy on the device, so that an accelerator does not wait.
+        weights = getattr(balancer, "loss_weights", None)
+        return None if weights is None else weights.detach().clone()
+
     def _losses(self, batch: Sequence[Any]) -> dict[str, paddle.Tensor]:
         losses = self.losses(self.net, *batch)
         if self._order is None:
@@ -450,15 +464,11 @@ class Trainer:
     def _trained(self) -> Iterator[paddle.Tensor]:
         """What the optimizers step."""
         for optimizer in self.optimizers:
-            for group in optimizer._param_groups:  # or parameters, where there are no groups
-                yield from group["params"] if isinstance(group, dict) else [group]
+            for group in _paddle.parameter_groups(optimizer):
+                yield from group
 
     def _advance_schedules(self) -> None:
-        schedules = {
-            id(schedule): schedule
-            for schedule in (optimizer._learning_rate for optimizer in self.optimizers)
-            if isinstance(schedule, paddle.optimizer.lr.LRScheduler)
-        }
+        schedules = {id(s): s for s in map(_paddle.schedule_of, self.optimizers) if s is not None}
         for schedule in schedules.values():  # several optimizers may share one
             schedule.step()
 
@@ -469,9 +479,9 @@ class Trainer:
         self.net.train()
         self._call("on_eval_end", results)
         for optimizer in self.optimizers:
-            # ReduceLROnPlateau sets the attribute alone, which a second step does not look at.
-            if isinstance(optimizer._learning_rate, float):
-                optimizer.set_lr(optimizer._learning_rate)
+            # ReduceLROnPlateau sets an attribute, which no step but the first looks at.
+            if _paddle.schedule_of(optimizer) is None:
+                optimizer.set_lr(optimizer.get_lr())
 
     def _call(self, name: str, *values: Any) -> None:
         for callback in self.callbacks:
@@ -479,7 +489,7 @@ class Trainer:
 
 
 class _TrainerPart:
-    """Of the trainer's state what is in none of its parts."""
+    """The state of a trainer that none of its other parts holds."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -487,29 +497,26 @@ class _TrainerPart:
     def state(self) -> dict[str, Any]:
         trainer = self._trainer
         order = trainer._order
-        return {
-            "step": trainer.step,
-            "epoch": trainer.epoch,
-            "batch": trainer._batch,
-            "first_epoch": trainer._first_epoch,
-            "stopped": trainer._stopped,
-            "schedule_by": trainer.schedule_by,
-            "names": [] if order is None else order.names,
-            "named": order is not None and order.named,
-            "epoch_random": trainer._epoch_random if trainer._batch else None,
-            "callbacks": {
-                name: _counted(callback) for name, callback in _counting(trainer.callbacks)
-            },
-        }
+        return _TRAINER.written(
+            step=trainer.step,
+            epoch=trainer.epoch,
+            batch=trainer._batch,
+            first_epoch=trainer._first_epoch,
+            stopped=trainer._stopped,
+            schedule_by=trainer.schedule_by,
+            names=[] if order is None else order.names,
+            named=order is not None and order.named,
+            epoch_random=trainer._epoch_random if trainer._batch else None,
+            callbacks={n: _counted(callback) for n, callback in _counting(trainer.callbacks)},
+        )
 
     def prepare(self, state: Any) -> Callable[[], None]:
-        trainer, own = self._trainer, self.state()
-        free = ("names", "epoch_random")
-        if not isinstance(state, dict) or set(state) != set(own):
-            raise CheckpointError("is no state of a Trainer")
+        trainer, own, state = self._trainer, _TRAINER.read(self.state()), _TRAINER.read(state)
+        # These are of another form from one moment to the next, and are checked below.
+        varying = ("names", "epoch_random")
         check_like(
-            {key: own[key] for key in own if key not in free},
-            {key: state[key] for key in state if key not in free},
+            {key: own[key] for key in own if key not in varying},
+            {key: state[key] for key in state if key not in varying},
             "",
         )
         names, numbers = state["names"], [state[x] for x in ("step", "epoch", "batch")]
@@ -522,10 +529,7 @@ class _TrainerPart:
         if state["schedule_by"] != own["schedule_by"]:
             raise CheckpointError(f"has schedule_by {state['schedule_by']!r}")
         if state["epoch_random"] is not None:
-            sources = state["epoch_random"]
-            if not isinstance(sources, dict) or set(sources) != {"parts", "random"}:
-                raise CheckpointError("has no random state of an epoch's beginning")
-            trainer._sources.prepare(sources)
+            trainer._sources.prepare(state["epoch_random"])
 
         def apply() -> None:
             trainer.step, trainer.epoch, trainer._batch = numbers
@@ -540,7 +544,7 @@ class _TrainerPart:
 
 
 def _counting(callbacks: Sequence[Callback]) -> Iterator[tuple[str, Callback]]:
-    """The callbacks that count something, with a name for each; others may come and go."""
+    """The callbacks that count something, by name. The others may differ after resuming."""
     kinds: list[str] = []
     for callback in callbacks:
         if _has_state(callback) or isinstance(callback, tuple(_COUNTED)):
@@ -557,7 +561,7 @@ def _counted(callback: Callback) -> Any:
     if _has_state(callback):
         return as_plain(callback.state_dict(), "state_dict() of a callback")
     names = next(names for kind, names in _COUNTED.items() if isinstance(callback, kind))
-    # There is none of some before the run; the best value may be numpy's, or an integer.
+    # Some of these are not there before the run. The best value may be numpy's, or an integer.
     values = {name: getattr(callback, name, float("nan")) for name in names}
     return {n: v if n in _INTEGERS else float(np.asarray(v)) for n, v in values.items()}
 
@@ -570,7 +574,7 @@ def _count_on(callback: Callback, counted: dict[str, Any]) -> None:
 
 
 def as_arguments(batch: Any) -> Sequence[Any]:
-    """What a batch hands to the losses: its parts, or the whole if it has none."""
+    """The arguments that a batch has for the losses: its parts, or itself if it has none."""
     return batch if isinstance(batch, (list, tuple)) else [batch]
 
 
@@ -601,7 +605,7 @@ def _check_optimizer(optimizer: Any) -> None:
         )
     if isinstance(optimizer, paddle.optimizer.LBFGS):
         raise TypeError("optimizers must make one step a backward pass; for LBFGS call fit_lbfgs")
-    if isinstance(optimizer._learning_rate, paddle.optimizer.lr.ReduceOnPlateau):
+    if isinstance(_paddle.schedule_of(optimizer), paddle.optimizer.lr.ReduceOnPlateau):
         raise ValueError(
             "a ReduceOnPlateau schedule steps by a measured number; pass a plain rate, "
             "paddle.callbacks.ReduceLROnPlateau in callbacks, and fit(validate=...)"

@@ -8,9 +8,9 @@ from typing import Any
 
 import paddle
 
-from paddlescience_gradnorm import arguments
+from paddlescience_gradnorm import _arguments
 from paddlescience_gradnorm.balancing import LossBalancer
-from paddlescience_gradnorm.training.checkpoint_file import PathLike
+from paddlescience_gradnorm.training._checkpoint_file import PathLike
 
 _TAGS = {
     "losses": "loss",
@@ -23,17 +23,17 @@ _TAGS = {
 class VisualDL(paddle.callbacks.Callback):
     """Logs a ``Trainer``'s losses, weights, gradient norms, training rates and cosines.
 
-    ``visualdl --logdir FOLDER`` shows them in the browser while the run goes on, and side by
-    side with those of other runs if they are in folders next to it and FOLDER is the one
-    above. Tags are ``loss/NAME``, ``weight/NAME``, ``gradient_norm/NAME``,
-    ``training_rate/NAME`` and, of the angle between two losses' gradients on the shared
-    parameters, ``cosine/NAME and NAME``; numbers that are not measured are left out. The x-axis
-    is the row of the history. Of several processes the first one logs.
+    ``visualdl --logdir FOLDER`` shows them in the browser while the run goes on. If FOLDER holds
+    the folders of several runs, it shows their curves side by side. Tags are ``loss/NAME``,
+    ``weight/NAME``, ``gradient_norm/NAME``, ``training_rate/NAME``, and ``cosine/NAME and NAME``
+    for the angle between two losses' gradients on the shared parameters. Numbers that have not
+    been measured are left out. The x-axis is the row of the history. Of several processes the
+    first one logs.
 
     Args:
         folder: Where the log is written.
         every: Steps from one point of the curves to the next. Reading the numbers makes an
-            accelerator wait, and the cosines cost about as much as an update of the weights.
+            accelerator wait.
 
     Raises:
         ImportError: VisualDL, which the extra ``[visualdl]`` brings, is not installed.
@@ -44,7 +44,7 @@ class VisualDL(paddle.callbacks.Callback):
     def __init__(self, folder: PathLike, every: int = 10) -> None:
         super().__init__()
         self.folder = Path(folder)
-        self.every = arguments.integer("every", every, at_least=1)
+        self.every = _arguments.integer("every", every, at_least=1)
         try:
             from visualdl import LogWriter
         except ImportError as error:
@@ -60,7 +60,7 @@ class VisualDL(paddle.callbacks.Callback):
             self._writer = self._new_writer(logdir=str(self.folder))
 
     def on_train_batch_end(self, step: int, logs: Any = None) -> None:
-        """Log the step, if it is one of those."""
+        """Log the step, if it is its turn."""
         row = len(self.model.history) - 1
         if self._writer is not None and row % self.every == 0:
             self._log(row)
@@ -79,7 +79,7 @@ class VisualDL(paddle.callbacks.Callback):
             for name, number in last[quantity].items()
         }
         balancer = self.model.balancer
-        # Not of L-BFGS's steps, in which the balancer takes no part.
+        # In L-BFGS's steps the balancer takes no part.
         if isinstance(balancer, LossBalancer) and not all(
             map(math.isnan, last["gradient_norms"].values())
         ):

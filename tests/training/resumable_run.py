@@ -50,7 +50,7 @@ def main(folder, epochs, every):
     for generator in (paddle, np.random, random):  # and has drawn other numbers
         generator.seed(seed)
     net = paddle.nn.Sequential(FCNet(2, 8, 2, 8), paddle.nn.Dropout(0.2), paddle.nn.Linear(8, 1))
-    balancer = LossBalancer(net[2], 3, alpha=1.0, lr=None, update_every=2)
+    balancer = LossBalancer(net[2], 3, alpha=1.0, weight_lr=None, update_every=2)
     coefficient = paddle.create_parameter([1], "float32")
     points = np.random.default_rng(seed)
 

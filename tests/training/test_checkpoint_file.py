@@ -10,8 +10,8 @@ import stat
 import numpy as np
 import pytest
 
-from paddlescience_gradnorm.training import CheckpointError, checkpoint_file
-from paddlescience_gradnorm.training.checkpoint_file import Values
+from paddlescience_gradnorm.training import CheckpointError, _checkpoint_file
+from paddlescience_gradnorm.training._checkpoint_file import Values
 
 STATE = {
     "plain": [None, True, 3, -(2**127), 0.1, float("inf"), "ü\n", {}, []],
@@ -28,7 +28,7 @@ def content(header, values=b""):
     if not isinstance(header, bytes):
         header = json.dumps(header).encode()
     body = len(header).to_bytes(8, "little") + header + values
-    return checkpoint_file._MAGIC + hashlib.sha256(body).digest() + body
+    return _checkpoint_file._MAGIC + hashlib.sha256(body).digest() + body
 
 
 def assert_equal(one, other):
@@ -50,26 +50,26 @@ def assert_equal(one, other):
 
 
 def test_what_is_written_is_read(tmp_path):
-    checkpoint_file.write(tmp_path / "a.ckpt", STATE)
-    read = checkpoint_file.read(tmp_path / "a.ckpt")
+    _checkpoint_file.write(tmp_path / "a.ckpt", STATE)
+    read = _checkpoint_file.read(tmp_path / "a.ckpt")
     assert_equal(read, STATE)
     assert read["nested"]["a.b"]["c"].array.flags.writeable
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
 
 
-@pytest.mark.parametrize("dtype", sorted(checkpoint_file._DTYPES))
+@pytest.mark.parametrize("dtype", sorted(_checkpoint_file._DTYPES))
 def test_every_type_survives_with_its_bits(tmp_path, dtype):
-    stored = np.dtype(checkpoint_file._DTYPES[dtype])
+    stored = np.dtype(_checkpoint_file._DTYPES[dtype])
     bits = np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 256, 48, "uint8")
-    checkpoint_file.write(tmp_path / "a", {"x": Values(dtype, bits.view(stored).reshape(3, -1))})
-    read = checkpoint_file.read(tmp_path / "a")["x"]
+    _checkpoint_file.write(tmp_path / "a", {"x": Values(dtype, bits.view(stored).reshape(3, -1))})
+    read = _checkpoint_file.read(tmp_path / "a")["x"]
     assert read.array.dtype == stored and read.array.tobytes() == bits.tobytes()
 
 
 def test_the_file_is_open_to_whom_files_are(tmp_path):
     umask = os.umask(0o027)
     try:
-        checkpoint_file.write(tmp_path / "a.ckpt", STATE)
+        _checkpoint_file.write(tmp_path / "a.ckpt", STATE)
     finally:
         os.umask(umask)
     assert stat.S_IMODE((tmp_path / "a.ckpt").stat().st_mode) == 0o640
@@ -87,7 +87,7 @@ def test_the_file_is_open_to_whom_files_are(tmp_path):
 )
 def test_what_it_cannot_hold_is_named(tmp_path, state, where):
     with pytest.raises(TypeError, match=where):
-        checkpoint_file.write(tmp_path / "a.ckpt", state)
+        _checkpoint_file.write(tmp_path / "a.ckpt", state)
     assert not list(tmp_path.iterdir())
 
 
@@ -110,36 +110,36 @@ def files_up_to(size):
 @pytest.mark.parametrize("size", [0, 10, 1000, 4096])
 def test_where_there_is_no_room_the_old_file_stays(tmp_path, size):
     path = tmp_path / "a.ckpt"
-    checkpoint_file.write(path, STATE)
+    _checkpoint_file.write(path, STATE)
     large = {"x": Values("float64", np.zeros(10_000))}
     with files_up_to(size), pytest.raises(OSError, match=r"could not be written.*a\.ckpt") as info:
-        checkpoint_file.write(path, large)
+        _checkpoint_file.write(path, large)
     assert info.value.errno and "earlier ones are as they were" in str(info.value)
-    assert_equal(checkpoint_file.read(path), STATE)
+    assert_equal(_checkpoint_file.read(path), STATE)
     assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
-    checkpoint_file.write(path, large)
-    assert_equal(checkpoint_file.read(path), large)
+    _checkpoint_file.write(path, large)
+    assert_equal(_checkpoint_file.read(path), large)
 
 
 def test_a_full_disk(tmp_path):
     # Writing to this device fails with ENOSPC. The name is the one that the file gets first.
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full")
-    checkpoint_file.write(tmp_path / "a.ckpt", STATE)
-    temporary = tmp_path / f".a.ckpt.{os.getpid()}{checkpoint_file.TEMPORARY}"
+    _checkpoint_file.write(tmp_path / "a.ckpt", STATE)
+    temporary = tmp_path / f".a.ckpt.{os.getpid()}{_checkpoint_file.TEMPORARY}"
     temporary.symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
-        checkpoint_file.write(tmp_path / "a.ckpt", STATE)
-    assert_equal(checkpoint_file.read(tmp_path / "a.ckpt"), STATE)
+        _checkpoint_file.write(tmp_path / "a.ckpt", STATE)
+    assert_equal(_checkpoint_file.read(tmp_path / "a.ckpt"), STATE)
     assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="could not be written"):
-        checkpoint_file.write(tmp_path / "file" / "a.ckpt", STATE)
+        _checkpoint_file.write(tmp_path / "file" / "a.ckpt", STATE)
     with pytest.raises(FileNotFoundError, match="choose another folder"):
-        checkpoint_file.write(tmp_path / "none" / "a.ckpt", STATE)
+        _checkpoint_file.write(tmp_path / "none" / "a.ckpt", STATE)
 
 
 # Reading.
@@ -147,28 +147,28 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
 
 def test_a_file_that_is_none(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*none"):
-        checkpoint_file.read(tmp_path / "none")
+        _checkpoint_file.read(tmp_path / "none")
     with pytest.raises(CheckpointError, match="is no file"):
-        checkpoint_file.read(tmp_path)
+        _checkpoint_file.read(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(CheckpointError, match="is no file"):  # and nobody waits for a writer
-        checkpoint_file.read(tmp_path / "pipe")
+        _checkpoint_file.read(tmp_path / "pipe")
 
 
 def test_every_cut_and_every_flipped_byte_is_found(tmp_path):
     path = tmp_path / "a.ckpt"
-    checkpoint_file.write(path, STATE)
+    _checkpoint_file.write(path, STATE)
     whole = path.read_bytes()
     for length in range(len(whole)):
         with pytest.raises(CheckpointError):
-            checkpoint_file.parse(whole[:length])
+            _checkpoint_file.parse(whole[:length])
         flipped = bytearray(whole)
         flipped[length] ^= 1 << length % 8
         with pytest.raises(CheckpointError):
-            checkpoint_file.parse(bytes(flipped))
+            _checkpoint_file.parse(bytes(flipped))
     path.write_bytes(whole[:-1])
     with pytest.raises(CheckpointError, match=r"a\.ckpt is damaged: cut off or altered"):
-        checkpoint_file.read(path)
+        _checkpoint_file.read(path)
 
 
 class Bomb:
@@ -185,7 +185,7 @@ def test_a_pickle_is_not_loaded(tmp_path, monkeypatch, hostile):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.ckpt").write_bytes(hostile)
     with pytest.raises(CheckpointError, match=r"a\.ckpt (is no checkpoint|has)"):
-        checkpoint_file.read(tmp_path / "a.ckpt")
+        _checkpoint_file.read(tmp_path / "a.ckpt")
     assert not (tmp_path / "exploded").exists()
 
 
@@ -225,12 +225,12 @@ LEAF = {"$array": 0}
 )
 def test_a_header_that_lies_is_an_error(header, values, match):
     with pytest.raises(CheckpointError, match=match):
-        checkpoint_file.parse(content(header, values))
+        _checkpoint_file.parse(content(header, values))
 
 
 def test_a_header_longer_than_the_file():
     for length in (100, 10**18, 2**64 - 1):
         body = length.to_bytes(8, "little") + b"{}"
-        damaged = checkpoint_file._MAGIC + hashlib.sha256(body).digest() + body
+        damaged = _checkpoint_file._MAGIC + hashlib.sha256(body).digest() + body
         with pytest.raises(CheckpointError, match=f"header should have {length} bytes"):
-            checkpoint_file.parse(damaged)
+            _checkpoint_file.parse(damaged)

@@ -47,7 +47,7 @@ def test_it_is_the_loop_a_user_would_write(batches, form):
 
     paddle.seed(1)
     twin = Losses()
-    balancer = LossBalancer(twin.shared, n_loss=2, alpha=0.5, lr=None)
+    balancer = LossBalancer(twin.shared, n_loss=2, alpha=0.5, weight_lr=None)
     optimizer = paddle.optimizer.Adam(1e-3, parameters=twin.parameters())
     stepping = paddle.optimizer.Adam(1e-2, parameters=balancer.parameters())
     weights, values = [], []

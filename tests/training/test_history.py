@@ -55,6 +55,25 @@ def test_what_was_not_measured_is_nan():
     np.testing.assert_array_equal(history.gradient_norms["pde"], [np.nan, 3.0])
 
 
+def test_rows_may_be_tensors_or_arrays(history, numbers):
+    mixed = History()
+    for step, rows in enumerate(numbers):
+        losses, *others = rows
+        mixed.record(NAMES, paddle.to_tensor(losses) if step % 3 else losses, *others)
+    for quantity in QUANTITIES:
+        np.testing.assert_array_equal(mixed.to_numpy()[quantity], history.to_numpy()[quantity])
+
+
+def test_tensors_are_read_many_at_a_time(monkeypatch):
+    read, stack = [], paddle.stack
+    monkeypatch.setattr(paddle, "stack", lambda rows: read.append(len(rows)) or stack(rows))
+    history = History()
+    for _ in range(STEPS):
+        history.record(NAMES, paddle.ones([2]), np.ones(2))
+    assert read == [256, 256]
+    assert len(history.losses["pde"]) == STEPS and read == [256, 256, STEPS - 512]
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".history"])
 def test_a_saved_history_is_loaded_again_and_goes_on(history, tmp_path, suffix):
     path = tmp_path / f"run{suffix}"

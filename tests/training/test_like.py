@@ -3,8 +3,8 @@ import paddle
 import pytest
 
 from paddlescience_gradnorm.training import CheckpointError
-from paddlescience_gradnorm.training.checkpoint_file import Values
-from paddlescience_gradnorm.training.like import (
+from paddlescience_gradnorm.training._checkpoint_file import Values
+from paddlescience_gradnorm.training._like import (
     as_plain,
     check_like,
     copy_into,

@@ -4,8 +4,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlescience_gradnorm.training import CheckpointError, checkpoint_file, optimizer_state
-from paddlescience_gradnorm.training.checkpoint_file import Values
+from paddlescience_gradnorm.training import CheckpointError, _checkpoint_file, _optimizer_state
+from paddlescience_gradnorm.training._checkpoint_file import Values
 
 OPTIMIZERS = {
     "SGD": {},
@@ -53,10 +53,10 @@ def bits(net):
 
 def resumed(tmp_path, net, optimizer):
     """Both put into the state of these, by a file; their parameters have other names."""
-    checkpoint_file.write(tmp_path / "a", optimizer_state.state(optimizer))
+    _checkpoint_file.write(tmp_path / "a", _optimizer_state.state(optimizer))
     twin = network(net[0].weight.dtype)
     twin.set_state_dict(net.state_dict())
-    return twin, checkpoint_file.read(tmp_path / "a")
+    return twin, _checkpoint_file.read(tmp_path / "a")
 
 
 @pytest.mark.parametrize("steps_before", [0, 4], ids=["fresh", "has stepped"])
@@ -71,7 +71,7 @@ def test_every_optimizer_goes_on_to_the_last_bit(tmp_path, name, steps_before):
     for number in range(steps_before):
         step(twin, other, number)
     twin.set_state_dict(net.state_dict())
-    optimizer_state.prepare(other, state)()
+    _optimizer_state.prepare(other, state)()
     for number in range(5):
         step(net, optimizer, number)
         step(twin, other, number)
@@ -86,7 +86,7 @@ def test_an_optimizer_that_has_not_stepped_forgets_what_it_had(tmp_path):
     other = make("Adam", twin)
     step(twin, other)
     twin.set_state_dict(net.state_dict())
-    optimizer_state.prepare(other, state)()
+    _optimizer_state.prepare(other, state)()
     step(net, fresh, 1)
     step(twin, other, 1)
     assert bits(twin) == bits(net)
@@ -106,7 +106,7 @@ def test_master_weights(tmp_path, dtype):
         tensor.set_value(paddle.rand(tensor.shape))
     twin, state = resumed(tmp_path, net, optimizer)
     other = make("AdamW", twin, multi_precision=True)
-    optimizer_state.prepare(other, state)()
+    _optimizer_state.prepare(other, state)()
     for mine, theirs in zip(net.parameters()[:3], twin.parameters()):
         master, copied = optimizer._master_weights[mine.name], other._master_weights[theirs.name]
         assert copied.dtype == paddle.float32
@@ -139,7 +139,7 @@ def test_schedules_go_on(tmp_path, name):
         optimizer._learning_rate.step()
     twin, state = resumed(tmp_path, net, optimizer)
     other = make("Adam", twin, rate=SCHEDULES[name]())
-    optimizer_state.prepare(other, state)()
+    _optimizer_state.prepare(other, state)()
     for _ in range(5):
         assert other.get_lr() == optimizer.get_lr()
         optimizer._learning_rate.step()
@@ -149,7 +149,7 @@ def test_schedules_go_on(tmp_path, name):
 def test_fused_accumulators_are_refused():
     net = network()
     with pytest.raises(TypeError, match="use_multi_tensor=True; leave that option out"):
-        optimizer_state.state(make("Adam", net, use_multi_tensor=True))
+        _optimizer_state.state(make("Adam", net, use_multi_tensor=True))
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def state_of_adam():
     net = network()
     optimizer = make("Adam", net)
     step(net, optimizer)
-    return optimizer_state.state(optimizer)
+    return _optimizer_state.state(optimizer)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_another_state_is_an_error_and_changes_nothing(state_of_adam, path, valu
         inner = inner[key]
     inner[path[-1]] = value
     with pytest.raises(CheckpointError, match=match):
-        optimizer_state.prepare(optimizer, changed)
+        _optimizer_state.prepare(optimizer, changed)
     after = optimizer._accumulators["moment1"][net[0].weight.name].numpy()
     np.testing.assert_array_equal(after, before)
 
@@ -199,10 +199,10 @@ def test_another_state_is_an_error_and_changes_nothing(state_of_adam, path, valu
 def test_another_optimizer_or_network_is_named(state_of_adam):
     net = network()
     with pytest.raises(CheckpointError, match="of another kind: Adam, here AdamW"):
-        optimizer_state.prepare(make("AdamW", net), state_of_adam)
+        _optimizer_state.prepare(make("AdamW", net), state_of_adam)
     with pytest.raises(CheckpointError, match=r"other parameter groups: \[6\], here \[4\]"):
-        optimizer_state.prepare(make("Adam", net[:2]), state_of_adam)
+        _optimizer_state.prepare(make("Adam", net[:2]), state_of_adam)
     with pytest.raises(CheckpointError, match=r"a number .* where a schedule belongs"):
-        optimizer_state.prepare(make("Adam", net, rate=SCHEDULES["cosine"]()), state_of_adam)
+        _optimizer_state.prepare(make("Adam", net, rate=SCHEDULES["cosine"]()), state_of_adam)
     with pytest.raises(CheckpointError, match="has no state of an optimizer"):
-        optimizer_state.prepare(make("Adam", net), None)
+        _optimizer_state.prepare(make("Adam", net), None)

@@ -5,8 +5,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlescience_gradnorm.training import CheckpointError, checkpoint_file, random_state
-from paddlescience_gradnorm.training.checkpoint_file import Values
+from paddlescience_gradnorm.training import CheckpointError, _checkpoint_file, _random_state
+from paddlescience_gradnorm.training._checkpoint_file import Values
 
 
 def drawn():
@@ -29,24 +29,24 @@ def test_the_same_numbers_come_again_in_another_process(tmp_path, before):
     random.gauss(0, 1), np.random.standard_normal(3)  # both keep a second number
     if before:
         paddle.rand([before])
-    checkpoint_file.write(tmp_path / "state", random_state.global_state())
+    _checkpoint_file.write(tmp_path / "state", _random_state.global_state())
     expected = drawn()
     paddle.seed(1)
     np.random.seed(1)
     random.seed(1)
     assert drawn() != expected
     for _ in range(2):
-        random_state.prepare_global(checkpoint_file.read(tmp_path / "state"))()
+        _random_state.prepare_global(_checkpoint_file.read(tmp_path / "state"))()
         assert drawn() == expected
 
 
 def test_a_state_is_not_changed_by_what_is_drawn_after():
-    state = random_state.global_state()
-    put_back = random_state.prepare_global(state)
+    state = _random_state.global_state()
+    put_back = _random_state.prepare_global(state)
     expected = drawn()
     put_back()
     assert drawn() == expected
-    random_state.prepare_global(state)()
+    _random_state.prepare_global(state)()
     assert drawn() == expected
 
 
@@ -54,19 +54,19 @@ def test_a_state_is_not_changed_by_what_is_drawn_after():
 def test_numpys_generators(tmp_path, kind):
     generator = np.random.Generator(getattr(np.random, kind)(7))
     generator.integers(0, 9, dtype="int32")  # half a word stays
-    checkpoint_file.write(tmp_path / "state", random_state.numpy_state(generator))
+    _checkpoint_file.write(tmp_path / "state", _random_state.numpy_state(generator))
     expected = generator.random(5).tolist(), generator.integers(0, 99, 3, "int32").tolist()
     other = np.random.Generator(getattr(np.random, kind)(8))
-    random_state.prepare_numpy(other, checkpoint_file.read(tmp_path / "state"))()
+    _random_state.prepare_numpy(other, _checkpoint_file.read(tmp_path / "state"))()
     assert (other.random(5).tolist(), other.integers(0, 99, 3, "int32").tolist()) == expected
     with pytest.raises(CheckpointError, match="of another kind"):
         wrong = np.random.default_rng() if kind != "PCG64" else np.random.RandomState()
-        random_state.prepare_numpy(wrong, checkpoint_file.read(tmp_path / "state"))
+        _random_state.prepare_numpy(wrong, _checkpoint_file.read(tmp_path / "state"))
 
 
 def test_a_seed_with_its_highest_bit_set_comes_back():
     paddle.seed(2**63 + 5)
-    put_back = random_state.prepare_global(random_state.global_state())
+    put_back = _random_state.prepare_global(_random_state.global_state())
     expected = paddle.rand([3]).tolist()
     paddle.seed(1)
     put_back()
@@ -76,8 +76,8 @@ def test_a_seed_with_its_highest_bit_set_comes_back():
 
 def test_own_generators_of_the_older_kinds():
     for generator, state, prepare in (
-        (random.Random(3), random_state.python_state, random_state.prepare_python),
-        (np.random.RandomState(3), random_state.numpy_state, random_state.prepare_numpy),
+        (random.Random(3), _random_state.python_state, _random_state.prepare_python),
+        (np.random.RandomState(3), _random_state.numpy_state, _random_state.prepare_numpy),
     ):
         put_back = prepare(generator, state(generator))
         expected = [generator.gauss(0, 1) if hasattr(generator, "gauss") else generator.normal()]
@@ -127,9 +127,9 @@ def words(number, dtype, fill=1):
     ],
 )
 def test_a_state_that_is_none_is_an_error_and_changes_nothing(path, value):
-    state = random_state.global_state()
+    state = _random_state.global_state()
     expected = drawn()
-    random_state.prepare_global(state)()
+    _random_state.prepare_global(state)()
     with pytest.raises(CheckpointError):
-        random_state.prepare_global(altered(state, path, value))
+        _random_state.prepare_global(altered(state, path, value))
     assert drawn() == expected

@@ -3,6 +3,7 @@ import hashlib
 import json
 import pickle
 import random
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -16,14 +17,16 @@ from paddlescience_gradnorm import (
     RotoGrad,
     RotoGradNorm,
 )
+from paddlescience_gradnorm._layers import PicklableLayer
 from paddlescience_gradnorm.training import (
     CheckpointError,
     History,
     RunState,
     Trainer,
-    checkpoint_file,
+    _checkpoint_file,
+    run_state,
 )
-from paddlescience_gradnorm.training.checkpoint_file import Values
+from paddlescience_gradnorm.training._checkpoint_file import Values
 
 
 def adam(*layers, rate=1e-2, **options):
@@ -55,7 +58,7 @@ class Beside(Wrapped):
 
     def __init__(self):
         self.net = FCNet(2, 1, 3, 8)
-        self.balancer = LossBalancer(self.net.get_last_shared_layer(), 3, 1.0, lr=None)
+        self.balancer = LossBalancer(self.net.get_last_shared_layer(), 3, 1.0, weight_lr=None)
         optimizers = [
             adam(self.net),
             paddle.optimizer.Momentum(1e-3, parameters=self.balancer.parameters()),
@@ -124,7 +127,7 @@ RUNS = {
 def bits(state):
     """Everything, as text and bytes; the address in memory of Paddle's own is not in it."""
     arrays = []
-    tree = checkpoint_file._encoded(state, arrays, "")
+    tree = _checkpoint_file._encoded(state, arrays, "")
     return json.dumps(tree), [array.tobytes() for _, array in arrays]
 
 
@@ -136,14 +139,14 @@ def test_a_run_goes_on_to_the_last_bit(tmp_path, make_losses, name, steps):
     for number in range(steps):
         run.step(make_losses, number)
     state = RunState(**run.parts)
-    state.save(tmp_path / "a.ckpt", step=steps, note=["x", None])
+    state.save(tmp_path / "a.ckpt", step=steps, remark=["x", None])
 
     other = RUNS[name]()
     for number in range(3):
         other.step(make_losses, number + 50)
     other_state = RunState(**other.parts)
     position = other_state.load(tmp_path / "a.ckpt")
-    assert position == {"step": steps, "note": ["x", None]}
+    assert position == {"step": steps, "remark": ["x", None]}
     assert bits(other_state.state()) == bits(state.state())
     random_numbers = RunState()
     for number in range(steps, steps + 6):
@@ -263,34 +266,252 @@ def test_another_networks_checkpoint_is_an_error(written, other, match):
     "path, value, match",
     [
         (["position"], 3, "a position that is no dict"),
-        (["random"], None, "no random state"),
+        (["random"], None, "no state of random numbers"),
         (["parts"], [], "holds"),
-        (["parts", "net"], None, "net: it has no gradients"),
+        (["parts", "net"], None, "net: it has no state of a layer"),
+        (["parts", "net", "gradients"], None, "net: it has no gradients"),
         (["parts", "net", "gradients", "loss_weights"], "zeros", "which is no parameter here"),
         (["parts", "net", "gradients", "balancer.loss_weights"], 3, "no values of the gradient"),
-        (["parts", "net", "noted", "balancer.", "frozen"], 1, "frozen of type int"),
-        (["parts", "net", "noted", "balancer.", "names"], ["a"], "names, where 3 belong"),
-        (["parts", "net", "buffers", "balancer._acted"], [1, 1, 1], "no values of buffers"),
+        (["parts", "net", "extra", "balancer", "frozen"], 1, "frozen of type int"),
+        (["parts", "net", "extra", "balancer", "names"], ["a"], "names, where 3 belong"),
+        (["parts", "net", "extra", "balancer", "caller", "acted"], [1, 1, 1], "no values of extra"),
+        (["parts", "net", "buffers", "balancer.step_count"], 3, "no values of buffers"),
         (["parts", "history", "names"], "abc", "no list of strings"),
         (["parts", "history", "names"], ["a"], r"rows of shape \(0, 0\) for 1 names"),
         (["parts", "history", "losses"], Values("float32", np.zeros((0, 0), "f")), "no float64"),
         (["parts", "history", "weights"], Values("float64", np.zeros(0)), "rows of shape"),
-        (["more"], 1, "no parts, random state and position"),
+        (["more"], 1, "'more' of a run, which is not known here"),
     ],
 )
 def test_a_file_with_something_else_in_it_is_an_error(written, path, value, match):
     run, file = written
-    state = checkpoint_file.read(file)
+    state = _checkpoint_file.read(file)
     inner = state
     for key in path[:-1]:
         inner = inner[key]
     inner[path[-1]] = value
-    checkpoint_file.write(file, state)
+    _checkpoint_file.write(file, state)
     own = RunState(history=History(), **run.parts)
     before = bits(own.state())
     with pytest.raises(CheckpointError, match=match):
         own.load(file)
     assert bits(own.state()) == before
+
+
+# Versions.
+
+
+class Remembering(PicklableLayer):
+    """A layer with an extra state of every kind that there may be."""
+
+    def __init__(self, **more):
+        super().__init__()
+        self.linear = paddle.nn.Linear(2, 1)
+        self.extra = {
+            "array": np.arange(3.0),
+            "flags": np.array([True, False]),
+            "nested": {"words": ["a", "b"], "rate": None},
+            "count": 3,
+            **more,
+        }
+
+    def extra_state(self):
+        return self.extra
+
+    def set_extra_state(self, state):
+        self.extra = state
+
+
+def test_an_extra_state_comes_back_in_its_types(tmp_path):
+    layer, other = Remembering(), Remembering()
+    layer.extra["array"] = np.array([0.1, np.nan, np.inf])
+    layer.extra["nested"] = {"words": ["c", "d"], "rate": 0.5}
+    layer.extra["count"] = 4
+    RunState(layer=layer).save(tmp_path / "a.ckpt")
+    RunState(layer=other).load(tmp_path / "a.ckpt")
+    array, flags = other.extra.pop("array"), other.extra.pop("flags")
+    assert array.dtype == np.float64 and array.tobytes() == layer.extra["array"].tobytes()
+    assert flags.dtype == bool and flags.tolist() == [True, False]
+    assert other.extra == {"nested": layer.extra["nested"], "count": 4}
+
+
+def test_what_a_file_lacks_of_an_extra_state_keeps_its_own_value(tmp_path):
+    RunState(layer=Remembering(count=9)).save(tmp_path / "a.ckpt")
+    nested = {"words": ["e", "f"], "rate": None, "since": 1}
+    newer = Remembering(count=8, since=np.ones(2), nested=nested)
+    RunState(layer=newer).load(tmp_path / "a.ckpt")
+    assert newer.extra["count"] == 9 and newer.extra["since"].tolist() == [1, 1]
+    assert newer.extra["nested"] == {"words": ["a", "b"], "rate": None, "since": 1}
+
+
+def test_what_a_file_has_more_of_an_extra_state_is_named(tmp_path):
+    path, layer = tmp_path / "a.ckpt", Remembering()
+    RunState(layer=Remembering(since=1)).save(path)
+    with pytest.raises(CheckpointError, match=r"layer: it has 'since' at extra, .*file is newer"):
+        RunState(layer=layer).load(path)
+    assert "since" not in layer.extra
+
+
+@pytest.fixture
+def file_of_all_kinds(tmp_path):
+    """A file with every kind of part, and what makes another run of that kind."""
+
+    def make():
+        net = GradNorm(FCNet(2, 1, 2, 4), 2, 1.0)
+        return RunState(
+            net=net,
+            optimizer=adam(net),
+            history=History(),
+            tensor=paddle.ones([2]),
+            python=random.Random(1),
+            numpy=np.random.default_rng(1),
+            object=Sampler(),
+            list=[paddle.zeros([1])],
+        )
+
+    make().save(tmp_path / "a.ckpt")
+    return tmp_path / "a.ckpt", make
+
+
+def versioned(tree, path=()):
+    """Where in a state there are versions, but those of an object's own."""
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        if key == "version":
+            yield path
+        yield from versioned(value, (*path, key))
+    for i, value in enumerate(tree) if type(tree) is list else ():
+        yield from versioned(value, (*path, i))
+
+
+def test_every_part_has_a_version_of_its_own(file_of_all_kinds):
+    path, make = file_of_all_kinds
+    state = _checkpoint_file.read(path)
+    assert set(state["parts"]) == {
+        *("net", "optimizer", "history", "tensor", "python", "numpy", "object", "list"),
+        "parameters outside of layers",
+    }
+    found = set(versioned(state))
+    assert found == {
+        *((), ("random",), ("random", "python"), ("random", "numpy")),
+        *(("parts", name) for name in state["parts"]),
+        ("parts", "list", "items", 0),
+    }
+    for place in found:
+        altered = _checkpoint_file.read(path)
+        inner = altered
+        for key in place:
+            inner = inner[key]
+        assert inner["version"] == 1
+        inner["version"] = 2
+        run = make()
+        before = bits(run.state())
+        match = r"newer paddlescience_gradnorm: it holds version 2 of .* up to 1\. Update"
+        with pytest.raises(CheckpointError, match=match) as info:
+            run.take(path, altered)
+        assert str(path) in str(info.value) and "nothing has been loaded" in str(info.value)
+        assert bits(run.state()) == before
+
+
+def state_with(state, **fields):
+    return lambda part: {**state(part), **fields}
+
+
+def test_an_older_file_gets_what_a_part_has_got_since(file_of_all_kinds, monkeypatch):
+    path, make = file_of_all_kinds
+    for name in ("_HISTORY", "_LAYER"):
+        newer = getattr(run_state, name)._replace(added=({"since": 0},))
+        monkeypatch.setattr(run_state, name, newer)
+    run = make()
+    monkeypatch.setattr(run_state._Layer, "state", state_with(run_state._Layer.state, since=0))
+    run.load(path)
+    # A field that has been dropped since is told from one that is still to come.
+    state = _checkpoint_file.read(path)
+    state["parts"]["net"]["extra"]["balancer"]["dropped"] = 1
+    with pytest.raises(CheckpointError, match=r"'dropped' at extra\.balancer.*the file is older"):
+        make().take(path, state)
+
+
+BY_0_1_0 = Path(__file__).parents[1] / "data" / "checkpoint_0.1.0.ckpt"
+
+
+def trainer_like_that_of_0_1_0():
+    """The run of that file, but for its steps: 3 of them, with Adam on the weights too."""
+    net = GradNorm(FCNet(2, 1, 2, 4), n_loss=2, alpha=1.0)
+    points = paddle.rand([4, 2])
+
+    def losses(net):
+        u = net(points)
+        return {"pde": u.square().mean(), "boundary": (u - 1).square().mean()}
+
+    return Trainer(net, losses, adam(net))
+
+
+def test_a_run_of_0_1_0_is_not_gone_on_with(tmp_path):
+    trainer = trainer_like_that_of_0_1_0()
+    before = bits(trainer._state.state())
+    match = r"0\.1\.0\.ckpt was written by paddlescience_gradnorm 0\.1\.0, .* Finish the run with"
+    with pytest.raises(CheckpointError, match=match) as info:
+        trainer.load(BY_0_1_0)
+    assert "RunState(net=net).load_parameters(path)" in str(info.value)
+    assert bits(trainer._state.state()) == before
+
+
+def test_the_parameters_of_0_1_0_begin_a_new_run(make_losses):
+    trainer = trainer_like_that_of_0_1_0()
+    net = trainer.net
+    RunState(net=net, optimizer=trainer.optimizers[0]).load_parameters(BY_0_1_0)
+    # What version 0.1.0 has given there.
+    assert net(paddle.to_tensor([[0.5, 0.25]])).item() == pytest.approx(-0.5916255712509155)
+    np.testing.assert_allclose(net.get_weights(), [1.029898, 0.970102], rtol=1e-4)
+    assert not net.initial_losses.numpy().any()  # for which the next update takes its losses
+    trainer.fit(epochs=2)
+    assert net.get_weights().sum() == pytest.approx(2)
+
+
+def test_parameters_alone(tmp_path, make_losses):
+    run = Normalized()
+    for number in range(3):
+        run.step(make_losses, number)
+    coefficient, list_of = paddle.to_tensor([2.0]), [paddle.nn.Linear(1, 1)]
+    state = RunState(coefficient=coefficient, list_of=list_of, **run.parts)
+    state.save(tmp_path / "a.ckpt")
+    other, others = Normalized(), [paddle.nn.Linear(1, 1)]
+    value = paddle.to_tensor([3.0])
+    drawn = RunState().state()
+    RunState(net=other.net, extra=other.extra, coefficient=value, list_of=others).load_parameters(
+        tmp_path / "a.ckpt"
+    )
+    for mine, theirs in zip(run.net.parameters(), other.net.parameters()):
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+    for mine, theirs in zip(run.net.buffers(), other.net.buffers()):  # the running means
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+    assert value.item() == 2 and others[0].weight.item() == list_of[0].weight.item()
+    assert bits(RunState().state()) == bits(drawn)
+
+
+@pytest.mark.parametrize(
+    "parts, match",
+    [
+        (lambda: {"net": GradNorm(FCNet(2, 1, 2, 5), 3, 1.0)}, "does not fit net: it has"),
+        (lambda: {"net": FCNet(2, 1, 2, 4)}, "missing"),
+        (lambda: {"model": FCNet(2, 1, 2, 4)}, r"holds \['history', 'net', .*and no model"),
+        (lambda: {"net": paddle.ones([2])}, "does not fit net: it has no value"),
+        (lambda: {"history": FCNet(2, 1, 2, 4)}, "does not fit history: it has no parameters"),
+        (
+            lambda: {"net": [FCNet(2, 1, 2, 4)]},
+            "does not fit net: it has no (state|items) of a list",
+        ),
+    ],
+)
+@pytest.mark.parametrize("old", [False, True], ids=["now", "0.1.0"])
+def test_parameters_of_another_network_are_an_error(written, parts, match, old):
+    parts = parts()
+    before = bits(RunState(**parts).state())
+    path = BY_0_1_0 if old else written[1]
+    with pytest.raises(CheckpointError, match=match) as info:
+        RunState(**parts).load_parameters(path)
+    assert str(path) in str(info.value) and "nothing has been loaded" in str(info.value)
+    assert bits(RunState(**parts).state()) == before
 
 
 # Fuzzing.
@@ -315,14 +536,14 @@ def mutated(whole, header, values, rng):
             if not changed:
                 break
         if rng.random() < 0.5:
-            return with_checksum(bytes(changed[checkpoint_file._START :]))
+            return with_checksum(bytes(changed[_checkpoint_file._START :]))
         return bytes(changed)
     if kind < 6:  # a file without a fault, but another state
-        state = checkpoint_file.parse(whole)
+        state = _checkpoint_file.parse(whole)
         for _ in range(rng.choice([1, 1, 1, 3])):
             alter(state, rng)
         arrays = []
-        tree = checkpoint_file._encoded(state, arrays, "")
+        tree = _checkpoint_file._encoded(state, arrays, "")
         described = [[dtype, list(array.shape)] for dtype, array in arrays]
         encoded = json.dumps({"arrays": described, "state": tree}).encode()
         values = b"".join(array.tobytes() for _, array in arrays)
@@ -340,7 +561,7 @@ def mutated(whole, header, values, rng):
 
 
 def with_checksum(body):
-    return checkpoint_file._MAGIC + hashlib.sha256(body).digest() + body
+    return _checkpoint_file._MAGIC + hashlib.sha256(body).digest() + body
 
 
 ODD = [None, True, -1, 0, 1, 2**31, 2**63, 10**18, 10**40, 0.5, float("nan"), "", "x", [], {}]
@@ -407,7 +628,7 @@ def test_mutated_files_are_errors_or_states(tmp_path, number):
     trainer.callbacks.append(StopAt())
     trainer.fit(data)
     whole = (tmp_path / "a.ckpt").read_bytes()
-    start = checkpoint_file._START + 8
+    start = _checkpoint_file._START + 8
     length = int.from_bytes(whole[start - 8 : start], "little")
     header = json.loads(whole[start : start + length])
     values = whole[start + length :]
@@ -420,7 +641,7 @@ def test_mutated_files_are_errors_or_states(tmp_path, number):
     outcomes = {"damaged": 0, "does not fit": 0, "loaded": 0}
     for _ in range(number):
         try:
-            state = checkpoint_file.parse(mutated(whole, header, values, rng))
+            state = _checkpoint_file.parse(mutated(whole, header, values, rng))
         except CheckpointError:
             outcomes["damaged"] += 1
             continue

@@ -50,11 +50,11 @@ def test_the_log_holds_the_history_and_the_cosines(LogReader, tmp_path, fc_net, 
     net = GradNorm(fc_net, n_loss=3, update_every=2)
     cosines = []
 
-    class Note(paddle.callbacks.Callback):
+    class KeepCosines(paddle.callbacks.Callback):
         def on_train_batch_end(self, step, logs=None):
-            cosines.append(self.model.balancer.cosines.numpy())
+            cosines.append(self.model.balancer.cosines)
 
-    history = make_trainer(net, VisualDL(tmp_path / "log", every=3), Note()).fit(epochs=11)
+    history = make_trainer(net, VisualDL(tmp_path / "log", every=3), KeepCosines()).fit(epochs=11)
     found = logged(LogReader, tmp_path / "log")
     rows = [0, 3, 6, 9]
     for quantity, tag in QUANTITIES.items():

@@ -19,14 +19,16 @@ import numpy as np
 
 PathLike = Union[str, "os.PathLike[str]"]
 
-TEMPORARY = ".tmp"  # how the name of a file ends that is being written
+# The name of a file ends with this while the file is being written.
+TEMPORARY = ".tmp"
 
 _MAGIC = b"paddlescience_gradnorm checkpoint 1\n"
 _DIGEST = hashlib.sha256().digest_size
 _LENGTH = 8
 _START = len(_MAGIC) + _DIGEST
-_ARRAY = "$array"  # stands for an array in the header: {"$array": number}
-# numpy has no bfloat16: its bits are kept as they are.
+# In the header {"$array": number} stands for an array.
+_ARRAY = "$array"
+# The bits of bfloat16 are kept as integers, because numpy does not have that type.
 _DTYPES = {
     **{name: name for name in "bool uint8 int8 int16 int32 int64 uint32 uint64".split()},
     **{name: name for name in "float16 float32 float64 complex64 complex128".split()},
@@ -51,7 +53,7 @@ class Values(NamedTuple):
 def write(path: PathLike, state: Any) -> None:
     """Write a state to a file, so that there is always either the old file or the new one.
 
-    It is written beside the path under another name, flushed to the disk, and renamed.
+    The new file is written under another name beside the path, flushed to the disk, and renamed.
 
     Args:
         path: The file; its folder must exist.
@@ -60,8 +62,8 @@ def write(path: PathLike, state: Any) -> None:
 
     Raises:
         TypeError: Something else is in the state.
-        OSError: It cannot be written: the disk is full, the folder may not be written to.
-            What was in the file is still there.
+        OSError: The file cannot be written, because the disk is full, say. What was in it is
+            still there.
 
     Examples:
         >>> import os, tempfile
@@ -117,7 +119,7 @@ def read(path: PathLike) -> Any:
 
 
 def parse(content: bytes) -> Any:
-    """The state in a file's content; ``CheckpointError`` as for ``read``."""
+    """The state in a file's content. Raises a ``CheckpointError`` as ``read`` does."""
     if not content.startswith(_MAGIC):
         raise CheckpointError("is no checkpoint of paddlescience_gradnorm, or its start is damaged")
     body = memoryview(content)[_START:]
@@ -139,7 +141,7 @@ def parse(content: bytes) -> Any:
 
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[tuple[int, str]]:
-    """A new file beside the path, open for writing, and its name; removed after an error."""
+    """A new file beside the path, open for writing, and its name. An error removes it."""
     name = str(path.parent / f".{path.name}.{os.getpid()}{TEMPORARY}")
     descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
@@ -163,7 +165,7 @@ def _replace(path: Path, parts: list[bytes]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder, too, survive a power cut."""
+    """Flush a folder to the disk, so that the names in it survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -176,7 +178,7 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def _encoded(state: Any, arrays: list[Values], where: str) -> Any:
-    """The state as JSON has it, its arrays added to the list."""
+    """The state as JSON can hold it. Its arrays are added to the list."""
     if isinstance(state, Values):
         if state.dtype not in _DTYPES:
             raise TypeError(f"{where} has the type {state.dtype}, which a checkpoint cannot hold")
@@ -189,7 +191,7 @@ def _encoded(state: Any, arrays: list[Values], where: str) -> Any:
         return {key: _encoded(x, arrays, f"{where}[{key!r}]") for key, x in state.items()}
     if isinstance(state, list):
         return [_encoded(x, arrays, f"{where}[{i}]") for i, x in enumerate(state)]
-    # Not numpy's float64, say, which is a float too but would come back as one of Python's.
+    # numpy's float64 is a float too, but would come back as one of Python's.
     if type(state) in (bool, int, float, str) or state is None:
         return state
     raise TypeError(f"{where} must be of a plain type, got {type(state).__name__} {state!r}")
@@ -220,7 +222,7 @@ def _arrays(described: Any, values: memoryview) -> Iterator[Values]:
         dtype, shape = entry
         if dtype not in _DTYPES:
             raise CheckpointError("has an array of an unknown type")
-        # numpy takes 32 dimensions (64 from version 2 on).
+        # numpy 1 takes at most 32 dimensions.
         if not isinstance(shape, list) or len(shape) > 32:
             raise CheckpointError("has an array without a shape")
         if not all(type(n) is int and 0 <= n < 2**63 for n in shape):
@@ -235,13 +237,13 @@ def _arrays(described: Any, values: memoryview) -> Iterator[Values]:
         flat = np.frombuffer(values[start : start + size], _numpy_dtype(dtype))
         if dtype == "bool" and (flat.view(np.uint8) > 1).any():
             raise CheckpointError("has booleans that are neither true nor false")
-        # In the machine's order of bytes, and a copy that may be written to.
+        # This makes a copy that may be written to, in the machine's order of bytes.
         yield Values(dtype, flat.astype(_DTYPES[dtype]).reshape(shape))
         start += size
 
 
 def _decoded(tree: Any, arrays: list[Any]) -> Any:
-    """The state from JSON; what was taken from the list is ``None`` there."""
+    """The state from JSON. In the list, ``None`` takes the place of an array that is used."""
     if isinstance(tree, dict) and _ARRAY in tree:
         index = tree[_ARRAY]
         if len(tree) != 1 or type(index) is not int or not 0 <= index < len(arrays):

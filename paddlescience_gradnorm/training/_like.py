@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import paddle
 
-from paddlescience_gradnorm.training.checkpoint_file import CheckpointError, Values
+from paddlescience_gradnorm.training._checkpoint_file import CheckpointError, Values
 
-_LARGEST = 2**63  # integers beyond are nobody's count
+_LARGEST = 2**63  # nobody counts beyond
 
 
 def values_of(tensor: paddle.Tensor, name: str) -> Values:
     """A tensor's values on the host.
 
     Raises:
-        TypeError: It is not dense.
+        TypeError: The tensor is not dense.
     """
     if not tensor.is_dense():
         raise TypeError(f"{name} must be a dense tensor for a checkpoint, got {tensor!r}")
@@ -26,17 +26,6 @@ def values_of(tensor: paddle.Tensor, name: str) -> Values:
 def tensor_of(values: Values, place: Any) -> paddle.Tensor:
     """A new tensor with these values."""
     return paddle.to_tensor(values.array, dtype=values.dtype, place=place)
-
-
-def as_given(own: Any, state: Any) -> Any:
-    """The state, with tensors and arrays where the object's own state has them."""
-    if isinstance(own, dict):
-        return {key: as_given(own[key], state[key]) for key in own}
-    if isinstance(own, (list, tuple)):
-        return type(own)(as_given(a, b) for a, b in zip(own, state))
-    if isinstance(own, paddle.Tensor):
-        return tensor_of(state, own.place)
-    return state.array if isinstance(state, Values) else state
 
 
 def copy_into(tensor: paddle.Tensor, values: Values) -> None:
@@ -50,7 +39,7 @@ def as_plain(state: Any, where: str) -> Any:
     """A state of tensors, arrays, numbers, strings, dicts and lists, in a checkpoint's types.
 
     Raises:
-        TypeError: Something else is in it.
+        TypeError: The state holds something else.
 
     Examples:
         >>> as_plain({"rate": np.float64(0.5), "range": (1, 2)}, "state")
@@ -71,14 +60,25 @@ def as_plain(state: Any, where: str) -> Any:
     raise TypeError(f"{where} must be of a plain type for a checkpoint, got {state!r}")
 
 
+def as_given(own: Any, state: Any) -> Any:
+    """A state from a checkpoint in the types of the object's own state, which it is like."""
+    if isinstance(own, dict):
+        return {key: as_given(own[key], state[key]) for key in own}
+    if isinstance(own, (list, tuple)):
+        return type(own)(as_given(a, b) for a, b in zip(own, state))
+    if isinstance(own, paddle.Tensor):
+        return tensor_of(state, own.place)
+    return state.array if isinstance(state, Values) else state
+
+
 def check_like(own: Any, other: Any, where: str) -> None:
     """Check that a state has the same names, types, lengths and shapes as one's own.
 
-    Where one's own has a float, the other may have an integer; where it has ``None``, any
-    number.
+    Where one's own state has a float, the other may have an integer. Where it has ``None``, the
+    other may have any number.
 
     Raises:
-        CheckpointError: It has not; the first difference is named.
+        CheckpointError: It has not; the error names the first difference.
     """
     at = f" {where}" if where else ""
     if isinstance(own, dict):
@@ -91,7 +91,7 @@ def check_like(own: Any, other: Any, where: str) -> None:
                 f"{_some(unknown)} not known here"
             )
         for key, value in own.items():
-            check_like(value, other[key], f"{where}.{key}" if where else str(key))
+            check_like(value, other[key], joined(where, str(key)))
     elif isinstance(own, list):
         if not isinstance(other, list) or len(other) != len(own):
             raise CheckpointError(f"has another number of{at}, where {len(own)} belong")
@@ -100,7 +100,7 @@ def check_like(own: Any, other: Any, where: str) -> None:
     elif isinstance(own, Values):
         if not isinstance(other, Values):
             raise CheckpointError(f"has no values of{at}")
-        if other.dtype != own.dtype or other.array.shape != own.array.shape:
+        if not alike(own, other):
             raise CheckpointError(
                 f"has{at} of shape {list(other.array.shape)} and type {other.dtype}, where "
                 f"{list(own.array.shape)} and {own.dtype} belong"
@@ -113,6 +113,20 @@ def check_like(own: Any, other: Any, where: str) -> None:
             )
         if type(other) is int and not -_LARGEST <= other < _LARGEST:
             raise CheckpointError(f"has{at} of {str(other)[:20]}..., which is no count")
+
+
+def alike(own: Values, other: Any) -> bool:
+    """Whether these are values of the same type and shape."""
+    return (
+        isinstance(other, Values)
+        and other.dtype == own.dtype
+        and other.array.shape == own.array.shape
+    )
+
+
+def joined(where: str, key: str) -> str:
+    """A place within another; the name of a layer in itself is empty."""
+    return ".".join(part for part in (where, key) if part)
 
 
 def _some(names: list[str]) -> str:

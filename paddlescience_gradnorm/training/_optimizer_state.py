@@ -1,32 +1,28 @@
 """An optimizer's state by the positions of its parameters.
 
-Paddle's own state dict goes by the parameters' names, which are counted up in a process: a
+Paddle's own state dict goes by the parameters' names, which Paddle counts up in a process. A
 process that builds something else first gives the same parameters other names.
 """
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections import defaultdict
 from typing import Any, Callable
 
 import paddle
-from paddle.base.framework import default_main_program
-from paddle.base.layer_helper import LayerHelper
 
-from paddlescience_gradnorm.training.checkpoint_file import CheckpointError
-from paddlescience_gradnorm.training.like import as_plain, check_like, copy_into, values_of
+from paddlescience_gradnorm import _paddle
+from paddlescience_gradnorm.training._checkpoint_file import CheckpointError
+from paddlescience_gradnorm.training._like import as_plain, check_like, copy_into, values_of
+from paddlescience_gradnorm.training._versions import Schema
 
 _SLOTS = ("accumulators", "master_weights")
-# What an optimizer keeps in Paddle's own names.
-_KEPT = ("_accumulators", "_accumulators_holder", "_master_weights", "_opti_name_list", "helper")
-_CREATED = "_already_create_accumul"  # ...ater or ...ator, by the version of Paddle
+_OPTIMIZER = Schema("an optimizer", ("kind", "groups", "rate", "schedule", *_SLOTS))
 
 
 def parameters(optimizer: paddle.optimizer.Optimizer) -> list[paddle.Tensor]:
     """The parameters of all groups, in their order."""
-    return [parameter for group in _groups(optimizer) for parameter in group]
+    return [p for group in _paddle.parameter_groups(optimizer) for p in group]
 
 
 def state(optimizer: paddle.optimizer.Optimizer) -> dict[str, Any]:
@@ -45,20 +41,19 @@ def state(optimizer: paddle.optimizer.Optimizer) -> dict[str, Any]:
         >>> sorted(kept["accumulators"]), sorted(kept["accumulators"]["moment1"])
         (['beta1_pow_acc', 'beta2_pow_acc', 'moment1', 'moment2'], ['0', '1'])
     """
-    if getattr(optimizer, "_use_multi_tensor", False):
+    if _paddle.has_fused_accumulators(optimizer):
         raise TypeError(
             f"checkpoints cannot hold {type(optimizer).__name__} with use_multi_tensor=True; "
             "leave that option out"
         )
-    rate = optimizer._learning_rate
-    scheduled = isinstance(rate, paddle.optimizer.lr.LRScheduler)
-    return {
-        "kind": type(optimizer).__name__,
-        "groups": [len(group) for group in _groups(optimizer)],
-        "rate": None if scheduled else float(rate),
-        "schedule": as_plain(rate.state_dict(), "schedule") if scheduled else None,
-        **{kind: _values(tensors) for kind, tensors in _tensors(optimizer).items()},
-    }
+    schedule = _paddle.schedule_of(optimizer)
+    return _OPTIMIZER.written(
+        kind=type(optimizer).__name__,
+        groups=[len(group) for group in _paddle.parameter_groups(optimizer)],
+        rate=float(optimizer.get_lr()) if schedule is None else None,
+        schedule=None if schedule is None else as_plain(schedule.state_dict(), "schedule"),
+        **{slot: _values(tensors) for slot, tensors in _tensors(optimizer).items()},
+    )
 
 
 def prepare(optimizer: paddle.optimizer.Optimizer, loaded: Any) -> Callable[[], None]:
@@ -69,14 +64,12 @@ def prepare(optimizer: paddle.optimizer.Optimizer, loaded: Any) -> Callable[[], 
         loaded: From ``state``, perhaps from a file that nobody has checked.
 
     Returns:
-        A function without arguments; nothing has been changed before it is called.
+        A function without arguments. Nothing has been changed before somebody calls it.
 
     Raises:
         CheckpointError: It is no state of such an optimizer.
     """
-    own = state(optimizer)
-    if not isinstance(loaded, dict) or set(loaded) != set(own):
-        raise CheckpointError("has no state of an optimizer")
+    own, loaded = state(optimizer), _OPTIMIZER.read(loaded)
     for name, what in (("kind", "of another kind"), ("groups", "with other parameter groups")):
         if loaded[name] != own[name]:
             raise CheckpointError(f"is an optimizer {what}: {loaded[name]}, here {own[name]}")
@@ -88,45 +81,36 @@ def prepare(optimizer: paddle.optimizer.Optimizer, loaded: Any) -> Callable[[], 
     else:
         check_like(_any_number(own["schedule"]), loaded["schedule"], "schedule")
 
-    # What the accumulators are is known only once there are some; so a twin gets them.
-    twin = _twin(optimizer, _stepped(optimizer, loaded))
-    for kind, tensors in _tensors(twin).items():
-        check_like(_values(tensors), loaded[kind], kind)
+    # An optimizer shows which accumulators it has only once it has some, so a copy gets them.
+    twin = _paddle.with_new_accumulators(optimizer, _stepped(optimizer, loaded))
+    for slot, tensors in _tensors(twin).items():
+        check_like(_values(tensors), loaded[slot], slot)
         for name, by_index in tensors.items():
             for index, tensor in by_index.items():
-                copy_into(tensor, loaded[kind][name][index])
+                copy_into(tensor, loaded[slot][name][index])
 
     def apply() -> None:
-        for name in vars(twin):
-            if name in _KEPT or name.startswith(_CREATED):
-                setattr(optimizer, name, getattr(twin, name))
-        if own["schedule"] is None:
+        _paddle.take_accumulators(optimizer, twin)
+        schedule = _paddle.schedule_of(optimizer)
+        if schedule is None:
             optimizer.set_lr(loaded["rate"])
         else:
             with warnings.catch_warnings():  # Paddle takes a schedule in a warm-up for a mistake
                 warnings.simplefilter("ignore")
-                optimizer._learning_rate.set_state_dict(loaded["schedule"])
+                schedule.set_state_dict(loaded["schedule"])
 
     return apply
-
-
-def _groups(optimizer: paddle.optimizer.Optimizer) -> list[list[paddle.Tensor]]:
-    groups = optimizer._param_groups  # or parameters, where there are no groups
-    if groups and isinstance(groups[0], dict):
-        return [list(group["params"]) for group in groups]
-    return [list(groups)]
 
 
 def _tensors(optimizer: Any) -> dict[str, dict[str, dict[str, paddle.Tensor]]]:
     """Accumulators by name, and the copies in float32 of parameters in half precision."""
     indices = {p.name: str(i) for i, p in enumerate(parameters(optimizer))}
-    masters = optimizer._master_weights
+    masters = _paddle.master_weights(optimizer)
     copies = {indices[name]: master for name, master in masters.items()}
     indices.update({master.name: indices[name] for name, master in masters.items()})
     accumulators = {
         name: {indices[parameter]: tensor for parameter, tensor in by_parameter.items()}
-        for name, by_parameter in optimizer._accumulators.items()
-        if by_parameter
+        for name, by_parameter in _paddle.accumulators(optimizer).items()
     }
     return {"accumulators": accumulators, "master_weights": {"": copies} if copies else {}}
 
@@ -143,33 +127,21 @@ def _stepped(optimizer: paddle.optimizer.Optimizer, loaded: dict[str, Any]) -> l
     own = parameters(optimizer)
     places = {str(i) for i in range(len(own))}
     found: dict[int, paddle.Tensor] = {}
-    for kind in _SLOTS:
-        if not isinstance(loaded[kind], dict):
-            raise CheckpointError(f"has no {kind}")
-        for by_index in loaded[kind].values():
+    for slot in _SLOTS:
+        if not isinstance(loaded[slot], dict):
+            raise CheckpointError(f"has no {slot}")
+        for by_index in loaded[slot].values():
             if not isinstance(by_index, dict) or not set(by_index) <= places:
-                raise CheckpointError(f"has {kind} of a parameter that is not there")
+                raise CheckpointError(f"has {slot} of a parameter that is not there")
             found.update({int(index): own[int(index)] for index in by_index})
     return [found[i] for i in sorted(found)]
 
 
-def _twin(optimizer: paddle.optimizer.Optimizer, stepped: list[paddle.Tensor]) -> Any:
-    """A copy of the optimizer that has accumulators for just these parameters."""
-    twin = copy.copy(optimizer)
-    twin._accumulators = defaultdict(dict)
-    twin._accumulators_holder, twin._master_weights, twin._opti_name_list = {}, {}, []
-    for name in vars(optimizer):
-        if name.startswith(_CREATED):
-            setattr(twin, name, set())
-    twin.helper = twin.helper or LayerHelper(type(optimizer).__name__)
-    with warnings.catch_warnings():  # of half precision, which the first step warns of
-        warnings.simplefilter("ignore")
-        twin._create_accumulators(default_main_program().global_block(), stepped)
-    return twin
-
-
 def _any_number(schedule: dict[str, Any]) -> dict[str, Any]:
-    """The schedule's state with floats, for which integers are taken too, but for counts."""
+    """A schedule's state with floats, for which integers are taken too, in place of all but counts.
+
+    Nested schedules likewise.
+    """
     return {
         key: _any_number(value)
         if isinstance(value, dict)
