@@ -59,8 +59,8 @@ def train(name: str, steps: int, seed: int) -> dict[str, Any]:
         "ntk": lambda: mtl.NTK(model, num_losses=2),
         "agda": lambda: mtl.AGDA(model),
         "pcgrad": lambda: mtl.PCGrad(model),
-        "ours": lambda: GradNormAggregator(model, num_losses=2, alpha=ALPHA, lr=None),
-        "ours_lr": lambda: GradNormAggregator(model, num_losses=2, alpha=ALPHA, lr=LR),
+        "ours": lambda: GradNormAggregator(model, n_loss=2, alpha=ALPHA, weight_lr=None),
+        "ours_lr": lambda: GradNormAggregator(model, n_loss=2, alpha=ALPHA, weight_lr=LR),
     }[name]()
     layers = (model, aggregator.balancer) if name == "ours" else model
     equation = {"laplace": ppsci.equation.Laplace(dim=2)}

@@ -27,7 +27,7 @@ def solver(output, aggregate, adapt=lambda model: model, batch=POINTS, optimizer
     model = adapt(ppsci.arch.MLP(("x", "y"), ("u", "v"), num_layers=2, hidden_size=8))
     aggregator = aggregate(model)
     if optimizer is None:
-        steps_weights = aggregator is not None and aggregator.balancer.lr is None
+        steps_weights = aggregator is not None and aggregator.balancer.weight_lr is None
         layers = (model, aggregator.balancer) if steps_weights else model
         optimizer = ppsci.optimizer.Adam(1e-2)(layers)
     else:
@@ -47,7 +47,7 @@ def solver(output, aggregate, adapt=lambda model: model, batch=POINTS, optimizer
         name="edge",
     )
     settings.setdefault("iters_per_epoch", 1)
-    return ppsci.solver.Solver(
+    made = ppsci.solver.Solver(
         model,
         {constraint.name: constraint for constraint in constraints},
         str(output),
@@ -57,13 +57,16 @@ def solver(output, aggregate, adapt=lambda model: model, batch=POINTS, optimizer
         log_freq=1,
         loss_aggregator=aggregator,
         **settings,
-    ), aggregator
+    )
+    if aggregator is not None:
+        aggregator.log_to(made, norms=True)
+    return made, aggregator
 
 
 def gradnorm(**options):
     """What makes an aggregator from a model."""
     return lambda model: GradNormAggregator(
-        model, num_losses=3, **{"alpha": 1.0, "lr": 1e-3, **options}
+        model, n_loss=3, **{"alpha": 1.0, "weight_lr": 1e-3, **options}
     )
 
 

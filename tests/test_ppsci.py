@@ -16,6 +16,7 @@ pytest.importorskip("ppsci", reason="needs PaddleScience: pip install -e '.[ppsc
 import ppsci
 
 from paddlescience_gradnorm import FCNet, GradNorm, LossBalancer
+from paddlescience_gradnorm.balancing import Rule
 from paddlescience_gradnorm.ppsci import GradNormAggregator
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +68,7 @@ def test_the_solver_trains_as_a_loop_with_a_balancer_does(solve, tmp_path):
     _, aggregator, rows = solve(epochs=10)
 
     other, _ = problem.solver(tmp_path, lambda model: None)
-    balancer = LossBalancer(other.model.last_fc.weight, n_loss=3, alpha=1.0, lr=1e-3)
+    balancer = LossBalancer(other.model.last_fc.weight, n_loss=3, alpha=1.0, weight_lr=1e-3)
     weights, totals = [], []
     for _ in range(10):
         totals.append(balancer.backward(step_losses(other, other.model)).item())
@@ -122,7 +123,7 @@ class Watched(GradNormAggregator):
 
 def test_lbfgs_sees_the_same_weights_throughout_a_step(solve):
     _, aggregator, rows = solve(
-        lambda model: Watched(model, 3, 1.0, lr=1e-2),
+        lambda model: Watched(model, 3, 1.0, weight_lr=1e-2),
         optimizer=ppsci.optimizer.LBFGS(1.0, max_iter=4),
         epochs=6,
     )
@@ -138,12 +139,12 @@ def test_lbfgs_sees_the_same_weights_throughout_a_step(solve):
 
 
 def test_lbfgs_cannot_step_the_weights_too(solve):
-    with pytest.raises(ValueError, match=r"with L-BFGS the Solver's optimizer cannot step.*lr="):
-        solve(gradnorm(lr=None), optimizer=ppsci.optimizer.LBFGS(1.0, max_iter=4))
+    with pytest.raises(ValueError, match=r"with L-BFGS the Solver's optimizer cannot .*weight_lr="):
+        solve(gradnorm(weight_lr=None), optimizer=ppsci.optimizer.LBFGS(1.0, max_iter=4))
 
 
 def test_the_solvers_optimizer_can_step_the_weights(solve):
-    _, _, rows = solve(gradnorm(lr=None), epochs=8)
+    _, _, rows = solve(gradnorm(weight_lr=None), epochs=8)
     weights = weights_of(rows)
     np.testing.assert_allclose(weights.sum(axis=1), 3, atol=1e-5)
     # Adam's first step is as long as its rate, whatever the gradients.
@@ -191,23 +192,18 @@ def test_loss_scaling_leaves_the_weights_alone(solve, tmp_path, monkeypatch, rec
 
 
 def test_amp_with_the_solvers_optimizer_on_the_weights_is_refused(solve, monkeypatch):
-    from paddle.base import core
+    from paddlescience_gradnorm import _paddle
 
-    from paddlescience_gradnorm import ppsci as adapter
-
-    class Autocasting:
-        _amp_level = core.AmpLevel.O1
-
-    monkeypatch.setattr(adapter, "_dygraph_tracer", Autocasting)
+    monkeypatch.setattr(_paddle, "is_amp_on", lambda: True)
     solve()
     with pytest.raises(ValueError, match="with use_amp=True the Solver's optimizer cannot step"):
-        solve(gradnorm(lr=None))
+        solve(gradnorm(weight_lr=None))
 
 
 @pytest.mark.parametrize("lr", [1e-3, None], ids=["stepped here", "stepped by Adam"])
 @pytest.mark.parametrize("wrap", [False, True], ids=["aggregator", "GradNorm model"])
 def test_a_resumed_run_goes_on_as_if_never_interrupted(solve, tmp_path, lr, wrap):
-    aggregate = GradNormAggregator if wrap else gradnorm(lr=lr)
+    aggregate = GradNormAggregator if wrap else gradnorm(weight_lr=lr)
     adapt = (lambda net: GradNorm(net, 3, 1.0, weight_lr=lr)) if wrap else (lambda net: net)
     settings = {"adapt": adapt, "optimizer": ppsci.optimizer.Adam(1e-2) if wrap else None}
     whole_solver, whole, expected = solve(aggregate, epochs=9, **settings)
@@ -327,8 +323,28 @@ def test_other_aggregators_log_as_before(solve):
     assert set(rows[-1]) == {"train/lr", "train/loss", "train/EQ", "train/BC"}
 
 
+def test_importing_the_adapter_changes_nothing_in_paddlescience():
+    code = (
+        "import zlib, paddle\nfrom ppsci.solver import printer\nbefore = dict(vars(printer))\n"
+        "import paddlescience_gradnorm.ppsci\nassert vars(printer) == before"
+    )
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True)
+    assert result.returncode == 0, result.stderr.decode()
+
+
+def test_norms_are_logged_on_request_only(tmp_path):
+    solver, aggregator = problem.solver(tmp_path, gradnorm(), epochs=2)
+    aggregator.log_to(solver)
+    rows = problem.record(solver)
+    solver.train()
+    assert set(rows[-1]) == {
+        *("train/lr", "train/loss", "train/EQ", "train/BC"),
+        *(f"train/weight/{name}" for name in NAMES),
+    }
+
+
 def test_names_and_number_of_losses_are_checked(solve):
-    message = "num_losses is 2, but the constraints give 3: laplace, u, v. Pass num_losses=3"
+    message = "n_loss is 2, but the constraints give 3: laplace, u, v. Pass n_loss=3"
     with pytest.raises(ValueError, match=message):
         solve(lambda model: GradNormAggregator(model, num_losses=2, alpha=1.0))
 
@@ -356,8 +372,8 @@ def test_a_static_program_is_refused(tmp_path):
 
 
 def test_a_loop_of_ones_own_needs_no_step(fc_net, make_losses):
-    aggregator = GradNormAggregator(fc_net, num_losses=3, alpha=1.0, lr=1e-5)
-    balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, lr=1e-5)
+    aggregator = GradNormAggregator(fc_net, num_losses=3, alpha=1.0, weight_lr=1e-5)
+    balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, weight_lr=1e-5)
     for seed in range(3):
         aggregator(dict(zip("abc", make_losses(fc_net, seed=seed)))).backward()
         balancer.backward(make_losses(fc_net, seed=seed))
@@ -368,11 +384,13 @@ def test_a_loop_of_ones_own_needs_no_step(fc_net, make_losses):
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        ({"num_losses": 1, "alpha": 1.0}, ValueError, "num_losses must be at least 2, got 1"),
-        ({"num_losses": "2", "alpha": 1.0}, TypeError, "num_losses must be an integer, got '2'"),
+        ({"num_losses": 1, "alpha": 1.0}, ValueError, "n_loss must be at least 2, got 1"),
+        ({"num_losses": "2", "alpha": 1.0}, TypeError, "n_loss must be an integer, got '2'"),
         ({"num_losses": 2, "alpha": -1.0}, ValueError, "alpha must be .* at least 0, got -1"),
-        ({"num_losses": 2, "alpha": 1.0, "lr": 0}, ValueError, "lr must be .* above 0"),
-        ({"alpha": 1.0}, TypeError, "num_losses is missing"),
+        ({"n_loss": 2, "alpha": 1.0, "weight_lr": 0}, ValueError, "weight_lr must be .* above 0"),
+        ({"alpha": 1.0}, TypeError, "n_loss is missing"),
+        ({"n_loss": 2, "num_losses": 3}, ValueError, "n_loss is 2, but num_losses.* is 3"),
+        ({"n_loss": 2, "lr": 0.1}, TypeError, "no option 'lr', which is called 'weight_lr' now"),
         ({"num_losses": 2, "rule": "published"}, TypeError, "alpha is missing"),
     ],
 )
@@ -384,9 +402,9 @@ def test_bad_arguments_are_named(fc_net, arguments, error, message):
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        ({"num_losses": 3}, ValueError, "num_losses is 3, but the GradNorm .* has 2"),
+        ({"num_losses": 3}, ValueError, "n_loss is 3, but the GradNorm .* has 2"),
         ({"alpha": 0.5}, ValueError, r"alpha is 0.5, but the GradNorm .* has 1\.0"),
-        ({"lr": 0.1}, TypeError, "lr cannot be given here.*weight_lr"),
+        ({"weight_lr": 0.1}, TypeError, "weight_lr cannot be given here"),
         ({"shared": "all"}, TypeError, "shared cannot be given here"),
     ],
 )
@@ -485,6 +503,32 @@ def test_a_gradnorm_model_without_aggregator_is_summed_with_equal_weights(solve)
     _, _, rows = solve(lambda model: None)
     _, _, wrapped = solve(lambda model: None, adapt=lambda net: GradNorm(net, 3, 1.0))
     assert wrapped == rows
+
+
+class TowardsTheMean(Rule):
+    """The inverse of a moving average of the norms; a rule of a user's own, with a memory."""
+
+    def start(self, n_loss):
+        return {"norms": np.zeros(n_loss)}
+
+    def weigh(self, weights, state, measurement):
+        norms = (state["norms"] + measurement.norms) / 2
+        return norms.mean() / norms, {"norms": norms}
+
+
+def test_a_rule_of_ones_own_balances_and_is_in_the_checkpoints(solve, tmp_path):
+    own = gradnorm(rule=TowardsTheMean(), alpha=None)
+    _, whole, rows = solve(own, epochs=6)
+    norms = np.array([[row[f"train/gradient_norm/{name}"] for name in NAMES] for row in rows])
+    averages = np.zeros(3)
+    for weights, now in zip(weights_of(rows), norms):
+        averages = (averages + now) / 2
+        np.testing.assert_allclose(weights, averages.mean() / averages, rtol=1e-6)
+    solve(own, epochs=3, save_freq=3, output=tmp_path / "first")
+    checkpoint = str(tmp_path / "first/checkpoints/epoch_3")
+    _, resumed, _ = solve(own, epochs=6, checkpoint_path=checkpoint)
+    assert (resumed.get_weights() == whole.get_weights()).all()
+    assert (resumed.balancer.rule_state["norms"] == whole.balancer.rule_state["norms"]).all()
 
 
 def test_any_network_of_the_package_may_be_the_model():

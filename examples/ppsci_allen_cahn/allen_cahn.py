@@ -122,7 +122,7 @@ def train(cfg: DictConfig):
     model = ppsci.arch.MLP(**cfg.MODEL)
     equation = {"allen_cahn": ppsci.equation.AllenCahn(eps=cfg.EPS)}
 
-    # The lines that GradNorm takes, and loss_aggregator= below.
+    # The lines that GradNorm takes, and loss_aggregator= and log_to below.
     aggregator = GradNormAggregator(model, **cfg.GRADNORM) if cfg.GRADNORM else None
     layers = (model, aggregator.balancer) if aggregator else model
     optimizer = ppsci.optimizer.Adam(cfg.TRAIN.learning_rate)(layers)
@@ -137,6 +137,8 @@ def train(cfg: DictConfig):
         loss_aggregator=aggregator,
         cfg=cfg,
     )
+    if aggregator:
+        aggregator.log_to(solver)
     solver.train()
     solver.visualize()
 
