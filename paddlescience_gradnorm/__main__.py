@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import paddlescience_gradnorm
-from paddlescience_gradnorm.arguments import at_least, non_negative
+from paddlescience_gradnorm.command_line import at_least, non_negative
 
 # What only one command needs is imported by that command.
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _train(
     options: argparse.Namespace, callbacks: Sequence[Any]
 ) -> tuple[Any, Trainer, dict[str, Any], int]:
     """Network, finished run, what is to be known of it, and the exit code that it asks for."""
-    from paddlescience_gradnorm.machine import find_machine
+    from paddlescience_gradnorm._machine import find_machine
     from paddlescience_gradnorm.runtime import tune_cpu
 
     print(tune_cpu(), end="\n\n")
@@ -169,7 +169,7 @@ def _train(
             len(problem.conditions),
             options.alpha,
             rule=options.balance,
-            residuals=[c.name for c in problem.conditions if c.kind == "pde"],
+            equations=[c.name for c in problem.conditions if c.kind == "pde"],
         )
     schedule = paddle.optimizer.lr.CosineAnnealingDecay(LEARNING_RATE, T_max=options.steps)
     parameters = [*net.parameters(), *training.parameters()]
@@ -333,7 +333,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    from paddlescience_gradnorm.balancing.algorithm import RULES
+    from paddlescience_gradnorm.balancing.rules import RULES
 
     parser.add_argument(
         "problem", type=_problem, metavar="PROBLEM", help="see the command problems"

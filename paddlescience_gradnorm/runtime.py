@@ -1,7 +1,7 @@
-"""What makes Paddle run at the speed of the machine, on a CPU.
+"""Settings that make Paddle faster on a CPU.
 
 ``python -m paddlescience_gradnorm.runtime`` prints this machine, the settings, and the
-speed of a PINN step before and after, each measured there and then in fresh processes.
+speed of a PINN step before and after. It measures both in fresh processes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import paddle
-from paddle.base import core
 
-from paddlescience_gradnorm import arguments, operators
-from paddlescience_gradnorm.machine import Machine, find_machine
+from paddlescience_gradnorm import _arguments, _operators, _paddle
+from paddlescience_gradnorm._machine import Machine, find_machine
 from paddlescience_gradnorm.network import FCNet
 
-# Numbers of glibc's malloc.h, and the values that keep freed memory in the process.
+# Option numbers from glibc's malloc.h, with values that keep freed memory in the process.
 _MALLOPT = {
     "M_MMAP_MAX": (-4, 0),
     "M_TRIM_THRESHOLD": (-1, 2**31 - 1),
@@ -41,8 +40,10 @@ _MALLOC_VARIABLES = (
 _AVX2 = 5  # MKL's number for these kernels
 _POINTS = (500, 2000, 10000)
 
-# What this process has had done to it: malloc cannot be asked for its settings.
+# The settings made in this process, because malloc cannot be asked for its own.
 _done: set[str] = set()
+
+__all__ = ["Report", "Setting", "tune_cpu"]
 
 
 class Setting(NamedTuple):
@@ -50,7 +51,7 @@ class Setting(NamedTuple):
 
     ``outcome`` is one of ``done``, ``already`` (by an earlier call), ``yours`` (chosen by
     the user, left as it is), ``too late``, ``not here`` (no use on this machine), and
-    ``not built`` (of the operators, which wait for ``build=True``).
+    ``not built`` (operators that need ``build=True``).
     """
 
     name: str
@@ -74,28 +75,26 @@ class Report(NamedTuple):
 
 
 def tune_cpu(threads: int | None = None, build: bool = False) -> Report:
-    """Set what makes Paddle faster on this processor, as far as it helps here.
+    """Apply the settings that make Paddle faster on this machine.
 
-    - kernels: on AMD processors, Intel MKL, which Paddle multiplies matrices with, takes
-      its SSE2 kernels. ``MKL_DEBUG_CPU_TYPE=5`` makes it use AVX2. MKL reads that once, at
-      the process's first matrix product: call this before.
-    - memory: glibc gives every large temporary back to the system, so that each step
-      spends its time in page faults. ``mallopt`` makes it keep them. The process then
-      stays as large as it ever was.
-    - threads: Paddle multiplies with one thread unless told otherwise; this takes one
-      for each core that the process may use. On a machine that others use too, fewer
-      can be faster.
-    - operators: this package's own in C++, once they have been built on this machine (on
-      Linux, with g++): an ``FCNet``'s derivatives in one operator.
+    - kernels: Paddle multiplies matrices with Intel MKL, which uses its SSE2 kernels on AMD
+      processors. ``MKL_DEBUG_CPU_TYPE=5`` makes it use AVX2. MKL reads this once, at the
+      process's first matrix product, so call ``tune_cpu`` before.
+    - memory: glibc returns every large temporary to the system, so each step spends its time
+      in page faults. ``mallopt`` makes it keep them. The process then stays at its peak size.
+    - threads: Paddle multiplies with one thread by default. This uses one for each core that
+      the process may use. On a shared machine fewer can be faster.
+    - operators: this package's own C++ operators, if they have been built on this machine (on
+      Linux, with g++). One operator computes an ``FCNet``'s derivatives.
 
     Results change by rounding only. Settings in the environment (``MKL_...``,
-    ``MALLOC_...``, ``GLIBC_TUNABLES``, ``OMP_NUM_THREADS``) win. Child processes inherit
-    ``MKL_DEBUG_CPU_TYPE``, and nothing else. Calling it twice is safe.
+    ``MALLOC_...``, ``GLIBC_TUNABLES``, ``OMP_NUM_THREADS``) win. Child processes inherit only
+    ``MKL_DEBUG_CPU_TYPE``. Calling it twice is safe.
 
     Args:
-        threads: Number of threads, at least 1, instead of all cores: for several runs on
-            one machine. Goes before ``OMP_NUM_THREADS``.
-        build: Build the operators if that has not been done, which takes about 25 s.
+        threads: Number of threads, at least 1, instead of all cores, such as for several runs
+            on one machine. It overrides ``OMP_NUM_THREADS``.
+        build: Whether to build the operators if they are missing, which takes about 25 s.
 
     Returns:
         What was done about each setting and why; ``print`` it.
@@ -113,9 +112,9 @@ def tune_cpu(threads: int | None = None, build: bool = False) -> Report:
         operators done      loaded
     """
     if threads is not None:
-        arguments.integer("threads", threads, at_least=1)
+        _arguments.integer("threads", threads, at_least=1)
     machine = find_machine()
-    # Kernels before threads, which also makes a call to MKL.
+    # Kernels before threads, because setting threads also calls MKL.
     return Report(
         _choose_kernels(machine),
         _keep_memory(machine),
@@ -141,8 +140,8 @@ def _choose_kernels(machine: Machine) -> Setting:
     if chosen:
         return Setting(name, "yours", f"{chosen} is in the environment")
     used_before = _is_loaded(machine.mkl)
-    # First set, then ask: asking makes MKL decide, unless a product has already done so,
-    # and what it answers is what it uses until the process ends.
+    # Set before asking, because asking makes MKL choose its kernels until the process ends,
+    # unless a matrix product has already made it choose.
     os.environ["MKL_DEBUG_CPU_TYPE"] = str(_AVX2)
     if _ask_mkl_kernels(machine.mkl) == _AVX2:
         _done.add(name)
@@ -197,7 +196,7 @@ def _use_cores(machine: Machine, threads: int | None) -> Setting:
     wanted = threads or machine.cores
     if before == wanted:
         return Setting(name, "already", f"{before}, as asked for")
-    core.set_num_threads(wanted)
+    _paddle.set_num_threads(wanted)
     _done.add(name)
     after = _count_threads(machine.mkl)
     asked = "" if after == wanted else f"; {wanted} asked for, MKL takes one for each real core"
@@ -211,8 +210,8 @@ def _load_operators(machine: Machine, build: bool) -> Setting:
     if name in _done:
         return Setting(name, "already", "loaded by an earlier call")
     if build:
-        operators.build()
-    if not operators.load():
+        _operators.build()
+    if not _operators.load():
         how = "tune_cpu(build=True), or python -m paddlescience_gradnorm.runtime --build"
         return Setting(name, "not built", f"{how}, builds them once, in about 25 s")
     _done.add(name)
@@ -224,7 +223,7 @@ def _in_environment(variables: Sequence[str]) -> str:
 
 
 def _own_omp_num_threads() -> str | None:
-    """OMP_NUM_THREADS if the user has set it: Paddle puts 1 there when it is imported."""
+    """OMP_NUM_THREADS if the user has set it. Paddle itself sets it to 1 on import."""
     value = os.environ.get("OMP_NUM_THREADS")
     try:
         at_start = Path("/proc/self/environ").read_bytes().split(b"\0")
@@ -263,12 +262,12 @@ def _mallopt(number: int, value: int) -> int:
 
 
 def build_laplace_step(points: int) -> Callable[[], paddle.Tensor]:
-    """A training step of a PINN, to be timed: it returns the loss it started from.
+    """A training step of a PINN for timing; it returns the loss before the step.
 
-    Laplace's equation at ``points`` points and boundary values at a fifth as many, an
-    ``FCNet`` with 4 hidden layers of 50, Adam.
+    It trains an ``FCNet`` with 4 hidden layers of 50 with Adam, on Laplace's equation at
+    ``points`` collocation points and on boundary values at a fifth as many.
     """
-    import sympy  # which the rest of this file does without
+    import sympy  # here, because nothing else in this file needs it
 
     from paddlescience_gradnorm.pde import Residual
 
@@ -292,7 +291,7 @@ def build_laplace_step(points: int) -> Callable[[], paddle.Tensor]:
 
 
 def _time_steps(points: int, seconds: float) -> float:
-    """Median time of a step in ms, of 5 steps at least."""
+    """Median time of a step in ms, over at least 5 steps."""
     step = build_laplace_step(points)
     for _ in range(2):
         float(step())
@@ -305,7 +304,7 @@ def _time_steps(points: int, seconds: float) -> float:
 
 
 def _measure(tuned: bool, points: Sequence[int], seconds: float) -> None:
-    """What a fresh process does: tune or not, time the steps, print both as JSON."""
+    """Run in a fresh process: tune or not, time the steps, and print both as JSON."""
     report = str(tune_cpu()) if tuned else ""
     print(json.dumps({"report": report, "ms": [_time_steps(n, seconds) for n in points]}))
 
@@ -327,7 +326,7 @@ def _measure_in_fresh_process(tuned: bool, points: Sequence[int], seconds: float
 
 
 def _environment_of_user(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without the OMP_NUM_THREADS that Paddle itself has put there."""
+    """The environment without an OMP_NUM_THREADS that Paddle itself has set."""
     own = dict(environment)
     if _own_omp_num_threads() is None:
         own.pop("OMP_NUM_THREADS", None)
@@ -345,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of ``report``."""
+    """Add the options of ``report``."""
     parser.add_argument("--repetitions", type=int, default=3, help="fresh processes of each kind")
     parser.add_argument("--points", type=int, nargs="+", default=_POINTS)
     parser.add_argument("--seconds", type=float, default=0.7, help="for each size and process")
@@ -353,13 +352,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Print machine, settings and speed; mistakes in the options go to the parser."""
+    """Print machine, settings and speed; the parser reports wrong options."""
     if min(options.repetitions, *options.points) < 1:
         parser.error("--repetitions and --points must be at least 1")
     print(find_machine(), end="\n\n", flush=True)
     if options.build:
         try:
-            operators.build()
+            _operators.build()
         except RuntimeError as error:
             parser.exit(1, f"{error}\n")
     before, after = [], []

@@ -20,7 +20,7 @@ CORES = LINUX and HERE.mkl is not None and HERE.cores > 1
 def run(code, **environment):
     """What the code assigns to ``result``, from a fresh process without settings of ours."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS)}
-    code = "from paddlescience_gradnorm.runtime import *\n" + code
+    code = "from paddlescience_gradnorm import runtime\nglobals().update(vars(runtime))\n" + code
     code += "\nimport json; print(json.dumps(result))"
     process = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
@@ -45,7 +45,7 @@ def machine(monkeypatch):
             monkeypatch.delenv(name, raising=False)
     calls = []
     monkeypatch.setattr(runtime, "_done", set())
-    monkeypatch.setattr(runtime.operators, "load", lambda: True)
+    monkeypatch.setattr(runtime._operators, "load", lambda: True)
     monkeypatch.setattr(runtime, "_is_loaded", lambda library: False)
     monkeypatch.setattr(runtime, "_ask_mkl_kernels", lambda library: 5)
     monkeypatch.setattr(runtime, "_own_omp_num_threads", lambda: None)
@@ -53,7 +53,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(runtime, "_is_malloc_of_glibc", lambda: True)
     monkeypatch.setattr(runtime, "_mallopt", lambda *args: calls.append(args) or 1)
     monkeypatch.setattr(
-        runtime.core, "set_num_threads", lambda n: calls.append(("threads", n)), raising=False
+        runtime._paddle, "set_num_threads", lambda n: calls.append(("threads", n)), raising=False
     )
 
     class Fake:

@@ -10,8 +10,9 @@ import paddle
 import sympy
 from sympy.core.function import AppliedUndef, UndefinedFunction
 
-from paddlescience_gradnorm import arguments
-from paddlescience_gradnorm.pde.paddle_printer import compile_expressions
+from paddlescience_gradnorm import _arguments
+from paddlescience_gradnorm._paddle import has_hooks
+from paddlescience_gradnorm.pde._paddle_printer import compile_expressions
 
 Network = Callable[[paddle.Tensor], paddle.Tensor]
 
@@ -152,7 +153,7 @@ def _asked_of_network(
 ) -> dict[tuple[int, ...], paddle.Tensor] | None:
     """The derivatives from the network itself, if it knows a faster way than ``paddle.grad``."""
     ask = getattr(network, "partial_derivatives", None)
-    if ask is None or indices == [()] or network._forward_pre_hooks or network._forward_post_hooks:
+    if ask is None or indices == [()] or has_hooks(network):
         return None
     derivatives = ask(points, indices)
     return None if derivatives is None else dict(zip(indices, derivatives))
@@ -283,7 +284,7 @@ def _parameter(name: str, value: Union[float, paddle.Tensor]) -> paddle.Tensor:
                 f"got shape {list(value.shape)} and stop_gradient={value.stop_gradient}"
             )
         return value
-    if not math.isfinite(arguments.number(f"unknowns[{name}]", value)):
+    if not math.isfinite(_arguments.number(f"unknowns[{name}]", value)):
         raise ValueError(f"unknowns[{name}] must be finite, got {value}")
     return paddle.create_parameter(
         [1],

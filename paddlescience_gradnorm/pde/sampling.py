@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.stats import qmc
 
-from paddlescience_gradnorm import arguments
+from paddlescience_gradnorm import _arguments
 
 
 def sample_interior(
@@ -127,7 +127,7 @@ def sample_face(
                 f"{low!r} and {high!r}, got {dict(fixed)!r}"
             )
     free = [k for k in range(len(lower)) if k not in fixed]
-    points = np.empty((arguments.integer("n", n, at_least=1), len(lower)))
+    points = np.empty((_arguments.integer("n", n, at_least=1), len(lower)))
     if free:
         points[:, free] = sample_interior(
             n, lower[free].tolist(), upper[free].tolist(), method, seed
@@ -147,7 +147,7 @@ def _box(low: Sequence[float], high: Sequence[float]) -> tuple[np.ndarray, np.nd
 
 
 def _unit_cube(n: int, dimension: int, method: str, seed: int | None) -> np.ndarray:
-    arguments.integer("n", n, at_least=1)
+    _arguments.integer("n", n, at_least=1)
     if method == "sobol":
         # A full power of two, as the sequence is balanced only then; its first n.
         return qmc.Sobol(dimension, seed=seed).random_base2((n - 1).bit_length())[:n]

@@ -3,7 +3,7 @@ import paddle
 import pytest
 import sympy
 
-from paddlescience_gradnorm.pde.paddle_printer import compile_expressions
+from paddlescience_gradnorm.pde._paddle_printer import compile_expressions
 
 x, y = sympy.symbols("x y")
 EXPRESSIONS = [

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from typing import Callable
 
-from paddlescience_gradnorm.pde.problems.elliptic import (
+from paddlescience_gradnorm.pde.problems._elliptic import (
     helmholtz,
     laplace,
     laplace_jump,
     plate,
     poisson,
 )
-from paddlescience_gradnorm.pde.problems.evolution import (
+from paddlescience_gradnorm.pde.problems._evolution import (
     allen_cahn,
     burgers,
     convection,
@@ -20,9 +20,9 @@ from paddlescience_gradnorm.pde.problems.evolution import (
     klein_gordon,
     wave,
 )
-from paddlescience_gradnorm.pde.problems.flow import cavity, kovasznay
+from paddlescience_gradnorm.pde.problems._flow import cavity, kovasznay
+from paddlescience_gradnorm.pde.problems._inverse import burgers_inverse, helmholtz_inverse
 from paddlescience_gradnorm.pde.problems.formulation import Condition, Problem, Region, Unknown
-from paddlescience_gradnorm.pde.problems.inverse import burgers_inverse, helmholtz_inverse
 from paddlescience_gradnorm.pde.problems.sampled_problem import SampledProblem
 
 __all__ = [

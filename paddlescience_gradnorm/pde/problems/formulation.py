@@ -12,7 +12,7 @@ import paddle
 import sympy
 from sympy.core.function import UndefinedFunction
 
-from paddlescience_gradnorm import arguments
+from paddlescience_gradnorm import _arguments
 from paddlescience_gradnorm.pde.problems.sampled_problem import SampledProblem, numerical
 from paddlescience_gradnorm.pde.residual import Network, Residual
 from paddlescience_gradnorm.pde.sampling import sample_face
@@ -207,7 +207,7 @@ class Problem:
             )
 
     def _check_region(self, region: Region) -> None:
-        arguments.integer(f"n_points of region {region.name!r}", region.n_points, at_least=1)
+        _arguments.integer(f"n_points of region {region.name!r}", region.n_points, at_least=1)
         fixed = {symbol for face in region.faces for symbol in face}
         fixed |= {region.periodic} - {None}
         if not fixed <= set(self.coordinates) or (region.faces and region.periodic):
@@ -281,8 +281,8 @@ class Problem:
             >>> list(training.losses(FCNet(2, 1, 3, 16)))
             ['pde', 'boundary', 'initial', 'data']
         """
-        arguments.integer("n_points", n_points, at_least=1)
-        arguments.integer("seed", seed, at_least=0)
+        _arguments.integer("n_points", n_points, at_least=1)
+        _arguments.integer("seed", seed, at_least=0)
         measured = {c.region.name for c in self.conditions if c.kind == "data"}
         counts = {
             region.name: region.n_points
@@ -296,7 +296,7 @@ class Problem:
                     f"points has {name!r}, which is no region of {self.name}; its regions are "
                     f"{list(counts)}"
                 )
-            counts[name] = arguments.integer(f"points[{name!r}]", count, at_least=1)
+            counts[name] = _arguments.integer(f"points[{name!r}]", count, at_least=1)
         return SampledProblem(self, counts, seed)
 
     def sample_region(self, region: Region, n: int, seed: int) -> np.ndarray:

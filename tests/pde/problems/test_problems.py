@@ -7,7 +7,8 @@ import sympy
 from scipy.interpolate import RectBivariateSpline
 
 from paddlescience_gradnorm import FCNet, GradNorm, NetworkBase
-from paddlescience_gradnorm.pde.problems import PROBLEMS, problem, reference_solutions
+from paddlescience_gradnorm.pde.problems import PROBLEMS, problem
+from paddlescience_gradnorm.pde.problems import _reference_solutions as reference_solutions
 
 LOSSES = {
     "laplace": "pde left right bottom top",

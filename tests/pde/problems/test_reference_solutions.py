@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from paddlescience_gradnorm.pde.problems import reference_solutions
-from paddlescience_gradnorm.pde.problems.reference_solutions import (
+from paddlescience_gradnorm.pde.problems import _reference_solutions as reference_solutions
+from paddlescience_gradnorm.pde.problems._reference_solutions import (
     allen_cahn,
     burgers,
     cavity,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy
 from sympy import pi
 
-from paddlescience_gradnorm.pde.problems import reference_solutions
+from paddlescience_gradnorm.pde.problems import _reference_solutions as reference_solutions
 from paddlescience_gradnorm.pde.problems.formulation import Condition, Problem, Region
 
 x, y = sympy.symbols("x y")

@@ -7,7 +7,7 @@ import math
 import sympy
 from sympy import pi
 
-from paddlescience_gradnorm.pde.problems import reference_solutions
+from paddlescience_gradnorm.pde.problems import _reference_solutions as reference_solutions
 from paddlescience_gradnorm.pde.problems.formulation import Condition, Problem, Region
 
 x, t = sympy.symbols("x t")

@@ -7,10 +7,10 @@ from dataclasses import replace
 import sympy
 from sympy import pi
 
-from paddlescience_gradnorm.pde.problems.elliptic import laplacian
-from paddlescience_gradnorm.pde.problems.evolution import burgers
+from paddlescience_gradnorm.pde.problems._elliptic import laplacian
+from paddlescience_gradnorm.pde.problems._evolution import burgers
+from paddlescience_gradnorm.pde.problems._reference_solutions import BURGERS_VISCOSITY
 from paddlescience_gradnorm.pde.problems.formulation import Condition, Problem, Region, Unknown
-from paddlescience_gradnorm.pde.problems.reference_solutions import BURGERS_VISCOSITY
 
 x, y, t = sympy.symbols("x y t")
 u = sympy.Function("u")
