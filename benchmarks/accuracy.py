@@ -132,7 +132,7 @@ def train(
     else:
         schedule = paddle.optimizer.lr.CosineAnnealingDecay(settings.learning_rate, T_max=steps)
     parameters = [*net.parameters(), *training.parameters()]
-    if isinstance(balancer, LossBalancer) and balancer.lr is None:
+    if isinstance(balancer, LossBalancer) and balancer.weight_lr is None:
         parameters.append(balancer.loss_weights)
     adam = paddle.optimizer.Adam(schedule, parameters=parameters)
     trainer = Trainer(net, training.losses, adam, balancer, callbacks, extras={"curve": curve})

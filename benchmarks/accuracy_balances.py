@@ -143,7 +143,7 @@ def _fixed(weight: float) -> Build:
 
 def _published(net: Any, residuals: Sequence[str], conditions: Sequence[str]) -> Balance:
     n_loss = len(residuals) + len(conditions)
-    return LossBalancer(net.get_last_shared_layer(), n_loss, alpha=ALPHA, lr=None)
+    return LossBalancer(net.get_last_shared_layer(), n_loss, alpha=ALPHA, weight_lr=None)
 
 
 def pinn(shared: str = "all", lr: float = 0.01, **options: float) -> Build:
@@ -153,7 +153,7 @@ def pinn(shared: str = "all", lr: float = 0.01, **options: float) -> Build:
         n_loss = len(residuals) + len(conditions)
         where = net if shared == "all" else net.get_last_shared_layer()
         rule = PinnRule(**options)
-        return LossBalancer(where, n_loss, lr=lr, rule=rule, residuals=list(residuals))
+        return LossBalancer(where, n_loss, weight_lr=lr, rule=rule, equations=list(residuals))
 
     return build
 

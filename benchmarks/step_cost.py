@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from step_cost_worker import Case
 
-from paddlescience_gradnorm.arguments import at_least
+from paddlescience_gradnorm.command_line import at_least
 
 HERE = Path(__file__).parent
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,7 +20,7 @@ from step_cost_paddle import build
 from step_cost_worker import WARM_UP, Case
 from turns import timed as in_turns
 
-from paddlescience_gradnorm.arguments import at_least
+from paddlescience_gradnorm.command_line import at_least
 from paddlescience_gradnorm.runtime import tune_cpu
 
 TITLES = {

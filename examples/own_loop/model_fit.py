@@ -18,7 +18,7 @@ class Errors(paddle.nn.Layer):
 
     def __init__(self, net: Network) -> None:
         super().__init__()
-        self.balancer = LossBalancer(net.second, 2, alpha=0.12, lr=5e-4)  # GradNorm: added
+        self.balancer = LossBalancer(net.second, 2, alpha=0.12, weight_lr=5e-4)  # GradNorm: added
 
     def forward(self, *outputs_and_labels: paddle.Tensor) -> list[paddle.Tensor]:
         outputs, labels = outputs_and_labels[:2], outputs_and_labels[2:]

@@ -47,7 +47,7 @@ def main(epochs: int = 60) -> tuple[paddle.nn.Layer, Oscillators]:
     loader = paddle.io.DataLoader(data, batch_size=100, shuffle=True)
     net = Network()
     optimizer = paddle.optimizer.Adam(3e-3, parameters=net.parameters())
-    balancer = LossBalancer(net.second, n_loss=2, alpha=0.12, lr=5e-4)  # GradNorm: added
+    balancer = LossBalancer(net.second, n_loss=2, alpha=0.12, weight_lr=5e-4)  # GradNorm: added
     for epoch in range(epochs):
         for inputs, displacement, acceleration in loader:
             outputs = net(inputs)

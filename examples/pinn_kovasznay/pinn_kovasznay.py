@@ -27,7 +27,7 @@ import sympy
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet, GradNorm, NetworkBase, RotoGradNorm, cached
-from paddlescience_gradnorm.arguments import at_least, non_negative, positive
+from paddlescience_gradnorm.command_line import at_least, non_negative, positive
 from paddlescience_gradnorm.pde import Residual, sample_boundary, sample_interior
 from paddlescience_gradnorm.runtime import tune_cpu
 from paddlescience_gradnorm.training import (

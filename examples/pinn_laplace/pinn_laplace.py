@@ -24,8 +24,8 @@ import sympy
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet, GradNorm
-from paddlescience_gradnorm.arguments import at_least, non_negative, positive
-from paddlescience_gradnorm.machine import find_machine
+from paddlescience_gradnorm._machine import find_machine
+from paddlescience_gradnorm.command_line import at_least, non_negative, positive
 from paddlescience_gradnorm.pde import Residual, sample_boundary, sample_interior
 from paddlescience_gradnorm.runtime import tune_cpu
 from paddlescience_gradnorm.training import (
@@ -95,7 +95,8 @@ def train(
     """
     schedule = paddle.optimizer.lr.CosineAnnealingDecay(learning_rate, T_max=epochs)
     groups = net.parameters()
-    if isinstance(net, GradNorm) and net.balancer.lr is None:  # the optimizer steps the weights
+    if isinstance(net, GradNorm) and net.balancer.weight_lr is None:
+        # The optimizer steps the weights.
         groups = [
             {"params": net.net.parameters()},
             {"params": [net.loss_weights], "learning_rate": WEIGHTS_RATE},
@@ -154,7 +155,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     if options.balance == "gradnorm":
         # The measurements are noisy: only the boundary's values make the solution the right one.
         without_lead = ["pde", "data"]
-        net = GradNorm(net, len(LOSSES), options.alpha, rule=options.rule, residuals=without_lead)
+        net = GradNorm(net, len(LOSSES), options.alpha, rule=options.rule, equations=without_lead)
 
     checkpoints = Checkpoints(options.output / "checkpoints", options.checkpoint_every)
     views: list[paddle.callbacks.Callback]

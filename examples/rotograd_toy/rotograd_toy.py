@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet, GradNorm, RotoGrad, RotoGradNorm
-from paddlescience_gradnorm.arguments import at_least, non_negative, positive
+from paddlescience_gradnorm.command_line import at_least, non_negative, positive
 from paddlescience_gradnorm.training import CheckpointError, Checkpoints, RunState, StopOnSignals
 
 import paddle  # isort: skip, after the package that sees to its loading

@@ -27,7 +27,7 @@ import numpy as np
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import LossBalancer, RotoGradNorm
-from paddlescience_gradnorm.arguments import at_least, non_negative, positive
+from paddlescience_gradnorm.command_line import at_least, non_negative, positive
 from paddlescience_gradnorm.runtime import tune_cpu
 from paddlescience_gradnorm.training import (
     CheckpointError,
@@ -193,7 +193,7 @@ def uncertainty_weighting(net: Network, problem: Problem, settings: Settings) ->
 
 def gradnorm(net: Network, problem: Problem, settings: Settings) -> Trainer:
     balancer = LossBalancer(
-        net.trunk[-2].weight, len(net.heads), settings.alpha, lr=None, floor=settings.floor
+        net.trunk[-2].weight, len(net.heads), settings.alpha, weight_lr=None, floor=settings.floor
     )
     optimizers = [adam(settings.learning_rate, net), adam(warmed_up(settings), balancer)]
     return Trainer(net, problem.losses, optimizers, balancer)

@@ -69,7 +69,7 @@ def test_a_short_run_learns_and_writes_everything(tmp_path, capsys, balance, rul
     # The trained parameters give the same error again.
     net = FCNet(num_ins=2, num_outs=1, num_layers=5, hidden_size=50)
     if balance == "gradnorm":
-        net = GradNorm(net, n_loss=3, alpha=0.5, rule=rule, residuals=["pde"])
+        net = GradNorm(net, n_loss=3, alpha=0.5, rule=rule, equations=["pde"])
     net.set_state_dict(paddle.load(str(output / "net.pdparams")))
     prediction, truth = pinn_laplace.errors(net)
     error = np.linalg.norm(prediction - truth) / np.linalg.norm(truth)

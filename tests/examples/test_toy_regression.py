@@ -141,7 +141,7 @@ def test_weights_settle_where_gradient_norms_are_equal_up_to_the_rates(small, al
 def own_step(net, problem, rate):
     """The weights by plain gradient descent, as in the paper's formula."""
     balancer = LossBalancer(
-        net.trunk[-2].weight, 2, toy.PAPER_ALPHA, lr=rate, warmup_steps=200, floor=1e-5
+        net.trunk[-2].weight, 2, toy.PAPER_ALPHA, weight_lr=rate, warmup_steps=200, floor=1e-5
     )
     return Trainer(net, problem.losses, toy.adam(1e-3, net), balancer)
 
