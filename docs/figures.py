@@ -21,7 +21,7 @@ import numpy as np
 import sympy
 
 from paddlescience_gradnorm import FCNet, GradNorm
-from paddlescience_gradnorm.balancing import PinnRule
+from paddlescience_gradnorm.balancing import Measurement, PinnRule
 from paddlescience_gradnorm.pde.problems import Condition, Problem, Region, problem
 from paddlescience_gradnorm.training import History, Trainer
 
@@ -54,7 +54,7 @@ def train(
     sampled = posed.sample(POINTS, seed=0)
     net: Any = FCNet(len(posed.coordinates), len(posed.fields), LAYERS, WIDTH)
     if balance:
-        balance.setdefault("residuals", [c.name for c in posed.conditions if c.kind == "pde"])
+        balance.setdefault("equations", [c.name for c in posed.conditions if c.kind == "pde"])
         net = GradNorm(net, len(posed.conditions), **balance)
     schedule = paddle.optimizer.lr.CosineAnnealingDecay(LEARNING_RATE, T_max=steps)
     adam = paddle.optimizer.Adam(schedule, parameters=net.parameters())
@@ -235,11 +235,17 @@ def weight_at_rest(rule: PinnRule, ratio: float) -> float:
 
 def follow(rule: PinnRule, ratio: float, rate: float) -> Any:
     """The condition's weight from update to update while the norms stay as they are."""
-    weights = ones = paddle.ones([2], "float64")
-    sizes = paddle.to_tensor([1.0, ratio], "float64")
+    weights, state = np.ones(2), rule.start(2)
+    measured = Measurement(
+        np.ones(2),
+        np.diag([1.0, ratio**2]),
+        equations=np.array([True, False]),
+        rate=rate,
+        floor=1e-6,
+    )
     while True:
         yield float(weights[1])
-        weights = rule.step(weights, ones, ones, sizes, rate, 1e-6, residuals=[0]).weights
+        weights, state = rule.weigh(weights, state, measured)
 
 
 def cosine(net: Any, one: paddle.Tensor, other: paddle.Tensor) -> float:
