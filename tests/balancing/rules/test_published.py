@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import paddle
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from paddlescience_gradnorm.balancing.measurement import Measurement
@@ -37,14 +37,18 @@ def test_closed_form_is_the_gradient_of_lgrad(step):
     ratios = paddle.to_tensor(losses / initial)
     powers = (ratios / ratios.mean()) ** paddle.full([], alpha, "float64")
     target = (w * paddle.to_tensor(norms)).mean() * powers
-    lgrad = (w * paddle.to_tensor(norms) - target.detach()).abs().sum()
+    differences = w * paddle.to_tensor(norms) - target.detach()
+    # At a difference of 0 the sign, and with it the gradient, is rounding.
+    rounding = 1e-12 * max((weights * norms).max(), target.max().item())
+    assume(differences.abs().min().item() > rounding)
+    lgrad = differences.abs().sum()
     lgrad.backward()
 
     found = GradNormRule(alpha).gradient(weights, references(*initial), measured(losses, norms))
 
     scale = norms.max()
     np.testing.assert_allclose(found.gradient, w.grad.numpy(), rtol=1e-12, atol=1e-12 * scale)
-    np.testing.assert_allclose(found.loss, lgrad.item(), rtol=1e-12)
+    np.testing.assert_allclose(found.loss, lgrad.item(), rtol=1e-12, atol=rounding)
 
 
 @settings(deadline=None)
