@@ -55,18 +55,12 @@ def backward_by_loss(
         rows = gradients_alone(losses, factors, shared, names)
         backward_of_sum(losses, factors, shared, names)
         return rows
-    for loss, name in zip(losses, names):
-        if loss.stop_gradient:
-            raise _no_dependence(name, shared)
+    starts = _starts(losses, factors, shared, names)
     # Hooks, because differences of the running sum would lose small gradients in float32:
     # the gradients of two losses can differ by 1e4 and more.
     passing: list[list[paddle.Tensor]] = [[] for _ in shared]
     hooks = [
         p.register_hook(kept.append) for p, kept in zip(shared, passing) if not p.stop_gradient
-    ]
-    starts = [
-        factor if loss.dtype == factors.dtype else factor.astype(loss.dtype)
-        for factor, loss in zip(paddle.unbind(factors), losses)
     ]
     by_loss = []
     # From the last loss to the first, because only the final backward frees its graph as it goes.
@@ -75,7 +69,8 @@ def backward_by_loss(
     try:
         while i > 0:
             i -= 1
-            losses[i].backward(starts[i], retain_graph=i > 0)  # others may share its graph
+            with explaining_a_used_graph(names[i]):
+                losses[i].backward(starts[i], retain_graph=i > 0)  # others may share its graph
             if all(other is not losses[i] for other in losses[:i]):
                 losses[i].detach_()
             if not any(passing):
@@ -83,9 +78,6 @@ def backward_by_loss(
             found = [kept.pop() if kept else None for kept in passing]
             # Now, because the first gradient becomes .grad, and the later ones are added to it.
             by_loss.append(_row(found, shared, factors.dtype))
-    except SystemError as error:
-        _explain(error, names[i])
-        raise
     finally:
         for hook in hooks:
             hook.remove()
@@ -100,13 +92,7 @@ def backward_of_sum(
     names: Sequence[str],
 ) -> None:
     """Run one backward pass of sum_i f_i L_i, without the gradients of single losses."""
-    for loss, name in zip(losses, names):
-        if loss.stop_gradient:
-            raise _no_dependence(name, shared)
-    starts = [
-        factor if loss.dtype == factors.dtype else factor.astype(loss.dtype)
-        for factor, loss in zip(paddle.unbind(factors), losses)
-    ]
+    starts = _starts(losses, factors, shared, names)
     with explaining_a_used_graph(", ".join(names)):
         if len({id(loss) for loss in losses}) == len(losses):
             paddle.autograd.backward(list(losses), starts)
@@ -115,6 +101,22 @@ def backward_of_sum(
                 losses[i].backward(starts[i], retain_graph=i > 0)
     for loss in losses:
         loss.detach_()
+
+
+def _starts(
+    losses: Sequence[paddle.Tensor],
+    factors: paddle.Tensor,
+    shared: Sequence[paddle.Tensor],
+    names: Sequence[str],
+) -> list[paddle.Tensor]:
+    """The factors, each in its loss's dtype; raises if a loss has no graph."""
+    for loss, name in zip(losses, names):
+        if loss.stop_gradient:
+            raise _no_dependence(name, shared)
+    return [
+        factor if loss.dtype == factors.dtype else factor.astype(loss.dtype)
+        for factor, loss in zip(paddle.unbind(factors), losses)
+    ]
 
 
 def gradients_alone(
@@ -287,15 +289,10 @@ def explaining_a_used_graph(name: str) -> Iterator[None]:
     try:
         yield
     except SystemError as error:
-        _explain(error, name)
+        if "retain_graph" in str(error):
+            raise RuntimeError(
+                f"the graph of loss {name!r} is gone: an earlier backward has used it up. "
+                "Call that one with retain_graph=True, or let backward(losses) run the "
+                "whole backward pass"
+            ) from error
         raise
-
-
-def _explain(error: SystemError, name: str) -> None:
-    """Raise a clear error if a freed graph is the cause; otherwise do nothing."""
-    if "retain_graph" in str(error):
-        raise RuntimeError(
-            f"the graph of loss {name!r} is gone: an earlier backward has used it up. "
-            "Call that one with retain_graph=True, or let backward(losses) run the "
-            "whole backward pass"
-        ) from error

@@ -753,7 +753,8 @@ def _spread(which: np.ndarray, new: np.ndarray, old: np.ndarray) -> np.ndarray:
 
 def _registered(layer: paddle.nn.Layer, rule: Rule, n_loss: int) -> tuple[str, ...]:
     """Register what the rule remembers as buffers of the layer; return their names."""
-    for name, array in rule.start(n_loss).items():
+    start = rule.start(n_loss)
+    for name, array in start.items():
         array = np.asarray(array, np.float64)
         if array.ndim and len(array) != n_loss:
             raise ValueError(
@@ -763,4 +764,4 @@ def _registered(layer: paddle.nn.Layer, rule: Rule, n_loss: int) -> tuple[str, .
         if hasattr(layer, name):
             raise ValueError(f"{rule} must not remember {name!r}, a name that a balancer has")
         layer.register_buffer(name, on_host(array))
-    return tuple(rule.start(n_loss))
+    return tuple(start)
