@@ -30,6 +30,9 @@ class PicklableLayer(paddle.nn.Layer):
         """
         return {}
 
+    def expect_extra_state(self, state: dict[str, Any]) -> None:
+        """Get ready to load a state: make what depends on it, such as parameters."""
+
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore the ``extra_state`` of an equal layer, with the same types and shapes."""
 

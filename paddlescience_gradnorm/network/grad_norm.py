@@ -43,7 +43,8 @@ class GradNorm(NetworkBase):
 
     Args:
         net: The network, any Paddle layer.
-        n_loss: Number of losses T, at least 2.
+        n_loss: Number of losses T, at least 2. It may be left out if GradNorm steps the weights
+            itself; then the first step tells it.
         alpha: Strength of the pull towards equal training rates, at least 0. It selects the
             paper's rule if ``rule`` is not given. Without both the rule is ``"pinn"``, which is
             made for PINNs.
@@ -61,8 +62,8 @@ class GradNorm(NetworkBase):
             gradient, so an optimizer leaves them alone.) With a rule without a gradient, such as
             ``"pinn"``, GradNorm always steps them itself, by default at 0.01.
         rule: ``"published"``, ``"pinn"``, or a ``Rule``, which may be your own.
-        **options: Further options of ``LossBalancer``: ``equations``, ``update_every``,
-            ``warmup_steps``, ``floor``.
+        **options: Further options of ``LossBalancer``: ``equations``, ``absent``,
+            ``update_every``, ``warmup_steps``, ``floor``.
 
     Raises:
         TypeError: An argument is of the wrong type, such as a ``net`` that is not a layer, or an
@@ -86,7 +87,7 @@ class GradNorm(NetworkBase):
     def __init__(
         self,
         net: paddle.nn.Layer,
-        n_loss: int,
+        n_loss: int | None = None,
         alpha: float | None = None,
         weight_attr: Sequence[float] | None = None,
         *,
@@ -176,7 +177,7 @@ class GradNorm(NetworkBase):
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """As for any layer, but without the loss weights if GradNorm steps them itself."""
-        weights = self.balancer.loss_weights
+        weights = getattr(self.balancer, "loss_weights", None)
         for name, parameter in super().named_parameters(*args, **kwargs):
             if self.balancer.weight_lr is None or parameter is not weights:
                 yield name, parameter
@@ -186,8 +187,7 @@ class GradNorm(NetworkBase):
         bare = set(self.net.state_dict())
         if bare and bare <= set(state_dict) and not bare & set(self.state_dict()):
             return self.net.set_state_dict(state_dict, *args, **kwargs)
-        self.balancer.discard_micro_batches()
-        state_dict = self.balancer._in_double(state_dict, "balancer.")
+        state_dict = self.balancer._completed(state_dict, "balancer.")
         return super().set_state_dict(state_dict, *args, **kwargs)
 
     set_dict = set_state_dict
@@ -203,8 +203,8 @@ class GradNorm(NetworkBase):
         return self.balancer.loss_weights
 
     @property
-    def n_loss(self) -> int:
-        """Number of losses."""
+    def n_loss(self) -> int | None:
+        """Number of losses; None if the first step will tell it."""
         return self.balancer.n_loss
 
     @property

@@ -397,12 +397,12 @@ def test_bad_arguments_are_named(fc_net, build, error, match):
 def test_a_loss_that_misses_the_shared_layer_is_named(net, make_losses):
     losses = dict(zip(["pde", "bc", "data"], make_losses(net)))
     losses["bc"] = net.linears[0].weight.mean()
-    with pytest.raises(ValueError, match="loss 'bc' does not depend on the shared parameters"):
+    with pytest.warns(RuntimeWarning, match="loss 'bc' has no gradient on the shared parameters"):
         net.backward(losses)
 
 
 def test_without_alpha_it_steps_its_weights_itself_by_the_pinn_rule(fc_net, make_losses):
-    net = GradNorm(fc_net, n_loss=3)
+    net = GradNorm(fc_net, n_loss=3, equations=[0])
     assert not any(p is net.loss_weights for p in net.parameters())
     optimizer = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
     assert len(net.balancer.shared) == len(fc_net.parameters())
