@@ -763,7 +763,7 @@ def test_bad_numbers_are_named(fc_net, named_losses, stage, arguments, error, ma
 
 
 def test_diagnosis_of_a_run_is_the_historys_and_the_balancers(fc_net, tmp_path):
-    net = GradNorm(fc_net, n_loss=2, rule="pinn")
+    net = GradNorm(fc_net, n_loss=2, equations=["pde"])
     x = paddle.rand([8, 2])
 
     def losses(net):
