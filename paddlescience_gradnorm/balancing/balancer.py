@@ -580,6 +580,7 @@ class LossBalancer(PreciseLayer):
         """Find out which losses are equations when their names have become known."""
         run, rule = self._run, self.rule
         names = run.order.names
+        _one_pass.refuse_a_static_program(losses, names)
         equations: _equations.Equations | None = self.equations
         if equations is None and rule.tells_equations:
             equations = run.order.equations
@@ -589,7 +590,6 @@ class LossBalancer(PreciseLayer):
                 equations = _equations.by_name(run.order.known, type(rule).__name__)
         open_ended = not run.order.complete
         are_equations = _equations.are_equations(equations or (), names, open_ended)
-        _one_pass.refuse_a_static_program(losses, names)
         run.equations, run.names = np.array(are_equations), names
         self._announce(run.equations, run.order.known or names)
 

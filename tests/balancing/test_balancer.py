@@ -1056,7 +1056,7 @@ def test_names_in_doubt_are_an_error_before_any_backward(fc_net, make_losses):
     losses = dict(zip(["laplace", "u", "edge"], make_losses(fc_net)))
     with pytest.raises(ValueError) as error:
         balancer.backward(losses)
-    assert "do not tell by name which 'u' is" in str(error.value)
+    assert "the names do not tell which 'u' is" in str(error.value)
     assert "equations=['laplace']" in str(error.value)
     with pytest.raises(ValueError, match="losses in a list have no names"):
         LossBalancer(fc_net, 3).backward(list(losses.values()))
