@@ -1082,7 +1082,11 @@ def loss(net, size=1.0):
     return (size * net(paddle.ones([4, 2]))).square().mean()
 
 
-@pytest.mark.parametrize("absent", ["zero", "empty batch", "nan", "left out"])
+# Paddle 2.6 has no sum over nothing.
+EMPTY_BATCH = [] if paddle.__version__.startswith("2.") else ["empty batch"]
+
+
+@pytest.mark.parametrize("absent", ["zero", *EMPTY_BATCH, "nan", "left out"])
 @pytest.mark.parametrize("every, lacks", [(10, 10), (10, 2), (5, 5), (1, 3)])
 def test_an_update_that_finds_a_loss_empty_is_made_up_for(
     fc_net, every, lacks, absent, recorded_warnings
