@@ -1207,6 +1207,22 @@ def test_equations_may_name_a_loss_that_joins_later(fc_net):
         balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net), "flux": loss(fc_net)})
 
 
+def test_all_micro_batches_of_a_step_make_up_for_an_update_or_none(fc_net):
+    balancer = LossBalancer(fc_net, 2, absent="skip", update_every=10)
+    balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net)})
+    balancer.missed.set_value(paddle.to_tensor([0, 1]))
+    before = balancer.get_weights()
+    # The first micro-batch lacks the loss, so this step is not measured at all.
+    balancer.backward({"pde": loss(fc_net)}, update=False, scale=0.5)
+    balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net)}, scale=0.5)
+    assert balancer.get_weights().tolist() == before.tolist()
+    # The first one has it, so both are.
+    balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net)}, update=False, scale=0.5)
+    balancer.backward({"pde": loss(fc_net)}, scale=0.5)
+    assert balancer.get_weights()[1] > before[1] and balancer.missed.tolist() == [0, 0]
+    assert balancer.last_measurement.step == 2
+
+
 @pytest.mark.parametrize("part", [0, 1])
 def test_a_loss_that_one_micro_batch_lacks_counts_as_zero_there(fc_net, part):
     balancer = LossBalancer(fc_net, 2, absent="skip", update_every=1)
@@ -1273,3 +1289,46 @@ def test_a_parameter_that_is_unfrozen_later_is_measured(fc_net):
         norms.append(balancer.gradient_norms[1])
     np.testing.assert_allclose(norms[0], norms[2], rtol=1e-6)
     assert norms[1] > 1.01 * norms[0]
+
+
+# L-BFGS.
+
+
+@pytest.mark.parametrize("rule", [{}, {"alpha": 1.0, "weight_lr": None}])
+def test_in_the_closure_of_lbfgs_the_weights_rest_which_is_said(fc_net, rule, recorded_warnings):
+    net = GradNorm(fc_net, n_loss=2, **rule)
+    adam = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+    net.backward({"pde": loss(fc_net, 10.0), "bc": loss(fc_net)})
+    adam.step()
+    adam.clear_grad()
+    before, parameter = net.get_weights(), fc_net.linears[0].weight.numpy()
+    assert (before != 1).any()
+    parameters = [p for p in net.parameters() if p is not net.loss_weights]
+    lbfgs = paddle.optimizer.LBFGS(
+        max_iter=15, line_search_fn="strong_wolfe", parameters=parameters
+    )
+
+    def closure():
+        lbfgs.clear_grad()
+        return net.backward({"pde": loss(net, 10.0), "bc": loss(net)})
+
+    for _ in range(2):
+        lbfgs.step(closure)
+    assert net.get_weights().tolist() == before.tolist()
+    assert (fc_net.linears[0].weight.numpy() != parameter).any()
+    (message,) = [str(w.message) for w in recorded_warnings if w.category is RuntimeWarning]
+    assert "was called in the closure of L-BFGS; its function must not change" in message
+
+
+def test_frozen_weights_go_through_lbfgs_without_a_word(fc_net, recorded_warnings):
+    net = GradNorm(fc_net)
+    net.freeze()
+    lbfgs = paddle.optimizer.LBFGS(max_iter=3, parameters=fc_net.parameters())
+
+    def closure():
+        lbfgs.clear_grad()
+        return net.backward({"pde": loss(net, 10.0), "bc": loss(net)})
+
+    lbfgs.step(closure)
+    assert net.get_weights().tolist() == [1, 1]
+    assert not [w for w in recorded_warnings if w.category is RuntimeWarning]
