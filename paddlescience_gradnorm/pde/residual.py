@@ -101,8 +101,8 @@ class Residual(paddle.nn.Layer):
             network: Maps points of shape [N, d] to fields of shape [N, number of
                 outputs]. Any callable made of Paddle operations.
             points: Shape [N, d]; not changed. A numpy array, such as those of
-                ``sample_interior``, becomes a tensor of the network's dtype. That takes some
-                0.05 ms for 2,000 points.
+                ``sample_interior``, becomes a tensor of the network's dtype. That takes about
+                0.1 ms for 2,000 points.
 
         Returns:
             Shape [N, 1], or for a system a list of these. Differentiable with

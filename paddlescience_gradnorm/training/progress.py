@@ -75,7 +75,7 @@ class ProgressBar(paddle.callbacks.Callback):
     def _texts(self) -> tuple[str, str, str]:
         """The losses of the last step, from the longest text to the shortest."""
         last = self.model.history.last()
-        total = f"total {float(self._total_loss):.1e}"
+        total = f"total {float(self._total_loss.astype('float32')):.1e}"
         losses = {name: f"{name} {loss:.1e}" for name, loss in last["losses"].items()}
         weights = {n: "" if math.isnan(w) else f" (w {w:.2g})" for n, w in last["weights"].items()}
         with_weights = " ".join(losses[name] + weights[name] for name in losses)
