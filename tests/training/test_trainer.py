@@ -198,9 +198,54 @@ def test_a_dataset_without_a_length(fc_net):
 
 def test_data_that_has_run_out_is_an_error(fc_net, named_losses):
     trainer = Trainer(fc_net, named_losses, adam(fc_net))
-    with pytest.raises(ValueError, match="data has no batch"):
-        trainer.fit(iter([1, 2]), epochs=2)
-    assert len(trainer.history) == 2
+    batches = iter([1, 2])
+    with pytest.raises(TypeError, match="list_iterator for 2 epochs, which can be run through"):
+        trainer.fit(batches, epochs=2)
+    assert trainer.step == 0  # it is said before the first step
+    assert len(trainer.fit(batches)) == 2
+    with pytest.raises(ValueError, match="data has no batch, or none is left"):
+        trainer.fit(batches)
+
+
+@pytest.mark.parametrize("stage", ["fit", "fit_lbfgs"])
+def test_a_number_in_place_of_data_is_epochs(fc_net, named_losses, stage):
+    trainers = [Trainer(copy.deepcopy(fc_net), named_losses, adam(fc_net)) for _ in range(2)]
+    for trainer, arguments in zip(trainers, ({"data": 3}, {"epochs": 3})):
+        trainer.optimizers = [adam(trainer.net)]
+        getattr(trainer, stage)(**arguments)
+        assert (trainer.step, trainer.epoch) == (3, 3)
+    np.testing.assert_array_equal(*(t.history.to_numpy()["losses"] for t in trainers))
+    with pytest.raises(TypeError, match="data is the number 3, beside epochs=2"):
+        getattr(trainer, stage)(3, 2)
+
+
+@pytest.mark.parametrize("stage", ["fit", "fit_lbfgs"])
+def test_what_holds_no_batches_is_named_before_the_first_step(fc_net, named_losses, stage):
+    trainer = Trainer(fc_net, named_losses, adam(fc_net))
+    with pytest.raises(TypeError, match=r"got Tensor of shape \[8, 2\], whose rows would be"):
+        getattr(trainer, stage)(paddle.ones([8, 2]))
+    assert trainer.step == 0
+
+
+@pytest.mark.parametrize("form", [list, lambda parts: dict(zip("xy", parts))], ids=["list", "dict"])
+def test_batches_of_arrays_reach_any_network(form):
+    rng = np.random.default_rng(0)
+    arrays = [form([rng.random((6, 2)), rng.random((6, 1))]) for _ in range(3)]
+
+    def losses(net, *batch):
+        x, y = batch[0].values() if isinstance(batch[0], dict) else batch
+        return {"fit": (net(x) - y).square().mean()}
+
+    histories = []
+    for as_tensors in (False, True):
+        paddle.seed(0)
+        net = paddle.nn.Sequential(paddle.nn.Linear(2, 4), paddle.nn.Linear(4, 1))
+        data = arrays
+        if as_tensors:
+            parts = (b.values() if isinstance(b, dict) else b for b in arrays)
+            data = [form([paddle.to_tensor(p, "float32") for p in batch]) for batch in parts]
+        histories.append(Trainer(net, losses, adam(net)).fit(data, 2).losses["fit"])
+    np.testing.assert_array_equal(*histories)
 
 
 # Schedules.
@@ -701,6 +746,7 @@ def test_lbfgs_trains_what_the_optimizers_train(fc_net, fit_a_sine):
             "leave out callbacks.LRScheduler",
         ),
         ({"schedule_by": "batch"}, ValueError, "schedule_by must be .* got 'batch'"),
+        ({"progress": 1}, TypeError, "progress must be True, False or None, got 1"),
     ],
 )
 def test_bad_arguments_are_named(fc_net, named_losses, arguments, error, match):
