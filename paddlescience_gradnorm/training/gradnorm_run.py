@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import paddle
 
+from paddlescience_gradnorm.balancing._losses import count
 from paddlescience_gradnorm.balancing._options import Shared
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
 from paddlescience_gradnorm.training._batches import as_arguments
-from paddlescience_gradnorm.training.trainer import Trainer, count
+from paddlescience_gradnorm.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

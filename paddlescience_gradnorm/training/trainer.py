@@ -20,7 +20,7 @@ from paddle.callbacks import (
 
 from paddlescience_gradnorm import _arguments, _paddle
 from paddlescience_gradnorm.balancing import LossBalancer
-from paddlescience_gradnorm.balancing._losses import Losses, LossOrder
+from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
 from paddlescience_gradnorm.network.grad_norm import GradNorm
 from paddlescience_gradnorm.training._batches import (
     Data,
@@ -152,7 +152,7 @@ class Trainer:
         self.step = 0
         self.epoch = 0
         self.stop_training = False
-        self._order: LossOrder | None = None
+        self._order = LossOrder(0)  # the first step tells how many losses there are
         # How many batches the running epoch has had, and what its order was drawn from.
         self._batch = 0
         self._epoch_random: dict[str, Any] | None = None
@@ -309,11 +309,11 @@ class Trainer:
             def closure() -> paddle.Tensor:
                 nonlocal started
                 optimizer.clear_grad()
-                losses = self._losses(batch)
-                values = _stacked(losses.values())
+                _, scalars = self._losses(batch)
+                values = _stacked(scalars)
                 acting = paddle.ones_like(values) if weights is None else weights
                 if not started:
-                    self.history.record(list(losses), values.detach(), acting)
+                    self.history.record(self._order.names, self._recorded(scalars), acting)
                     started = True
                 total = paddle.dot(acting.astype(values.dtype), values)
                 total.backward()
@@ -462,17 +462,21 @@ class Trainer:
             )
 
     def _step(self, batch: Sequence[Any]) -> paddle.Tensor:
-        losses = self._losses(batch)
-        values = _stacked(loss.detach() for loss in losses.values())
+        losses, scalars = self._losses(batch)
+        values = self._recorded(scalars)
+        if isinstance(self.balancer, LossBalancer) and self.balancer.n_loss is None:
+            self.balancer.set_n_loss(len(scalars))
         weights = self._acting_weights()  # which the balancer's step replaces
         if self.balancer is None:
             weights = paddle.ones_like(values)
-            total = sum(losses.values())
+            total = sum(scalars)
             total.backward()
-        else:
+        elif isinstance(self.balancer, LossBalancer):
             total = self.balancer.backward(losses)
+        else:
+            total = self.balancer.backward(dict(zip(self._order.names, scalars)))
         self.history.record(
-            list(losses),
+            self._order.names,
             values,
             weights,
             getattr(self.balancer, "gradient_norms", None),
@@ -494,12 +498,21 @@ class Trainer:
         weights = getattr(balancer, "loss_weights", None)
         return None if weights is None else weights.detach().clone()
 
-    def _losses(self, batch: Sequence[Any]) -> dict[str, paddle.Tensor]:
+    def _losses(self, batch: Sequence[Any]) -> tuple[Losses, list[paddle.Tensor]]:
+        """The losses of a batch as they are given, and as scalars in the order of their names."""
         losses = self.losses(self.net, *batch)
-        if self._order is None:
-            self._order = LossOrder(count(losses))
-        scalars = self._order.scalars(losses)
-        return dict(zip(self._order.names, scalars))
+        if self._order.n_loss == 0:
+            balancer, n_loss, absent = self.balancer, None, "error"
+            if isinstance(balancer, LossBalancer):
+                n_loss, absent = balancer.n_loss, balancer.absent
+            self._order = LossOrder(n_loss or count(losses), absent=absent)
+        return losses, self._order.scalars(losses)
+
+    def _recorded(self, scalars: Sequence[paddle.Tensor]) -> paddle.Tensor:
+        """The losses for the history, shape [T]; NaN for one that is absent."""
+        nan = [float("nan") if self._order.is_absent(x) else 0.0 for x in scalars]
+        values = _stacked(x.detach() for x in scalars)
+        return values + paddle.to_tensor(nan, values.dtype) if any(map(np.isnan, nan)) else values
 
     def _trained(self) -> Iterator[paddle.Tensor]:
         """What the optimizers step."""
@@ -579,8 +592,8 @@ class _TrainerPart:
             first_epoch=trainer._first_epoch,
             stopped=trainer._stopped,
             schedule_by=trainer.schedule_by,
-            names=[] if order is None else order.names,
-            named=order is not None and order.named,
+            names=order.names,
+            named=order.named,
             epoch_random=trainer._epoch_random if trainer._batch else None,
             callbacks={n: _counted(callback) for n, callback in _counting(trainer.callbacks)},
         )
@@ -610,8 +623,9 @@ class _TrainerPart:
             trainer.step, trainer.epoch, trainer._batch = numbers
             trainer._first_epoch, trainer._stopped = state["first_epoch"], state["stopped"]
             trainer._epoch_random = state["epoch_random"]
-            trainer._order = LossOrder(len(names)) if names else None
-            if trainer._order is not None and state["named"]:
+            absent = getattr(trainer.balancer, "absent", "error")
+            trainer._order = LossOrder(len(names), absent=absent)
+            if state["named"]:
                 trainer._order.resume(names)
             trainer._resumed = state["callbacks"]
 
@@ -653,11 +667,6 @@ def _stacked(scalars: Iterable[paddle.Tensor]) -> paddle.Tensor:
     scalars = list(scalars)
     dtype = "float64" if any(x.dtype == paddle.float64 for x in scalars) else "float32"
     return paddle.stack([x.astype(dtype) for x in scalars])
-
-
-def count(losses: Losses) -> int:
-    """How many losses these are."""
-    return int(losses.size) if isinstance(losses, paddle.Tensor) else len(losses)
 
 
 def _check_optimizer(optimizer: Any) -> None:
