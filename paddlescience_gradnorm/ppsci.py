@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
 import numpy as np
 import paddle
 
-from paddlescience_gradnorm import _paddle
+from paddlescience_gradnorm import _arguments, _paddle
 from paddlescience_gradnorm.balancing import _one_pass
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
 from paddlescience_gradnorm.balancing.rules import find_rule
@@ -28,6 +30,16 @@ except ModuleNotFoundError as error:
     ) from error
 
 __all__ = ["GradNormAggregator"]
+
+# Options of PaddleScience's aggregators that ours does not have, and what to write instead.
+_THEIR_OPTIONS = {
+    "init_weights": "write weight_attr=",
+    "momentum": "leave it out, because weight_lr= sets how fast the weights move",
+    "update_freq": "write update_every=",
+}
+# After this many evaluations in one step of the optimizer with the weights of the start, they
+# are likely to stay so. L-BFGS in short steps makes up to 25.
+_EVALUATIONS_TO_MOVE = 50
 
 
 class GradNormAggregator(LossAggregator):
@@ -77,12 +89,13 @@ class GradNormAggregator(LossAggregator):
         self,
         model: paddle.nn.Layer,
         n_loss: int | None = None,
+        *positional: Any,
         alpha: float | None = None,
-        *,
         num_losses: int | None = None,
         shared: Any = None,
         **options: Any,
     ) -> None:
+        _check_arguments(model, positional, options)
         super().__init__(model)
         if num_losses is not None:
             if n_loss not in (None, num_losses):
@@ -100,10 +113,14 @@ class GradNormAggregator(LossAggregator):
             found = find_shared(model, shared, rule)
             self.balancer = LossBalancer(found, n_loss, rule=rule, **options)
         self.names: list[str] = []
+        # The number of the current step, how often it has been evaluated, its weights, the scale
+        # of its gradients, and the parameters that have a gradient since then.
         self._last_step: int | None = None
-        # The weights of the current step, and the scale of its gradients.
+        self._evaluations = 0
         self._acting = self.balancer.loss_weights.detach().clone()
         self._scale = 1.0
+        self._with_gradient: list[paddle.Tensor] = []
+        self._start = self.get_weights()
         self._solver: Callable[[], Any] = lambda: None
         self._quantities: dict[str, Callable[[], np.ndarray]] = {}
 
@@ -141,65 +158,120 @@ class GradNormAggregator(LossAggregator):
             ValueError: The number of losses is wrong, a loss does not depend on the shared
                 parameters, or the Solver's optimizer cannot step the weights.
         """
-        self._check(losses)
+        losses = self._in_order(losses)
         if _paddle.is_amp_on():
             self._check_that_nobody_else_steps("use_amp=True")
         again = step is not None and step == self._last_step
         self._last_step = step
+        self._evaluations = self._evaluations + 1 if again else 1
         self._enter_meters()
         with paddle.amp.auto_cast(enable=False):
             if again:
                 self._check_that_nobody_else_steps("L-BFGS")
-                return self._weighted_sum(losses)
+                self._count_evaluation()
+                total = self._weighted_sum(losses)
+                return _Total(total.detach(), functools.partial(self._plain_backward, total))
             if self._goes_on():
                 self.balancer.take_back()
             self._scale = 1.0
             self.balancer.get_weights()  # settles them after a step of the Solver's optimizer
             self._acting = self.balancer.loss_weights.detach().clone()
-            total = self._weighted_sum(losses).detach()
-        total.stop_gradient = False
-        total.register_hook(functools.partial(self._backward, dict(losses)))
-        return total
+            return _Total(
+                self._weighted_sum(losses).detach(), functools.partial(self._backward, losses)
+            )
 
-    def _backward(self, losses: Mapping[str, paddle.Tensor], gradient: paddle.Tensor) -> None:
-        self._scale = gradient.item()
-        self.balancer.backward(losses, scale=self._scale)
+    def _backward(self, losses: Mapping[str, paddle.Tensor], scale: float) -> None:
+        self.balancer.backward(losses, scale=scale)
+        self._scale = scale
+        if scale != 1:
+            parameters = {id(p): p for p in (*self.model.parameters(), *self.balancer.shared)}
+            self._with_gradient = [p for p in parameters.values() if _has_gradient(p)]
+
+    def _plain_backward(self, total: paddle.Tensor, scale: float) -> None:
+        with _one_pass.explaining_a_used_graph(", ".join(self.names)):
+            total.backward(paddle.full_like(total, scale))
 
     def _weighted_sum(self, losses: Mapping[str, paddle.Tensor]) -> paddle.Tensor:
         dtype = self._acting.dtype
         return paddle.dot(self._acting, paddle.stack([x.astype(dtype) for x in losses.values()]))
 
     def _goes_on(self) -> bool:
-        """Whether this is another micro-batch: the gradients of the last are still there."""
-        gradients = [parameter.grad for parameter in self.balancer.shared]
-        return self._scale != 1 and any(g is not None and (g != 0).any().item() for g in gradients)
+        """Whether this is another micro-batch: no gradient has been cleared since the last.
 
-    def _check(self, losses: Mapping[str, paddle.Tensor]) -> None:
+        All gradients are looked at, because one of a parameter that the optimizer does not hold
+        is never cleared.
+        """
+        return (
+            self._scale != 1
+            and bool(self._with_gradient)
+            and all(map(_has_gradient, self._with_gradient))
+        )
+
+    def _count_evaluation(self) -> None:
+        """Let another evaluation in the same step count towards the next update.
+
+        An update follows at the earliest in the next step of the optimizer. So the steps of
+        L-BFGS, each of which evaluates the losses many times, do not make the updates rarer.
+        """
+        count = _paddle.host_count(self.balancer.step_count)
+        if count.value % self.balancer.update_every:
+            count.value += 1
+        if (
+            self._evaluations == _EVALUATIONS_TO_MOVE
+            and np.array_equal(self._acting.numpy(), self._start)
+            and not self._is_frozen()
+        ):
+            warnings.warn(
+                f"the losses have been evaluated {self._evaluations} times in one step of the "
+                "optimizer, in which their weights rest, and these are still those of the start. "
+                "If the optimizer takes only a few such steps, the losses are not balanced: "
+                "let L-BFGS take many short steps, such as max_iter=10 and more epochs; or train "
+                "by Adam first, and then by L-BFGS with the same aggregator. If the weights shall "
+                "stay, call aggregator.balancer.freeze()",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _is_frozen(self) -> bool:
+        return bool(self.balancer.extra_state()["frozen"])
+
+    def _in_order(self, losses: Mapping[str, paddle.Tensor]) -> dict[str, paddle.Tensor]:
+        """The losses in the order of ``names``, checked for what can be known beforehand."""
+        if self.names:
+            if set(losses) != set(self.names):
+                raise ValueError(
+                    f"the constraints give the losses {', '.join(losses)}, but in the first step "
+                    f"they gave {', '.join(self.names)}: make a new GradNormAggregator for other "
+                    "losses"
+                )
+            return {name: losses[name] for name in self.names}
+        if len(losses) == 1:
+            raise ValueError(
+                f"the constraints give one loss only, {next(iter(losses))!r}, so there is nothing "
+                "to balance: leave loss_aggregator out; or give outputs names of their own, since "
+                "the Solver adds up losses of the same name"
+            )
         if len(losses) != self.balancer.n_loss:
             raise ValueError(
                 f"n_loss is {self.balancer.n_loss}, but the constraints give {len(losses)}: "
                 f"{', '.join(losses)}. Pass n_loss={len(losses)}; or give outputs names "
                 "of their own, since the Solver adds up losses of the same name"
             )
-        if self.names:
-            return
         for name, loss in losses.items():
-            if loss.grad_fn is not None and "Dy2St" in loss.grad_fn.name():
+            if not loss.stop_gradient and "Dy2St" in _paddle.graph_node(loss).name():
                 raise ValueError(
                     f"loss {name!r} comes from a static program, whose losses Paddle cannot "
                     "differentiate one by one: give the Solver to_static=False"
                 )
-        # Checked here, because Paddle turns an error in the hook into an OSError.
-        _one_pass.gradients_alone(
-            list(losses.values()), self._acting, self.balancer.shared, list(losses)
-        )
         self.names = list(losses)
+        return dict(losses)
 
     def _check_that_nobody_else_steps(self, what: str) -> None:
-        if self.balancer.weight_lr is None:
+        if self.balancer.weight_lr is None and not self._is_frozen():
             raise ValueError(
                 f"with {what} the Solver's optimizer cannot step the loss weights: pass "
-                "weight_lr=, and they are stepped here"
+                "weight_lr=, and they are stepped here; or, if they shall stay, call "
+                "aggregator.balancer.freeze()"
             )
 
     def _enter_meters(self) -> None:
@@ -217,11 +289,66 @@ class GradNormAggregator(LossAggregator):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Weights, rule state and step count; the Solver's checkpoint has the model already."""
+        self._last_step = None  # the step is over, though the next one may have its number
         return self.balancer.state_dict()
 
     def set_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """Load what ``state_dict`` returned."""
+        self._last_step = None
         return self.balancer.set_state_dict(state_dict)
+
+
+class _Total(paddle.Tensor):
+    """The weighted sum, whose ``backward()`` runs the whole backward pass and the update.
+
+    A hook alone would do that too, but Paddle turns every error in a hook into an OSError of its
+    own. So ``backward()`` calls what is to be run, also after a multiplication or division by a
+    number. The hook serves a total that is used in any other way.
+
+    Args:
+        value: The weighted sum, shape [], without a graph.
+        run: Called with the scale of all gradients.
+        scale: Factor of the gradients that ``value`` contains already.
+    """
+
+    def __init__(
+        self, value: paddle.Tensor, run: Callable[[float], None], scale: float = 1.0
+    ) -> None:
+        super().__init__(value)
+        self.stop_gradient = False
+        self._run, self._scale = run, scale
+        # Without self, because a tensor that its own hook holds is never freed.
+        self.register_hook(lambda gradient: run(scale * gradient.item()))
+
+    def backward(
+        self, grad_tensor: paddle.Tensor | None = None, retain_graph: bool = False
+    ) -> None:
+        self._run(self._scale * (1.0 if grad_tensor is None else grad_tensor.item()))
+
+    def __mul__(self, other: Any) -> paddle.Tensor:
+        factor = _number(other)
+        if factor is None:
+            return super().__mul__(other)
+        return _Total(self.detach() * other, self._run, self._scale * factor)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> paddle.Tensor:
+        divisor = _number(other)
+        if divisor is None:
+            return super().__truediv__(other)
+        return _Total(self.detach() / other, self._run, self._scale / divisor)
+
+
+def _number(value: Any) -> float | None:
+    """The value of a number, or of a tensor that holds one and has no graph; None otherwise."""
+    if isinstance(value, paddle.Tensor):
+        return float(value.item()) if value.size == 1 and value.stop_gradient else None
+    return float(value) if isinstance(value, (int, float, np.number)) else None
+
+
+def _has_gradient(parameter: paddle.Tensor) -> bool:
+    return parameter.grad is not None and bool((parameter.grad != 0).any().item())
 
 
 class _Meter:
@@ -238,6 +365,29 @@ class _Meter:
 
 def _entry(values: Callable[[], np.ndarray], i: int) -> float:
     return float(values()[i])
+
+
+def _check_arguments(model: Any, positional: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+    if not isinstance(model, paddle.nn.Layer):
+        raise TypeError(
+            f"model must be the network that the Solver trains, got {model!r}: write "
+            "GradNormAggregator(model, n_loss)"
+        )
+    if positional:
+        raise TypeError(
+            "GradNormAggregator takes only model and n_loss by position, got "
+            f"{', '.join(map(repr, positional))} too: write update_every= for what PaddleScience "
+            "calls update_freq, and alpha= for the strength of the published rule"
+        )
+    for name in options:
+        if name in _THEIR_OPTIONS:
+            raise TypeError(
+                f"GradNormAggregator has no option {name!r}, which is PaddleScience's: "
+                f"{_THEIR_OPTIONS[name]}"
+            )
+    known = inspect.signature(LossBalancer.__init__).parameters
+    unknown = {name: value for name, value in options.items() if name not in known}
+    _arguments.refuse("GradNormAggregator", unknown, LossBalancer.__init__)
 
 
 def _check_that_they_agree(

@@ -123,7 +123,7 @@ class Watched(GradNormAggregator):
 
 def test_lbfgs_sees_the_same_weights_throughout_a_step(solve):
     _, aggregator, rows = solve(
-        lambda model: Watched(model, 3, 1.0, weight_lr=1e-2),
+        lambda model: Watched(model, 3, alpha=1.0, weight_lr=1e-2),
         optimizer=ppsci.optimizer.LBFGS(1.0, max_iter=4),
         epochs=6,
     )
@@ -410,7 +410,7 @@ def test_bad_arguments_are_named(fc_net, arguments, error, message):
 )
 def test_a_gradnorm_model_has_its_own_settings(fc_net, arguments, error, message):
     model = GradNorm(fc_net, n_loss=2, alpha=1.0)
-    assert GradNormAggregator(model, 2, 1.0).balancer is model.balancer
+    assert GradNormAggregator(model, 2, alpha=1.0).balancer is model.balancer
     with pytest.raises(error, match=message):
         GradNormAggregator(model, **arguments)
 
