@@ -1,42 +1,80 @@
-"""Which losses are residuals of equations."""
+"""Which losses are residuals of equations: as the user says, or as their names say."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import Union
 
 from paddlescience_gradnorm import _arguments
 
+Equations = Sequence[Union[int, str]]
 
-def checked(equations: Sequence[Union[int, str]], n_loss: int) -> tuple[Union[int, str], ...]:
+# Words in names of losses. A strong word decides whatever else is in the name; a weak one only if
+# all other words are known ("heat" is an equation, "heat_flux" may be anything). A name with words
+# of both kinds decides nothing: "heat_boundary" is an equation in PaddleScience, and elsewhere not.
+_STRONG_EQUATION = frozenset(
+    "pde pdes ode odes ide ides dae fpde eq eqs eqn eqns equation equations governing "
+    "residual residuals".split()
+)
+_WEAK_EQUATION = frozenset(
+    "res physics interior collocation continuity momentum vorticity energy conservation "
+    "equilibrium divergence laplace laplacian poisson helmholtz biharmonic heat wave advection "
+    "convection diffusion reaction burgers navier stokes euler darcy maxwell schrodinger bloch "
+    "allen cahn kdv volterra fredholm eikonal elasticity".split()
+)
+_STRONG_CONDITION = frozenset(
+    "bc bcs boundary boundaries ic ics initial init data observation observations observed "
+    "measured measurement measurements supervised label labels dirichlet neumann robin "
+    "periodic".split()
+)
+_WEAK_CONDITION = frozenset(
+    "obs sensor sensors interface symmetry wall walls lid inlet outlet inflow outflow slip noslip "
+    "edge edges end ends left right top bottom".split()
+)
+_NEUTRAL = frozenset("loss losses mse error term".split())
+# "u0", "ut0": a field, or its derivative, at the start.
+_AT_THE_START = re.compile(r"[a-zA-Z]{1,2}_?0")
+# "u >= -50", "u(0) = 1": what a field is to be.
+_VALUE_OF_A_FIELD = re.compile(r"[a-zA-Z]\d?(\([^()]*\))? *(<=|>=|==?|<|>) *[-+.\deE]+")
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+def checked(equations: Equations | None, n_loss: int | None) -> tuple[Union[int, str], ...] | None:
     """A balancer's ``equations``, checked before the losses' names are known.
 
     Raises:
         TypeError: ``equations`` is not a list of numbers and names.
         ValueError: No loss has one of the numbers.
     """
+    if equations is None:
+        return None
     if isinstance(equations, str) or not isinstance(equations, Sequence):
+        hint = f"; pass [{equations!r}]" if isinstance(equations, str) else ""
         raise TypeError(
-            f"equations must be a list of numbers or names of losses, got {equations!r}"
+            f"equations must be a list of numbers or names of losses, got {equations!r}{hint}"
         )
     for equation in equations:
         if not isinstance(equation, str):
             _arguments.integer("equations", equation, at_least=0)
-            if equation >= n_loss:
+            if n_loss is not None and equation >= n_loss:
                 raise ValueError(f"equations has {equation}, but n_loss is {n_loss}")
     return tuple(equations)
 
 
-def are_equations(equations: Sequence[Union[int, str]], names: Sequence[str]) -> list[bool]:
+def are_equations(
+    equations: Equations, names: Sequence[str], open_ended: bool = False
+) -> list[bool]:
     """Whether each loss is one of these equations.
 
     Args:
         equations: Numbers or names of losses; duplicates count once.
         names: Names of all losses.
+        open_ended: Whether more losses may join, so that a name need not be there yet.
 
     Raises:
-        ValueError: No loss has one of the names.
+        ValueError: No loss has one of the names or numbers.
 
     Examples:
         >>> are_equations(["pde", 2], ["bc", "pde", "flux"])
@@ -44,11 +82,82 @@ def are_equations(equations: Sequence[Union[int, str]], names: Sequence[str]) ->
     """
     numbers = set()
     for equation in equations:
-        if isinstance(equation, str) and equation not in names:
+        if isinstance(equation, str) and equation in names:
+            numbers.add(names.index(equation))
+        elif isinstance(equation, str) and not open_ended:
             near = difflib.get_close_matches(equation, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
                 f"equations names {equation!r}, but there is no such loss, only {list(names)}{hint}"
             )
-        numbers.add(names.index(equation) if isinstance(equation, str) else equation)
+        elif not isinstance(equation, str):
+            if equation >= len(names):
+                raise ValueError(f"equations has {equation}, but there are {len(names)} losses")
+            numbers.add(equation)
     return [number in numbers for number in range(len(names))]
+
+
+def is_equation(name: str) -> bool | None:
+    """Whether a loss of this name is the residual of an equation; None if the name leaves doubt.
+
+    Examples:
+        >>> is_equation("momentum_x"), is_equation("lossBC"), is_equation("u")
+        (True, False, None)
+        >>> is_equation("heat"), is_equation("heat_flux"), is_equation("u >= -50")
+        (True, None, False)
+    """
+    if _AT_THE_START.fullmatch(name) or _VALUE_OF_A_FIELD.fullmatch(name):
+        return False
+    words = {word.lower() for word in _WORD.findall(name)}
+    of_equation = words & (_STRONG_EQUATION | _WEAK_EQUATION)
+    of_condition = words & (_STRONG_CONDITION | _WEAK_CONDITION)
+    unknown = [word for word in words - of_equation - of_condition - _NEUTRAL if len(word) > 2]
+    if bool(of_equation) == bool(of_condition):
+        return None
+    if unknown and not words & (_STRONG_EQUATION | _STRONG_CONDITION):
+        return None
+    return bool(of_equation)
+
+
+def by_name(names: Sequence[str], rule: str, conditions: Collection[str] = ()) -> list[str]:
+    """The equations among losses of these names.
+
+    Args:
+        names: Names of all losses.
+        rule: Name of the rule that asks, for the error.
+        conditions: Losses that are known to be conditions.
+
+    Raises:
+        ValueError: A name leaves doubt.
+
+    Examples:
+        >>> by_name(["pde", "left"], "PinnRule"), by_name(["pde", "u"], "PinnRule", {"u"})
+        (['pde'], ['pde'])
+    """
+    found = {name: False if name in conditions else is_equation(name) for name in names}
+    doubtful = [name for name, is_one in found.items() if is_one is None]
+    equations = [name for name, is_one in found.items() if is_one]
+    if not doubtful:
+        return equations
+    example = equations or doubtful[:1]
+    raise ValueError(
+        f"{rule} treats equations and conditions differently, and the losses "
+        f"{', '.join(map(repr, names))} do not tell by name which {_are(doubtful)}. Pass the "
+        f"names of all residuals of equations, such as equations={example}, or equations=[] if "
+        'there are none. A rule such as rule="published" makes no difference between losses'
+    )
+
+
+def without_names(n_loss: int, rule: str) -> ValueError:
+    """The error for losses that have no names to tell by."""
+    return ValueError(
+        f"{rule} treats equations and conditions differently, and losses in a list have no names "
+        f"to tell which of the {n_loss} are equations. Pass their numbers, equations=[0] if it is "
+        'the first, or a dict of losses such as {"pde": ..., "boundary": ...}. A rule such as '
+        'rule="published" makes no difference between losses'
+    )
+
+
+def _are(doubtful: Sequence[str]) -> str:
+    names = " and ".join(map(repr, doubtful))
+    return f"{names} is" if len(doubtful) == 1 else f"{names} are"

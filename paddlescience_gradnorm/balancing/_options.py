@@ -16,7 +16,9 @@ Shared = Union[paddle.Tensor, paddle.nn.Layer, Sequence[Union[paddle.Tensor, pad
 
 
 def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:
-    """The trainable parameters that ``shared`` names.
+    """The parameters that ``shared`` names.
+
+    Frozen ones are among them, because they may be trained later.
 
     Args:
         shared: A parameter, a layer, or a list or tuple of either.
@@ -36,8 +38,8 @@ def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:
                 "shared must be a parameter, a layer, or a list of either, got "
                 f"{type(item).__name__} {item!r}"
             )
-        found.update({id(p): p for p in parameters if not p.stop_gradient})
-    if not found:
+        found.update({id(p): p for p in parameters})
+    if all(p.stop_gradient for p in found.values()):
         raise ValueError(
             f"shared holds no trainable parameter, got {shared!r}; pass parameters "
             "that every loss depends on and that are trained"

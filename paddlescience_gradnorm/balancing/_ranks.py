@@ -26,3 +26,12 @@ def mean(tensor: paddle.Tensor) -> paddle.Tensor:
     tensor = tensor.clone()
     paddle.distributed.all_reduce(tensor)
     return tensor / number()
+
+
+def any_has(flag: bool) -> bool:
+    """Whether the flag is set in any process, in one all-reduce that every process must join."""
+    if number() == 1:
+        return flag
+    joined = paddle.to_tensor([int(flag)])
+    paddle.distributed.all_reduce(joined)
+    return bool(joined.item())

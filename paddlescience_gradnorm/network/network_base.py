@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import paddle
 
 from paddlescience_gradnorm._layers import PicklableLayer
@@ -34,3 +36,14 @@ class NetworkBase(PicklableLayer):
     def forward(self, ins: paddle.Tensor) -> paddle.Tensor:
         """Same as ``nn_func``."""
         return self.nn_func(ins)
+
+    def set_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a state dict of this network, or of a ``GradNorm`` around such a network."""
+        own = self.state_dict(use_hook=False)
+        if "balancer.loss_weights" in state_dict and own and not own.keys() & state_dict.keys():
+            of_net = [key for key in state_dict if key.startswith("net.")]
+            state_dict = {key[len("net.") :]: state_dict[key] for key in of_net}
+        return super().set_state_dict(state_dict, *args, **kwargs)
+
+    set_dict = set_state_dict
+    load_dict = set_state_dict

@@ -64,8 +64,9 @@ class Trainer:
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: ``schedule_by`` is neither, there is no optimizer, or a schedule needs a
-            number to step by or is in ``callbacks`` too.
+        ValueError: ``schedule_by`` is neither, there is no optimizer, none holds a parameter of
+            ``net``, or none the loss weights with ``weight_lr=None``, or a schedule needs a number
+            to step by or is in ``callbacks`` too.
 
     Examples:
         >>> import paddle
@@ -118,6 +119,7 @@ class Trainer:
         self.losses = losses
         self.optimizers = list(optimizers)
         self.balancer = balancer.balancer if isinstance(balancer, GradNorm) else balancer
+        self._check_that_they_are_trained()
         self.callbacks = list(callbacks)
         self.schedule_by = schedule_by
         self.history = History()
@@ -466,6 +468,24 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in _paddle.parameter_groups(optimizer):
                 yield from group
+
+    def _check_that_they_are_trained(self) -> None:
+        """Raise if no optimizer steps the network, or the loss weights that wait for one."""
+        held, balancer, weights = {id(p) for p in self._trained()}, self.balancer, None
+        if isinstance(balancer, LossBalancer) and balancer.weight_lr is None:
+            weights = balancer.loss_weights
+        trained = [p for p in self.net.parameters() if p is not weights and not p.stop_gradient]
+        if trained and not any(id(p) in held for p in trained):
+            raise ValueError(
+                "optimizers hold no parameter of net, so it would never change: build the "
+                "optimizer with net.parameters(), not with those of another network or of a copy"
+            )
+        if weights is not None and id(weights) not in held:
+            raise ValueError(
+                "optimizers do not hold the loss weights, which they must step because weight_lr "
+                "is None: build the optimizer with net.parameters() of the GradNorm, or with "
+                "balancer.loss_weights too; or pass weight_lr= to the balancer"
+            )
 
     def _advance_schedules(self) -> None:
         schedules = {id(s): s for s in map(_paddle.schedule_of, self.optimizers) if s is not None}

@@ -1,11 +1,13 @@
 import copy
+import warnings
 
 import numpy as np
 import paddle
 import pytest
 
 from paddlescience_gradnorm import FCNet, GradNorm, LossBalancer
-from paddlescience_gradnorm.balancing import GradNormRule, Measurement, PinnRule
+from paddlescience_gradnorm.balancing import GradNormRule, Measurement, PinnRule, _one_pass
+from paddlescience_gradnorm.balancing._losses import NamedLosses
 
 NAMES = ["pde", "boundary", "data"]
 
@@ -216,7 +218,8 @@ def test_norms_and_rates_are_those_of_the_last_update(fc_net, make_losses, metho
         np.testing.assert_allclose(balancer.gradient_norms, norms, rtol=1e-5)
         np.testing.assert_allclose(balancer.training_rates, rates, rtol=1e-5)
     assert np.ptp(rates) > 0.01
-    assert set(balancer.state_dict()) == {"loss_weights", "initial_losses", "step_count"}
+    names = {"loss_weights", "initial_losses", "missed", "step_count"}
+    assert set(balancer.state_dict()) == names
 
 
 # What the caller's optimizer does to the weights, and must not do.
@@ -377,7 +380,7 @@ def test_memory_of_a_used_loss_is_given_back(fc_net, balancer, make_losses):
     losses = make_losses(fc_net)
     balancer.backward(losses)
     assert all(loss.stop_gradient for loss in losses)  # no graph hangs on them any more
-    with pytest.raises(ValueError, match="when backward\\(losses\\) has used it once"):
+    with pytest.raises(ValueError, match="or backward\\(losses\\) has used them before"):
         balancer.backward(losses)
 
 
@@ -394,8 +397,8 @@ def test_an_update_makes_one_copy_to_the_host_and_other_steps_none(
     as_on_an_accelerator, monkeypatch, fc_net, make_losses, rule
 ):
     alpha = 1.0 if rule == "published" else None
-    balancer = LossBalancer(fc_net, 3, alpha, rule=rule, update_every=2)
-    on_host = {id(balancer.step_count), id(balancer.initial_losses)}  # whatever the device
+    balancer = LossBalancer(fc_net, 3, alpha, rule=rule, update_every=2, equations=[0])
+    on_host = {id(buffer) for buffer in balancer.buffers()}  # whatever the device
     train(fc_net, balancer, make_losses, 2)
     reads = []
 
@@ -437,7 +440,7 @@ def test_an_accelerator_gets_the_weights_of_the_host(monkeypatch, fc_net, make_l
     runs = []
     for accelerator in (False, True):
         net = copy.deepcopy(fc_net)
-        balancer = LossBalancer(net, 3, update_every=1)
+        balancer = LossBalancer(net, 3, update_every=1, equations=[0])
         with monkeypatch.context() as patch:
             if accelerator:
                 patch.setattr(paddle.base.core.Place, "is_cpu_place", lambda self: False)
@@ -484,14 +487,21 @@ def test_weights_set_by_hand_after_a_bad_step_are_kept_by_renormalize(fc_net, ma
 
 
 @pytest.mark.parametrize("update_every", [1, 2])
-def test_a_constant_loss_is_refused_on_every_step(fc_net, make_losses, update_every):
+def test_a_constant_loss_is_left_out_and_the_others_go_on(
+    fc_net, make_losses, update_every, recorded_warnings
+):
     balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, update_every=update_every)
-    balancer.backward(make_losses(fc_net))
-    fc_net.clear_gradients()
-    losses = [*make_losses(fc_net)[:2], paddle.ones([])]
-    with pytest.raises(ValueError, match=r"'losses\[2\]' does not depend"):
-        balancer.backward(losses)
-    assert all((p.grad == 0).all() for p in fc_net.parameters())  # refused before any backward
+    for step in range(4):
+        before = balancer.get_weights()
+        losses = [*make_losses(fc_net, seed=step)[:2], paddle.full([], 5.0)]
+        expected = np.dot(before, [loss.item() for loss in losses])
+        assert balancer.backward(losses).item() == pytest.approx(expected, rel=1e-6)
+        assert (fc_net.linears[0].weight.grad != 0).any()
+        fc_net.clear_gradients()
+        moves = [step % update_every == 0] * 2 + [False]
+        assert ((balancer.get_weights() != before) == moves).all()
+    (message,) = [str(w.message) for w in recorded_warnings if w.category is RuntimeWarning]
+    assert "step 0: loss 'losses[2]' has no gradient on the shared parameters" in message
 
 
 @pytest.mark.parametrize("update_every", [1, 2])
@@ -500,7 +510,7 @@ def test_a_used_graph_is_explained(fc_net, make_losses, update_every):
     balancer.backward(make_losses(fc_net))
     losses = make_losses(fc_net)
     sum(losses).backward()
-    with pytest.raises(RuntimeError, match="is gone: an earlier backward has used it up"):
+    with pytest.raises(RuntimeError, match=r"loss 'losses\[2\]' is gone, because an earlier"):
         balancer.backward(losses)
 
 
@@ -573,7 +583,10 @@ def test_one_line_is_logged_on_the_first_update(fc_net, make_losses, caplog):
             balancer.backward(dict(zip(NAMES, make_losses(fc_net, seed=step))))
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith(f"loss weights by {balancer.rule}, updated every 2 steps: ")
-    assert line.endswith("equations 'pde'; conditions 'boundary', 'data'")
+    assert line.endswith(
+        "equations 'pde' keep weights near 1; conditions 'boundary', 'data' get a lead of 20 and "
+        "weights up to 1000"
+    )
 
 
 def test_repr_shows_rule_and_options(fc_net):
@@ -801,15 +814,30 @@ def test_every_form_of_losses_works_without_gradients_switched_on(fc_net, make_l
     np.testing.assert_allclose(*weights, rtol=1e-5)
 
 
-def test_a_loss_without_a_graph_is_named_on_the_first_step(fc_net, balancer, make_losses):
+def test_a_loss_without_a_graph_is_left_out_from_the_first_step(fc_net, balancer, make_losses):
     losses = dict(zip(NAMES, make_losses(fc_net)))
     losses["boundary"] = losses["boundary"].detach()
-    with pytest.raises(ValueError, match="loss 'boundary' does not depend on the shared"):
+    with pytest.warns(RuntimeWarning, match="step 0: loss 'boundary' has no gradient on the"):
         balancer.backward(losses)
+    assert ((balancer.get_weights() != 1) == [True, False, True]).all()
+
+
+def test_of_a_graph_made_before_the_loop_the_guilty_loss_is_named(fc_net):
+    x = paddle.rand([8, 2])
+    x.stop_gradient = False
+    source = x.sin().sum(axis=1, keepdim=True)  # it has a graph, because x needs gradients
+    balancer = LossBalancer(fc_net, equations=["pde"])
+
+    def losses():
+        return {"pde": (fc_net(x) + source).square().mean(), "bc": fc_net(x.detach()).abs().mean()}
+
+    balancer.backward(losses())
+    with pytest.raises(RuntimeError, match=r"graph of loss 'pde' is gone.*once, before the loop"):
+        balancer.backward(losses())
 
 
 def test_a_conversion_keeps_counts_and_references(fc_net, make_losses):
-    balancer = LossBalancer(fc_net, 3)
+    balancer = LossBalancer(fc_net, 3, equations=[0])
     balancer.backward(make_losses(fc_net))
     before = balancer.rule_state["initial_losses"]
     for convert in (balancer.to, balancer.astype):
@@ -879,7 +907,7 @@ def test_cosines_are_of_the_gradients_of_the_last_update(fc_net, make_losses):
 def test_the_pinn_rule_goes_at_one_pace_however_seldom_it_is_updated(fc_net, make_losses):
     weights = {}
     for every in (1, 10, 50):
-        balancer = LossBalancer(fc_net, 3, weight_lr=1e-4, update_every=every)
+        balancer = LossBalancer(fc_net, 3, weight_lr=1e-4, update_every=every, equations=[0])
         for _ in range(every * (50 // every)):
             balancer.backward(make_losses(fc_net))
             fc_net.clear_gradients()
@@ -890,7 +918,7 @@ def test_the_pinn_rule_goes_at_one_pace_however_seldom_it_is_updated(fc_net, mak
 
 
 def test_between_its_updates_the_pinn_rule_is_a_plain_backward(fc_net, make_losses):
-    balancer = LossBalancer(fc_net, 3)
+    balancer = LossBalancer(fc_net, 3, equations=[0])
     assert balancer.update_every == 10 and LossBalancer(fc_net, 3, 1.0).update_every == 1
     moved = []
     for step in range(12):
@@ -942,10 +970,10 @@ def test_the_pinn_rule_steps_by_what_was_measured(fc_net, make_losses, method):
 
 def test_a_loaded_state_continues_the_pinn_rule_as_if_never_saved(fc_net, make_losses):
     weight = fc_net.get_last_shared_layer()
-    balancer = LossBalancer(weight, 3)
+    balancer = LossBalancer(weight, 3, equations=[0])
     train(fc_net, balancer, make_losses, 5)
     state = copy.deepcopy(balancer.state_dict())
-    fresh = LossBalancer(weight, 3)
+    fresh = LossBalancer(weight, 3, equations=[0])
     fresh.set_state_dict(state)
     for each in (balancer, fresh):
         each.backward(make_losses(fc_net, seed=9))
@@ -987,7 +1015,7 @@ def test_no_optimizer_can_step_the_pinn_rule(fc_net):
 @pytest.mark.parametrize("share", [False, True], ids=["disjoint", "shared graph"])
 def test_a_diagnosis_finds_gradients_in_conflict(fc_net, make_losses, method, share):
     weight = fc_net.get_last_shared_layer()
-    balancer = LossBalancer(weight, 3)
+    balancer = LossBalancer(weight, 3, equations=["pde"])
     with pytest.raises(RuntimeError, match="nothing to diagnose yet"):
         balancer.diagnose()
     pde, boundary, _ = make_losses(fc_net, share)
@@ -1006,3 +1034,238 @@ def test_a_diagnosis_finds_a_weight_at_its_floor(fc_net, make_losses):
     balancer = LossBalancer(fc_net.get_last_shared_layer(), 3, alpha=0.0, weight_lr=100.0)
     balancer.backward(dict(zip(NAMES, make_losses(fc_net))))
     assert any("at its floor of 0.001" in finding for finding in balancer.diagnose())
+
+
+# Which losses are equations.
+
+
+def test_names_that_leave_no_doubt_tell_the_equations(fc_net, make_losses):
+    weights = {}
+    for order in (["pde", "boundary", "data"], ["data", "boundary", "pde"]):
+        balancer = LossBalancer(fc_net, update_every=1)
+        losses = dict(zip(NAMES, make_losses(fc_net)))
+        balancer.backward({name: losses[name] for name in order})
+        weights[order[0]] = dict(zip(order, balancer.get_weights()))
+        fc_net.clear_gradients()
+    assert weights["pde"] == weights["data"]
+    assert weights["pde"]["pde"] == 1 < weights["pde"]["boundary"]
+
+
+def test_names_in_doubt_are_an_error_before_any_backward(fc_net, make_losses):
+    balancer = LossBalancer(fc_net, 3)
+    losses = dict(zip(["laplace", "u", "edge"], make_losses(fc_net)))
+    with pytest.raises(ValueError) as error:
+        balancer.backward(losses)
+    assert "do not tell by name which 'u' is" in str(error.value)
+    assert "equations=['laplace']" in str(error.value)
+    with pytest.raises(ValueError, match="losses in a list have no names"):
+        LossBalancer(fc_net, 3).backward(list(losses.values()))
+    with pytest.raises(ValueError, match=r"no such loss.* did you mean 'laplace'"):
+        LossBalancer(fc_net, 3, equations=["laplac"]).backward(losses)
+    assert all(p.grad is None for p in fc_net.parameters())
+    assert not any(loss.stop_gradient for loss in losses.values())
+    # A rule that makes no difference never asks.
+    LossBalancer(fc_net, 3, alpha=1.0).backward(losses)
+
+
+def test_losses_that_know_their_equations_need_not_be_asked(fc_net, make_losses):
+    losses = NamedLosses(dict(zip("abc", make_losses(fc_net))), equations=["b"])
+    balancer = LossBalancer(fc_net)
+    balancer.backward(losses)
+    assert balancer.last_measurement.equations.tolist() == [False, True, False]
+
+
+# Losses that are empty, absent, or join later.
+
+
+def loss(net, size=1.0):
+    return (size * net(paddle.ones([4, 2]))).square().mean()
+
+
+@pytest.mark.parametrize("absent", ["zero", "empty batch", "nan", "left out"])
+@pytest.mark.parametrize("every, lacks", [(10, 10), (10, 2), (5, 5), (1, 3)])
+def test_an_update_that_finds_a_loss_empty_is_made_up_for(
+    fc_net, every, lacks, absent, recorded_warnings
+):
+    empty = {
+        "zero": lambda: 0 * loss(fc_net),
+        "empty batch": lambda: (fc_net(paddle.ones([4, 2])) - 3)[:0].sum(),
+        "nan": lambda: loss(fc_net) * float("nan"),
+    }
+
+    def weights(is_empty):
+        balancer = LossBalancer(fc_net, 2, update_every=every, absent="skip", weight_lr=1e-3)
+        for step in range(6 * every):
+            losses = {"pde": loss(fc_net, 10.0), "data": loss(fc_net)}
+            if is_empty(step) and absent == "left out":
+                del losses["data"]
+            elif is_empty(step):
+                losses["data"] = empty[absent]()
+            balancer.backward(losses)
+            fc_net.clear_gradients()
+        return balancer.get_weights()
+
+    always, lacking = weights(lambda step: False), weights(lambda step: step % lacks == 0)
+    if every > 1:
+        np.testing.assert_array_equal(lacking, always)
+    assert lacking[1] > 1
+    assert not any(w.category is RuntimeWarning for w in recorded_warnings) or absent != "left out"
+
+
+def test_making_up_for_an_update_moves_the_missed_weight_only(fc_net):
+    balancer = LossBalancer(fc_net, 3, update_every=4)
+    moved = []
+    for step in range(8):
+        before = balancer.get_weights()
+        data = loss(fc_net, 3.0) if step % 4 > 1 else 0 * loss(fc_net)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            balancer.backward({"pde": loss(fc_net, 9.0), "bc": loss(fc_net), "data": data})
+        fc_net.clear_gradients()
+        moved.append((balancer.get_weights() != before).tolist())
+    assert [m[1] for m in moved] == [True, False, False, False] * 2
+    assert [m[2] for m in moved] == [False, False, True, False] * 2
+    assert balancer.missed.tolist() == [0, 0, 0]
+
+
+def test_a_loss_that_stays_empty_costs_no_measurement_between_updates(fc_net, monkeypatch):
+    calls = []
+    measured = _one_pass.measured
+    monkeypatch.setattr(_one_pass, "measured", lambda *a: calls.append(1) or measured(*a))
+    balancer = LossBalancer(fc_net, 2, update_every=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(10):
+            balancer.backward({"pde": loss(fc_net), "bc": 0 * loss(fc_net)})
+            fc_net.clear_gradients()
+    assert len(calls) == 2 and balancer.missed.tolist() == [0, 1]
+
+
+def test_what_is_missed_is_part_of_the_state(fc_net):
+    def balancer():
+        return LossBalancer(fc_net, 2, update_every=5, absent="skip")
+
+    first = balancer()
+    first.backward({"pde": loss(fc_net), "bc": loss(fc_net)})
+    for _ in range(5):
+        first.backward({"pde": loss(fc_net)})
+    second = balancer()
+    second.set_state_dict(copy.deepcopy(first.state_dict()))
+    assert second.missed.tolist() == [0, 1]
+    for each in (first, second):
+        each.backward({"pde": loss(fc_net), "bc": loss(fc_net)})
+    assert first.get_weights().tolist() == second.get_weights().tolist()
+    assert first.missed.tolist() == second.missed.tolist() == [0, 0]
+
+
+def test_equation_and_condition_may_come_in_turns(fc_net):
+    balancer = LossBalancer(fc_net, 2, absent="skip")
+    for step in range(400):
+        losses = {"pde": loss(fc_net, 10.0)} if step % 2 else {"bc": loss(fc_net)}
+        balancer.backward(losses)
+        fc_net.clear_gradients()
+    together = LossBalancer(fc_net, 2)
+    for _ in range(400):
+        together.backward({"pde": loss(fc_net, 10.0), "bc": loss(fc_net)})
+        fc_net.clear_gradients()
+    # The first update knows no equation yet.
+    np.testing.assert_allclose(
+        np.log(balancer.get_weights())[0], np.log(together.get_weights())[1], rtol=0.05
+    )
+    assert balancer.get_weights()[1] == 1
+
+
+def test_a_loss_may_join_later_if_that_is_allowed(fc_net, caplog):
+    balancer = LossBalancer(fc_net, 3, absent="skip", update_every=1)
+    with caplog.at_level("INFO", "paddlescience_gradnorm"):
+        balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net, 2.0)})
+        assert balancer.get_weights()[2] == 1
+        balancer.backward({"data": loss(fc_net, 3.0), "pde": loss(fc_net), "bc": loss(fc_net)})
+    assert balancer.get_weights()[2] > 1
+    assert "'bc' get" in caplog.messages[0] and "'bc', 'data' get" in caplog.messages[1]
+    with pytest.raises(ValueError, match=r"these are 4 losses \(did you mean 'data' by 'dta'\?\)"):
+        balancer.backward({"dta": loss(fc_net), "pde": loss(fc_net)})
+    with pytest.raises(ValueError, match='may be absent from a step, pass absent="skip"'):
+        strict = LossBalancer(fc_net, 2)
+        strict.backward({"pde": loss(fc_net), "bc": loss(fc_net)})
+        strict.backward({"pde": loss(fc_net)})
+    with pytest.raises(ValueError, match="absent must be 'error' or 'skip', got 'maybe'"):
+        LossBalancer(fc_net, 2, absent="maybe")
+
+
+def test_equations_may_name_a_loss_that_joins_later(fc_net):
+    balancer = LossBalancer(fc_net, 3, absent="skip", equations=["pde", "flow"])
+    balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net)})
+    balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net), "flow": loss(fc_net)})
+    balancer = LossBalancer(fc_net, 3, absent="skip", equations=["pde", "flow"])
+    balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net)})
+    with pytest.raises(ValueError, match="equations names 'flow'"):
+        balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net), "flux": loss(fc_net)})
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_loss_that_one_micro_batch_lacks_counts_as_zero_there(fc_net, part):
+    balancer = LossBalancer(fc_net, 2, absent="skip", update_every=1)
+    for i in range(2):
+        losses = {"pde": loss(fc_net, 10.0), "bc": loss(fc_net)}
+        if i == part:
+            del losses["bc"]
+        balancer.backward(losses, update=i == 1, scale=0.5)
+    whole = LossBalancer(fc_net, 2, update_every=1)
+    whole.backward({"pde": loss(fc_net, 10.0), "bc": 0.5 * loss(fc_net)})
+    if part:  # a dict decides the order
+        np.testing.assert_allclose(balancer.gradient_norms, whole.gradient_norms, rtol=1e-6)
+        np.testing.assert_allclose(balancer.get_weights(), whole.get_weights(), rtol=1e-6)
+
+
+# The number of losses.
+
+
+def test_the_first_step_tells_the_number_of_losses(fc_net):
+    balancer = LossBalancer(fc_net)
+    assert balancer.n_loss is None and not hasattr(balancer, "loss_weights")
+    with pytest.raises(AttributeError, match="no loss_weights yet, because n_loss was not given"):
+        balancer.get_weights()
+    balancer.freeze()
+    balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net), "ic": loss(fc_net)})
+    assert balancer.n_loss == 3 and balancer.get_weights().tolist() == [1, 1, 1]  # frozen
+    balancer.unfreeze()
+    known = LossBalancer(fc_net, 3)
+    for _ in range(20):
+        for each in (balancer, known):
+            each.backward({"pde": loss(fc_net), "bc": loss(fc_net), "ic": loss(fc_net, 5.0)})
+    assert (balancer.get_weights() > 0).all()
+    loaded = LossBalancer(fc_net)
+    loaded.set_state_dict(known.state_dict())
+    assert loaded.get_weights().tolist() == known.get_weights().tolist()
+    with pytest.raises(ValueError, match="n_loss is 3 already, got 2"):
+        loaded.set_n_loss(2)
+    with pytest.raises(ValueError, match="n_loss must be at least 2, got 1"):
+        LossBalancer(fc_net).backward({"pde": loss(fc_net)})
+    with pytest.raises(ValueError, match="n_loss is missing: with weight_lr=None"):
+        LossBalancer(fc_net, alpha=1.0, weight_lr=None)
+    assert LossBalancer(fc_net, weight_attr=[1, 2, 3]).n_loss == 3
+
+
+def test_a_loss_of_weight_zero_is_left_out_and_the_others_go_on(fc_net):
+    balancer = LossBalancer(fc_net, 3, update_every=1)
+    balancer.loss_weights.set_value(paddle.to_tensor([1.0, 0.0, 1.0]))
+    losses = {"pde": loss(fc_net), "bc": loss(fc_net), "ic": loss(fc_net, 0.5)}
+    with pytest.warns(RuntimeWarning, match="loss 'bc' has the weight 0, and only weights above"):
+        balancer.backward(losses)
+    weights = balancer.get_weights()
+    assert weights[1] == 0 and weights[2] > 1
+
+
+def test_a_parameter_that_is_unfrozen_later_is_measured(fc_net):
+    first = fc_net.linears[0].weight
+    first.stop_gradient = True
+    balancer = LossBalancer(fc_net, 2, update_every=1)
+    norms = []
+    for frozen in (True, False, True):
+        first.stop_gradient = frozen
+        balancer.backward({"pde": loss(fc_net, 10.0), "bc": loss(fc_net)})
+        fc_net.clear_gradients()
+        norms.append(balancer.gradient_norms[1])
+    np.testing.assert_allclose(norms[0], norms[2], rtol=1e-6)
+    assert norms[1] > 1.01 * norms[0]

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from paddlescience_gradnorm.balancing._equations import are_equations, checked
+from paddlescience_gradnorm.balancing._equations import (
+    are_equations,
+    by_name,
+    checked,
+    is_equation,
+)
+from paddlescience_gradnorm.pde.problems import PROBLEMS, problem
 
 
 @pytest.mark.parametrize(
@@ -22,11 +28,12 @@ def test_what_is_kept_does_not_change_with_the_list():
     assert kept == (0,)
 
 
-@pytest.mark.parametrize("equations", ["pde", 0, None, {0: "pde"}, {0}])
+@pytest.mark.parametrize("equations", ["pde", 0, {0: "pde"}, {0}])
 def test_something_else_than_a_list_is_named(equations):
     with pytest.raises(TypeError, match="equations must be a list of numbers or names") as error:
         checked(equations, n_loss=2)
-    assert str(error.value).endswith(f"got {equations!r}")
+    hint = "; pass ['pde']" if equations == "pde" else ""
+    assert str(error.value).endswith(f"got {equations!r}{hint}")
 
 
 @pytest.mark.parametrize("equation", [1.0, None, True, [0]])
@@ -66,3 +73,61 @@ def test_a_name_that_no_loss_has_is_an_error_that_says_which_was_meant():
     )
     with pytest.raises(ValueError, match=r"only \['pde', 'bc'\]$"):
         are_equations(["x"], ["pde", "bc"])
+
+
+def test_a_number_beyond_the_losses_of_the_first_step_is_named():
+    assert checked([5], n_loss=None) == (5,) and checked(None, n_loss=None) is None
+    with pytest.raises(ValueError, match="equations has 5, but there are 2 losses"):
+        are_equations([5], ["pde", "bc"])
+
+
+EQUATIONS = """pde PDE pde_loss loss_pde pdeLoss pde1 pde_u ode eq eq1 equation residual residual_u
+res continuity momentum momentum_x momentum_y navier_stokes navier_stokes_x laplace poisson
+helmholtz biharmonic burgers allen_cahn heat wave diffusion physics physics_loss interior
+governing_eq energy NavierStokes ns_residual f_residual Maxwell_1 Bloch volterra fpde""".split()
+CONDITIONS = """bc BC bc1 loss_bc bc_left u_bc boundary boundary_x ic IC ic_u initial
+initial_condition init data data_loss obs observed measurements sensor dirichlet neumann periodic
+left right top bottom left_edge wall walls no_slip inlet outlet lid interface u0 ut0 h_0
+uBC icLoss""".split()
+CONDITIONS += ["u >= -50", "u(0) = 1", "u(0)=1", "v <= 2.5e3", "u = 0"]
+DOUBTFUL = """u v p T u_x u_x=0 losses[0] loss1 a click heat_boundary cold_boundary_pde pde_bc
+boundary_residual heat_flux wave_speed reaction_rate deflection moment_x mse_f mse_u chip
+regularization l2 total temperature velocity top_hat energy_data flux""".split()
+DOUBTFUL += ["u_x = 0", "u_t + u u_x = 0", ""]
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_names_of_equations(name):
+    assert is_equation(name) is True
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_names_of_conditions(name):
+    assert is_equation(name) is False
+
+
+@pytest.mark.parametrize("name", DOUBTFUL)
+def test_names_that_leave_doubt(name):
+    assert is_equation(name) is None
+
+
+def test_the_names_of_all_problems_are_right_or_leave_doubt():
+    for name in PROBLEMS:
+        for condition in problem(name).conditions:
+            assert is_equation(condition.name) in (None, condition.kind == "pde")
+
+
+def test_one_name_in_doubt_is_enough_to_ask():
+    assert by_name(["bc", "pde", "res"], "R") == ["pde", "res"]
+    assert by_name(["bc", "ic"], "R") == []
+    assert by_name(["laplace", "u"], "R", conditions={"u"}) == ["laplace"]
+    with pytest.raises(ValueError) as error:
+        by_name(["pde", "u", "v"], "PinnRule")
+    assert str(error.value) == (
+        "PinnRule treats equations and conditions differently, and the losses 'pde', 'u', 'v' do "
+        "not tell by name which 'u' and 'v' are. Pass the names of all residuals of equations, "
+        "such as equations=['pde'], or equations=[] if there are none. A rule such as "
+        'rule="published" makes no difference between losses'
+    )
+    with pytest.raises(ValueError, match=r"such as equations=\['u'\]"):
+        by_name(["u", "bc"], "PinnRule")

@@ -718,6 +718,34 @@ def test_optimizers_that_need_more_than_a_gradient_are_refused(fc_net, named_los
         Trainer(fc_net, named_losses, paddle.optimizer.SGD(plateau, parameters=fc_net.parameters()))
 
 
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: GradNorm(net, 3, 1.0)])
+def test_an_optimizer_of_another_network_is_refused(fc_net, named_losses, wrap):
+    net, other = wrap(fc_net), wrap(copy.deepcopy(fc_net))
+    with pytest.raises(
+        ValueError, match=r"optimizers hold no parameter of net.*net.parameters\(\)"
+    ):
+        Trainer(net, named_losses, adam(other))
+    Trainer(net, named_losses, [adam(other), adam(net)])
+    for parameter in fc_net.parameters():
+        parameter.stop_gradient = True
+    assert Trainer(fc_net, named_losses, adam(other)).optimizers  # which trains something else
+
+
+def test_loss_weights_that_no_optimizer_steps_are_refused(fc_net, named_losses):
+    weights_alone = "optimizers hold no parameter of net"
+    without_weights = "optimizers do not hold the loss weights.*weight_lr= to the balancer"
+    net = GradNorm(fc_net, 3, 1.0)
+    with pytest.raises(ValueError, match=without_weights):
+        Trainer(net, named_losses, adam(fc_net))
+    with pytest.raises(ValueError, match=weights_alone):
+        Trainer(net, named_losses, paddle.optimizer.SGD(1e-3, parameters=[net.loss_weights]))
+    balancer = LossBalancer(fc_net, 3, 1.0, weight_lr=None)
+    with pytest.raises(ValueError, match=without_weights):
+        Trainer(fc_net, named_losses, adam(fc_net), balancer)
+    Trainer(fc_net, named_losses, adam(fc_net, balancer), balancer)
+    Trainer(fc_net, named_losses, adam(fc_net), LossBalancer(fc_net, 3, 1.0, weight_lr=1e-3))
+
+
 @pytest.mark.parametrize(
     "arguments, error, match",
     [

@@ -81,6 +81,7 @@ class PinnRule(Rule):
     memory: float = 0.99
     update_every: ClassVar[int] = 10
     tells_equations: ClassVar[bool] = True
+    fewest_losses: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
@@ -97,8 +98,14 @@ class PinnRule(Rule):
     def needs_positive_losses(self) -> bool:
         return self.alpha > 0
 
+    @property
+    def effects(self) -> tuple[str, str]:
+        of_conditions = f"get a lead of {self.lead:g} and weights up to {self.bound:g}"
+        return "keep weights near 1", of_conditions
+
     def start(self, n_loss: int) -> RuleState:
-        return {"initial_losses": np.zeros(n_loss)}
+        # The unit of an update without an equation is the one of the last update with one.
+        return {"initial_losses": np.zeros(n_loss), "log_unit": np.array(np.nan)}
 
     def weigh(
         self, weights: np.ndarray, state: RuleState, measurement: Measurement
@@ -116,9 +123,15 @@ class PinnRule(Rule):
             for i, (loss, average) in enumerate(zip(measurement.losses.tolist(), initial)):
                 logs[i] += self.alpha * (math.log(loss) - math.log(average))
         equations = measurement.equations.tolist()
-        leads = any(equations) and not all(equations)
-        of_unit = [log for log, is_equation in zip(logs, equations) if is_equation or not leads]
-        unit = sum(of_unit) / len(of_unit)
+        log_unit = state["log_unit"]
+        of_unit = [log for log, is_equation in zip(logs, equations) if is_equation]
+        if of_unit:
+            log_unit = np.array(sum(of_unit) / len(of_unit))
+        new_state = {"initial_losses": np.array(initial), "log_unit": log_unit}
+        leads = not np.isnan(log_unit)
+        if len(logs) == 1 and (of_unit or not leads):  # there is nothing to compare it with
+            return weights, new_state
+        unit = float(log_unit) if leads else sum(logs) / len(logs)
         limit = math.log(self.bound)
         rate = min(1.0, measurement.rate * measurement.interval)  # 1 goes all the way
         new = []
@@ -128,7 +141,7 @@ class PinnRule(Rule):
                 target += math.log(self.lead)
             missing = min(max(target, -limit), limit) - math.log(weight)
             new.append(weight * math.exp(min(max(missing, -1.0), 1.0) * rate))
-        return np.array(new), {"initial_losses": np.array(initial)}
+        return np.array(new), new_state
 
     def imbalance(self, weights: np.ndarray, state: RuleState, measurement: Measurement) -> float:
         """Sum of |change of log w_i| at a rate of 1."""
