@@ -6,20 +6,22 @@ import functools
 import inspect
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Callable
 
 import numpy as np
 import paddle
 
 from paddlescience_gradnorm import _arguments, _paddle
-from paddlescience_gradnorm.balancing import _one_pass
+from paddlescience_gradnorm.balancing import _equations, _one_pass
+from paddlescience_gradnorm.balancing._losses import NamedLosses
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
 from paddlescience_gradnorm.balancing.rules import find_rule
 from paddlescience_gradnorm.network import GradNorm
 from paddlescience_gradnorm.network._shared_layer import find_shared
 
 try:
+    from ppsci import constraint as constraints
     from ppsci.loss.mtl import LossAggregator
 except ModuleNotFoundError as error:
     if error.name != "ppsci":
@@ -37,6 +39,12 @@ _THEIR_OPTIONS = {
     "momentum": "leave it out, because weight_lr= sets how fast the weights move",
     "update_freq": "write update_every=",
 }
+_CONDITIONS = (
+    constraints.BoundaryConstraint,
+    constraints.InitialConstraint,
+    constraints.IntegralConstraint,
+    constraints.PeriodicConstraint,
+)
 # After this many evaluations in one step of the optimizer with the weights of the start, they
 # are likely to stay so. L-BFGS in short steps makes up to 25.
 _EVALUATIONS_TO_MOVE = 50
@@ -107,20 +115,18 @@ class GradNormAggregator(LossAggregator):
             _check_that_they_agree(model, n_loss, alpha, {"shared": shared, **options})
             self.balancer = model.balancer
         else:
-            if n_loss is None:
-                raise TypeError("n_loss is missing, which only a GradNorm model knows itself")
             rule = find_rule(options.pop("rule", None), alpha)
             found = find_shared(model, shared, rule)
             self.balancer = LossBalancer(found, n_loss, rule=rule, **options)
         self.names: list[str] = []
+        self._equations: tuple[str, ...] = ()
         # The number of the current step, how often it has been evaluated, its weights, the scale
         # of its gradients, and the parameters that have a gradient since then.
         self._last_step: int | None = None
         self._evaluations = 0
-        self._acting = self.balancer.loss_weights.detach().clone()
+        self._acting = self._start = np.ones(0)
         self._scale = 1.0
         self._with_gradient: list[paddle.Tensor] = []
-        self._start = self.get_weights()
         self._solver: Callable[[], Any] = lambda: None
         self._quantities: dict[str, Callable[[], np.ndarray]] = {}
 
@@ -158,7 +164,7 @@ class GradNormAggregator(LossAggregator):
             ValueError: The number of losses is wrong, a loss does not depend on the shared
                 parameters, or the Solver's optimizer cannot step the weights.
         """
-        losses = self._in_order(losses)
+        losses = self._known(losses)
         if _paddle.is_amp_on():
             self._check_that_nobody_else_steps("use_amp=True")
         again = step is not None and step == self._last_step
@@ -169,16 +175,16 @@ class GradNormAggregator(LossAggregator):
             if again:
                 self._check_that_nobody_else_steps("L-BFGS")
                 self._count_evaluation()
-                total = self._weighted_sum(losses)
-                return _Total(total.detach(), functools.partial(self._plain_backward, total))
-            if self._goes_on():
-                self.balancer.take_back()
-            self._scale = 1.0
-            self.balancer.get_weights()  # settles them after a step of the Solver's optimizer
-            self._acting = self.balancer.loss_weights.detach().clone()
-            return _Total(
-                self._weighted_sum(losses).detach(), functools.partial(self._backward, losses)
-            )
+                run = self._backward_at_rest
+            else:
+                if self._goes_on():
+                    self.balancer.take_back()
+                self._scale = 1.0
+                self._acting = self.balancer.get_weights()
+                run = self._backward
+            weights = self._weights_of(losses)
+            values = paddle.stack([x.detach().astype(weights.dtype) for x in losses.values()])
+            return _Total(paddle.dot(weights, values), functools.partial(run, losses))
 
     def _backward(self, losses: Mapping[str, paddle.Tensor], scale: float) -> None:
         self.balancer.backward(losses, scale=scale)
@@ -187,13 +193,12 @@ class GradNormAggregator(LossAggregator):
             parameters = {id(p): p for p in (*self.model.parameters(), *self.balancer.shared)}
             self._with_gradient = [p for p in parameters.values() if _has_gradient(p)]
 
-    def _plain_backward(self, total: paddle.Tensor, scale: float) -> None:
-        with _one_pass.explaining_a_used_graph(", ".join(self.names)):
-            total.backward(paddle.full_like(total, scale))
+    def _backward_at_rest(self, losses: Mapping[str, paddle.Tensor], scale: float) -> None:
+        weights = self._weights_of(losses) * scale
+        _one_pass.backward_of_sum(list(losses.values()), weights, list(losses))
 
-    def _weighted_sum(self, losses: Mapping[str, paddle.Tensor]) -> paddle.Tensor:
-        dtype = self._acting.dtype
-        return paddle.dot(self._acting, paddle.stack([x.astype(dtype) for x in losses.values()]))
+    def _weights_of(self, losses: Mapping[str, paddle.Tensor]) -> paddle.Tensor:
+        return paddle.to_tensor(self._acting[[self.names.index(name) for name in losses]])
 
     def _goes_on(self) -> bool:
         """Whether this is another micro-batch: no gradient has been cleared since the last.
@@ -218,7 +223,7 @@ class GradNormAggregator(LossAggregator):
             count.value += 1
         if (
             self._evaluations == _EVALUATIONS_TO_MOVE
-            and np.array_equal(self._acting.numpy(), self._start)
+            and np.array_equal(self._acting, self._start)
             and not self._is_frozen()
         ):
             warnings.warn(
@@ -235,36 +240,71 @@ class GradNormAggregator(LossAggregator):
     def _is_frozen(self) -> bool:
         return bool(self.balancer.extra_state()["frozen"])
 
-    def _in_order(self, losses: Mapping[str, paddle.Tensor]) -> dict[str, paddle.Tensor]:
-        """The losses in the order of ``names``, checked for what can be known beforehand."""
+    def _known(self, losses: Mapping[str, paddle.Tensor]) -> NamedLosses:
+        """The losses in the order of ``names``, checked, with those that are equations."""
+        names = [*self.names, *(name for name in losses if name not in self.names)]
+        if len(names) > len(self.names) or len(losses) < len(names):
+            self._check_names(names, losses)
+            self._check_programs(losses)
+            if self.balancer.n_loss is None:
+                self.balancer.set_n_loss(len(names))
+            if not self.names:
+                self._start = self.get_weights()
+            # Names last, because faulty losses must not set them.
+            self._equations, self.names = self._find_equations(names, losses), names
+        return NamedLosses({n: losses[n] for n in names if n in losses}, self._equations)
+
+    def _check_names(self, names: list[str], losses: Mapping[str, paddle.Tensor]) -> None:
+        n_loss, may_be_absent = self.balancer.n_loss, self.balancer.absent == "skip"
+        if may_be_absent and (n_loss is None or len(names) <= n_loss):
+            return
         if self.names:
-            if set(losses) != set(self.names):
-                raise ValueError(
-                    f"the constraints give the losses {', '.join(losses)}, but in the first step "
-                    f"they gave {', '.join(self.names)}: make a new GradNormAggregator for other "
-                    "losses"
-                )
-            return {name: losses[name] for name in self.names}
-        if len(losses) == 1:
             raise ValueError(
-                f"the constraints give one loss only, {next(iter(losses))!r}, so there is nothing "
-                "to balance: leave loss_aggregator out; or give outputs names of their own, since "
+                f"the constraints give the losses {', '.join(losses)}, but before they gave "
+                f"{', '.join(self.names)}: make a new GradNormAggregator for other losses; or, if "
+                'some are only absent from some steps, pass absent="skip" and the number of all'
+            )
+        if len(names) == 1:
+            raise ValueError(
+                f"the constraints give one loss only, {names[0]!r}, so there is nothing to "
+                "balance: leave loss_aggregator out; or give outputs names of their own, since "
                 "the Solver adds up losses of the same name"
             )
-        if len(losses) != self.balancer.n_loss:
+        if n_loss not in (None, len(names)):
             raise ValueError(
-                f"n_loss is {self.balancer.n_loss}, but the constraints give {len(losses)}: "
-                f"{', '.join(losses)}. Pass n_loss={len(losses)}; or give outputs names "
-                "of their own, since the Solver adds up losses of the same name"
+                f"n_loss is {n_loss}, but the constraints give {len(names)}: {', '.join(names)}. "
+                f"Pass n_loss={len(names)}; or give outputs names of their own, since the Solver "
+                "adds up losses of the same name"
             )
+
+    def _check_programs(self, losses: Mapping[str, paddle.Tensor]) -> None:
         for name, loss in losses.items():
             if not loss.stop_gradient and "Dy2St" in _paddle.graph_node(loss).name():
                 raise ValueError(
                     f"loss {name!r} comes from a static program, whose losses Paddle cannot "
                     "differentiate one by one: give the Solver to_static=False"
                 )
-        self.names = list(losses)
-        return dict(losses)
+
+    def _find_equations(
+        self, names: list[str], losses: Mapping[str, paddle.Tensor]
+    ) -> tuple[str, ...]:
+        """The losses that are residuals of equations, unless the user has told them."""
+        rule, solver = self.balancer.rule, self._solver()
+        if self.balancer.equations is not None or not rule.tells_equations:
+            return ()
+        known = dict.fromkeys(conditions_known(losses, self.model), False)
+        if solver is not None:
+            known.update(equations_of(solver.constraint, solver.equation or {}))
+        known.update({name: name in self._equations for name in self.names})
+        try:
+            return tuple(_equations.by_name(names, type(rule).__name__, known))
+        except ValueError as error:
+            if solver is not None:
+                raise
+            raise ValueError(
+                f"{error}. Or call aggregator.log_to(solver) before solver.train(), because the "
+                "Solver's constraints may tell"
+            ) from None
 
     def _check_that_nobody_else_steps(self, what: str) -> None:
         if self.balancer.weight_lr is None and not self._is_frozen():
@@ -296,6 +336,84 @@ class GradNormAggregator(LossAggregator):
         """Load what ``state_dict`` returned."""
         self._last_step = None
         return self.balancer.set_state_dict(state_dict)
+
+
+def conditions_known(losses: Mapping[str, paddle.Tensor], model: paddle.nn.Layer) -> set[str]:
+    """The losses that are surely conditions: values of an output, under the output's own name.
+
+    The name alone does not tell, because a constraint may give the name of an output to the
+    residual of an equation: ``{"u": lambda out: hessian(out["u"], out["x"])}``. So a loss with
+    derivatives is left out; it may also be a condition on a derivative.
+
+    Args:
+        losses: Name -> scalar, with their graphs.
+        model: The network; its ``output_keys`` are the names of its outputs, if it has any.
+
+    Examples:
+        >>> import paddle, ppsci
+        >>> model = ppsci.arch.MLP(("x",), ("u", "v"), num_layers=1, hidden_size=4)
+        >>> x = paddle.rand([4, 1])
+        >>> x.stop_gradient = False
+        >>> out = model({"x": x})
+        >>> slope = ppsci.autodiff.jacobian(out["u"], x)
+        >>> losses = {"u": slope.square().mean(), "v": out["v"].square().mean()}
+        >>> conditions_known(losses, model)
+        {'v'}
+    """
+    outputs = getattr(model, "output_keys", None) or ()
+    return {name for name, loss in losses.items() if name in outputs and not _differentiates(loss)}
+
+
+def _differentiates(loss: paddle.Tensor) -> bool:
+    """Whether the loss holds derivatives of the network's outputs."""
+    waiting, seen = [] if loss.stop_gradient else [_paddle.graph_node(loss)], set()
+    while waiting:
+        node = waiting.pop()
+        if node.node_ptr() not in seen:
+            seen.add(node.node_ptr())
+            # A derivative is a backward pass of its own, and this is how Paddle names the way
+            # back through one: TanhDoubleGradNode, TanhTripleGradNode.
+            if "DoubleGrad" in node.name() or "TripleGrad" in node.name():
+                return True
+            waiting.extend(child for child in node.next_functions if child is not None)
+    return False
+
+
+def equations_of(constraint: Mapping[str, Any], equation: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether losses are residuals of equations, where a Solver's constraints leave no doubt.
+
+    A loss from the boundary, from the start, from an integral or from a period is a condition,
+    whatever is differentiated in it: a traction is. A loss from the inside, or at given points,
+    is an equation if one of the Solver's equations has its name. Not in the result are other
+    losses, and names that the Solver adds up from constraints of both kinds.
+
+    Args:
+        constraint: The Solver's constraints by name.
+        equation: The Solver's equations by name.
+
+    Examples:
+        >>> import ppsci
+        >>> laplace, square = ppsci.equation.Laplace(2), ppsci.geometry.Rectangle((0, 0), (1, 1))
+        >>> loader = {"dataset": "IterableNamedArrayDataset", "iters_per_epoch": 1}
+        >>> loader["batch_size"] = 8
+        >>> loss = ppsci.loss.MSELoss()
+        >>> inside = ppsci.constraint.InteriorConstraint(
+        ...     laplace.equations, {"laplace": 0}, square, loader, loss
+        ... )
+        >>> edge = ppsci.constraint.BoundaryConstraint(
+        ...     {"u": lambda out: out["u"]}, {"u": 0}, square, loader, loss
+        ... )
+        >>> equations_of({"EQ": inside, "BC": edge}, {"laplace": laplace})
+        {'laplace': True, 'u': False}
+    """
+    of_equations = {name for each in equation.values() for name in each.equations}
+    kinds: dict[str, set[bool | None]] = {}
+    for each in constraint.values():
+        for name in each.output_expr:
+            inside = True if name in of_equations else None
+            kinds.setdefault(name, set()).add(False if isinstance(each, _CONDITIONS) else inside)
+    found = {name: kind.pop() for name, kind in kinds.items() if len(kind) == 1}
+    return {name: kind for name, kind in found.items() if kind is not None}
 
 
 class _Total(paddle.Tensor):
