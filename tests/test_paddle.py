@@ -56,6 +56,23 @@ def test_counts_are_read_and_set_where_they_are():
     assert tensor.tolist() == [4, 5, 6]
 
 
+def test_the_closure_of_lbfgs_is_told_from_a_plain_step(net):
+    found, lbfgs = [], paddle.optimizer.LBFGS(max_iter=1, parameters=net.parameters())
+
+    def closure():
+        found.append(_paddle.is_in_a_closure())
+        lbfgs.clear_grad()
+        loss = net(paddle.ones([1, 2])).square().sum()
+        loss.backward()
+        return loss
+
+    closure()
+    lbfgs.step(closure)
+    step(net, adam(net.parameters()))
+    assert found[0] is False and len(found) > 1 and all(found[1:])
+    assert not _paddle.is_in_a_closure()
+
+
 def test_a_sparse_gradient_becomes_dense():
     table = paddle.nn.Embedding(5, 2, sparse=True)
     dense = paddle.nn.Embedding(5, 2)

@@ -142,12 +142,12 @@ def by_name(
     equations = [name for name, is_one in found.items() if is_one]
     if not doubtful:
         return equations
-    example = equations or doubtful[:1]
+    known = f"equations={equations} if these are all" if equations else "equations=[...]"
     raise ValueError(
-        f"{rule} treats equations and conditions differently, and the losses "
-        f"{', '.join(map(repr, names))} do not tell by name which {_are(doubtful)}. Pass the "
-        f"names of all residuals of equations, such as equations={example}, or equations=[] if "
-        'there are none. A rule such as rule="published" makes no difference between losses'
+        f"{rule} treats equations and conditions differently, and of the losses "
+        f"{', '.join(map(repr, names))} the names do not tell which {_are(doubtful)}. Pass the "
+        f"names of all residuals of equations: {known}, and equations=[] if there are none. "
+        'rule="published" makes no difference between losses'
     )
 
 
@@ -156,7 +156,7 @@ def without_names(n_loss: int, rule: str) -> ValueError:
     return ValueError(
         f"{rule} treats equations and conditions differently, and losses in a list have no names "
         f"to tell which of the {n_loss} are equations. Pass their numbers, equations=[0] if it is "
-        'the first, or a dict of losses such as {"pde": ..., "boundary": ...}. A rule such as '
+        'the first, or a dict of losses such as {"pde": ..., "boundary": ...}. '
         'rule="published" makes no difference between losses'
     )
 

@@ -517,6 +517,7 @@ class LossBalancer(PreciseLayer):
         """
         run = self._run
         run.accumulation = run.unchecked = None
+        run.decided = -1
         if run.caller is not None:
             run.caller.awaited = -1
 
@@ -580,6 +581,7 @@ class LossBalancer(PreciseLayer):
         """Find out which losses are equations when their names have become known."""
         run, rule = self._run, self.rule
         names = run.order.names
+        _one_pass.refuse_a_static_program(losses, names)
         equations: _equations.Equations | None = self.equations
         if equations is None and rule.tells_equations:
             equations = run.order.equations
@@ -589,16 +591,26 @@ class LossBalancer(PreciseLayer):
                 equations = _equations.by_name(run.order.known, type(rule).__name__)
         open_ended = not run.order.complete
         are_equations = _equations.are_equations(equations or (), names, open_ended)
-        _one_pass.refuse_a_static_program(losses, names)
         run.equations, run.names = np.array(are_equations), names
         self._announce(run.equations, run.order.known or names)
 
     def _is_due(self, step: int, losses: Sequence[paddle.Tensor]) -> bool:
         """Whether this step updates the weights: by the schedule, or to make up for an update."""
         run = self._run
-        if run.accumulation is not None and run.accumulation.is_within_a_step:
-            return run.due  # all micro-batches of a step are measured, or none
+        if step == run.decided:
+            return run.due and not run.frozen  # all micro-batches of a step are measured, or none
+        run.decided = step
         run.due, run.makes_up = step % self.update_every == 0 and not run.frozen, False
+        if not (run.frozen or run.knows_steps) and _paddle.is_in_a_closure():
+            run.due = False
+            run.faults.report(
+                step,
+                "backward(losses)",
+                "was called in the closure of L-BFGS",
+                consequence="its function must not change within a step, so the weights rest. "
+                "Train with Adam first, and call freeze() before L-BFGS, which leaves the weights "
+                "as they are and this warning out",
+            )
         if not run.due and not run.frozen:
             missed = _paddle.host_counts(self.missed)
             if any(missed):
@@ -758,7 +770,10 @@ class _Run:
     in_two_passes: bool | None = None  # None until a step has shown the losses' graphs
     names: list[str] | None = None  # those for which ``equations`` has been found
     equations: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    due: bool = True  # whether the running step updates the weights,
+    # Whether the caller sees to it that a step is evaluated once, whatever the optimizer.
+    knows_steps: bool = False
+    decided: int = -1  # number of the step for which it is known
+    due: bool = True  # whether it updates the weights,
     makes_up: bool = False  # and whether to make up for an update that found a loss empty
     # The losses that the last update left out: name -> step since when, and why.
     stopped: dict[str, tuple[int, str]] = field(default_factory=dict)
