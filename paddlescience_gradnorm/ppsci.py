@@ -57,22 +57,30 @@ class GradNormAggregator(LossAggregator):
     The Solver's checkpoints hold the weights and the rule's state. ``log_to`` adds the weights to
     the Solver's logs.
 
+    Without ``equations`` a rule that needs them, such as ``PinnRule``, takes the values of the
+    model's outputs for conditions, and goes by the names of the other losses. After ``log_to`` it
+    goes by the Solver's constraints before that. If a loss is still in doubt, the first step
+    raises an error that lists them.
+
     With ``update_freq`` the weights stay fixed while gradients accumulate. Then they take one
     step, on the means of all micro-batches. With L-BFGS they stay fixed within each step of the
-    optimizer. Several ranks give the same weights as one rank with all points.
+    optimizer, and each evaluation of the losses counts as a step towards the next update.
+    Several ranks give the same weights as one rank with all points.
 
     Args:
         model: The Solver's model. If it is a ``GradNorm``, its own weights are used, and the
             options below must be given to it instead.
-        n_loss: Number of losses T, at least 2. The Solver has one loss for each output name, and
-            adds up losses of the same name from different constraints.
+        n_loss: Number of losses T, at least 2; by default the first step tells it. The Solver
+            has one loss for each output name, and adds up losses of the same name from different
+            constraints.
         alpha: As for ``LossBalancer``: it selects the paper's rule; the default is ``"pinn"``.
         num_losses: PaddleScience's word for ``n_loss``.
         shared: The shared parameters, as for ``GradNorm``.
+        *positional: Not accepted; the error says what to write.
         **options: Options of ``LossBalancer``: ``rule``, ``equations``, ``weight_lr``,
-            ``update_every``, ``warmup_steps``, ``weight_attr``, ``floor``. With the paper's rule
-            and ``weight_lr=None`` the Solver's optimizer steps the weights:
-            build it as ``ppsci.optimizer.Adam(1e-3)((model, aggregator.balancer))``.
+            ``update_every``, ``warmup_steps``, ``weight_attr``, ``floor``, ``absent``. With the
+            paper's rule and ``weight_lr=None`` the Solver's optimizer steps the weights: build it
+            as ``ppsci.optimizer.Adam(1e-3)((model, aggregator.balancer))``.
 
     Raises:
         TypeError: An argument is of the wrong type, or missing.
@@ -133,7 +141,8 @@ class GradNormAggregator(LossAggregator):
     def log_to(self, solver: Any, norms: bool = False) -> None:
         """Let the Solver log the weights beside its losses, as ``weight/NAME``.
 
-        They appear wherever its losses do: in the terminal, VisualDL, W&B and TensorBoard.
+        They appear wherever its losses do: in the terminal, VisualDL, W&B and TensorBoard. The
+        Solver's constraints also tell which losses are equations; call this before its training.
 
         Args:
             solver: The Solver that has this aggregator.
@@ -151,18 +160,23 @@ class GradNormAggregator(LossAggregator):
         """The weighted sum; its ``backward()`` runs the whole backward pass and the update.
 
         Args:
-            losses: Name -> scalar, ``n_loss`` of them.
+            losses: Name -> scalar, ``n_loss`` of them, in any order.
             step: Number of the optimizer's step, or None in a loop that evaluates each step
                 once. A repeated number means another evaluation in the same step, in which
                 the weights stay fixed.
 
         Returns:
             A tensor of shape [], which may be multiplied (loss scaling) or divided
-            (accumulation) before its ``backward()``.
+            (accumulation) before its ``backward()``. Errors and warnings of
+            ``LossBalancer.backward`` come from there.
 
         Raises:
-            ValueError: The number of losses is wrong, a loss does not depend on the shared
-                parameters, or the Solver's optimizer cannot step the weights.
+            ValueError: The number or the names of the losses are wrong, one may be an equation
+                or not, or the Solver's optimizer cannot step the weights.
+
+        Warns:
+            UserWarning: One step of the optimizer evaluates the losses many times, and their
+                weights have never moved.
         """
         losses = self._known(losses)
         if _paddle.is_amp_on():
@@ -187,6 +201,8 @@ class GradNormAggregator(LossAggregator):
             return _Total(paddle.dot(weights, values), functools.partial(run, losses))
 
     def _backward(self, losses: Mapping[str, paddle.Tensor], scale: float) -> None:
+        # The Solver's numbers tell the steps, so the balancer need not look for L-BFGS.
+        self.balancer._run.knows_steps = self._last_step is not None
         self.balancer.backward(losses, scale=scale)
         self._scale = scale
         if scale != 1:
@@ -224,7 +240,7 @@ class GradNormAggregator(LossAggregator):
         if (
             self._evaluations == _EVALUATIONS_TO_MOVE
             and np.array_equal(self._acting, self._start)
-            and not self._is_frozen()
+            and not self.balancer._run.frozen
         ):
             warnings.warn(
                 f"the losses have been evaluated {self._evaluations} times in one step of the "
@@ -236,9 +252,6 @@ class GradNormAggregator(LossAggregator):
                 UserWarning,
                 stacklevel=4,
             )
-
-    def _is_frozen(self) -> bool:
-        return bool(self.balancer.extra_state()["frozen"])
 
     def _known(self, losses: Mapping[str, paddle.Tensor]) -> NamedLosses:
         """The losses in the order of ``names``, checked, with those that are equations."""
@@ -307,7 +320,7 @@ class GradNormAggregator(LossAggregator):
             ) from None
 
     def _check_that_nobody_else_steps(self, what: str) -> None:
-        if self.balancer.weight_lr is None and not self._is_frozen():
+        if self.balancer.weight_lr is None and not self.balancer._run.frozen:
             raise ValueError(
                 f"with {what} the Solver's optimizer cannot step the loss weights: pass "
                 "weight_lr=, and they are stepped here; or, if they shall stay, call "

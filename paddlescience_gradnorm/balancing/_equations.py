@@ -119,9 +119,7 @@ def is_equation(name: str) -> bool | None:
     return bool(of_equation)
 
 
-def by_name(
-    names: Sequence[str], rule: str, known: Mapping[str, bool] | None = None
-) -> list[str]:
+def by_name(names: Sequence[str], rule: str, known: Mapping[str, bool] | None = None) -> list[str]:
     """The equations among losses of these names.
 
     Args:
@@ -142,11 +140,11 @@ def by_name(
     equations = [name for name, is_one in found.items() if is_one]
     if not doubtful:
         return equations
-    known = f"equations={equations} if these are all" if equations else "equations=[...]"
+    given = f"equations={equations} if these are all" if equations else "equations=[...]"
     raise ValueError(
         f"{rule} treats equations and conditions differently, and of the losses "
         f"{', '.join(map(repr, names))} the names do not tell which {_are(doubtful)}. Pass the "
-        f"names of all residuals of equations: {known}, and equations=[] if there are none. "
+        f"names of all residuals of equations: {given}, and equations=[] if there are none. "
         'rule="published" makes no difference between losses'
     )
 
