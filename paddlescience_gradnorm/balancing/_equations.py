@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Union
 
 from paddlescience_gradnorm import _arguments
@@ -119,31 +119,32 @@ def is_equation(name: str) -> bool | None:
     return bool(of_equation)
 
 
-def by_name(names: Sequence[str], rule: str, conditions: Collection[str] = ()) -> list[str]:
+def by_name(names: Sequence[str], rule: str, known: Mapping[str, bool] | None = None) -> list[str]:
     """The equations among losses of these names.
 
     Args:
         names: Names of all losses.
         rule: Name of the rule that asks, for the error.
-        conditions: Losses that are known to be conditions.
+        known: Whether a loss is an equation, where that is known; its name is not asked then.
 
     Raises:
         ValueError: A name leaves doubt.
 
     Examples:
-        >>> by_name(["pde", "left"], "PinnRule"), by_name(["pde", "u"], "PinnRule", {"u"})
+        >>> by_name(["pde", "left"], "R"), by_name(["pde", "u"], "R", known={"u": False})
         (['pde'], ['pde'])
     """
-    found = {name: False if name in conditions else is_equation(name) for name in names}
+    found = {name: is_equation(name) for name in names}
+    found.update({name: is_one for name, is_one in (known or {}).items() if name in found})
     doubtful = [name for name, is_one in found.items() if is_one is None]
     equations = [name for name, is_one in found.items() if is_one]
     if not doubtful:
         return equations
-    known = f"equations={equations} if these are all" if equations else "equations=[...]"
+    given = f"equations={equations} if these are all" if equations else "equations=[...]"
     raise ValueError(
         f"{rule} treats equations and conditions differently, and of the losses "
         f"{', '.join(map(repr, names))} the names do not tell which {_are(doubtful)}. Pass the "
-        f"names of all residuals of equations: {known}, and equations=[] if there are none. "
+        f"names of all residuals of equations: {given}, and equations=[] if there are none. "
         'rule="published" makes no difference between losses'
     )
 

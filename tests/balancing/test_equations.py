@@ -120,7 +120,9 @@ def test_the_names_of_all_problems_are_right_or_leave_doubt():
 def test_one_name_in_doubt_is_enough_to_ask():
     assert by_name(["bc", "pde", "res"], "R") == ["pde", "res"]
     assert by_name(["bc", "ic"], "R") == []
-    assert by_name(["laplace", "u"], "R", conditions={"u"}) == ["laplace"]
+    assert by_name(["heat_boundary", "u"], "R", {"heat_boundary": True, "u": False, "v": True}) == [
+        "heat_boundary"
+    ]
     with pytest.raises(ValueError) as error:
         by_name(["pde", "u", "v"], "PinnRule")
     assert str(error.value) == (
