@@ -748,7 +748,9 @@ class LossBalancer(PreciseLayer):
         if self.rule.tells_equations:
             equations = [name for name, is_one in names.items() if is_one]
             conditions = [name for name, is_one in names.items() if not is_one]
-            of_equations, of_conditions = self.rule.effects
+            # A rule treats them alike if all are of one kind.
+            alike = not (equations and conditions)
+            of_equations, of_conditions = ("", "") if alike else self.rule.effects
             groups = [
                 ("equations", equations, of_equations),
                 ("conditions", conditions, of_conditions),

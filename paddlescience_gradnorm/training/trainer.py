@@ -290,7 +290,9 @@ class Trainer:
         data, epochs = batches_and_epochs(data, epochs)
         weights, own = None, set()
         if self.balancer is not None:
-            if not hasattr(self.balancer, "loss_weights"):
+            if not (
+                isinstance(self.balancer, LossBalancer) or hasattr(self.balancer, "loss_weights")
+            ):
                 raise TypeError(
                     "fit_lbfgs minimises a weighted sum, but the balancer has no loss_weights: "
                     f"{type(self.balancer).__name__}"

@@ -589,6 +589,12 @@ def test_one_line_is_logged_on_the_first_update(fc_net, make_losses, caplog):
     )
 
 
+def test_the_line_promises_no_lead_where_there_is_none(fc_net, make_losses, caplog):
+    with caplog.at_level("INFO", "paddlescience_gradnorm"):
+        LossBalancer(fc_net).backward(dict(zip(["left", "right", "top"], make_losses(fc_net))))
+    assert caplog.messages[0].endswith("every 10 steps: conditions 'left', 'right', 'top'")
+
+
 def test_repr_shows_rule_and_options(fc_net):
     balancer = LossBalancer(fc_net, 3, equations=[1], weight_lr=0.5)
     assert repr(balancer) == (

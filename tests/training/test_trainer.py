@@ -885,3 +885,12 @@ def test_losses_that_know_their_equations_pass_through():
     adam = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
     Trainer(net, training.losses, adam).fit(epochs=1)
     assert net.balancer.last_measurement.equations.tolist() == [True, False, False, False]
+
+
+def test_lbfgs_may_come_first_when_the_number_of_losses_is_not_known():
+    net = GradNorm(FCNet(2, 1, 2, 8))
+    parameters = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+    training = problem("laplace").sample(30)
+    history = Trainer(net, training.losses, parameters).fit_lbfgs(epochs=2)
+    assert history.to_numpy()["weights"].tolist() == [[1] * 5] * 2
+    assert history.losses["pde"][1] != history.losses["pde"][0]
