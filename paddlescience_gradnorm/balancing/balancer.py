@@ -425,6 +425,9 @@ class LossBalancer(PreciseLayer):
         last = state["last"]
         if not self.rule.needs:
             last = {**last, "gram": None}
+        if last["step"] >= 0:  # otherwise the names are not known
+            are_equations = _equations.are_equations(self.equations, run.order.names)
+            last = {**last, "equations": np.array(are_equations)}
         self._run = _Run(
             run.order,
             run.caller,
