@@ -71,7 +71,7 @@ def train(
     print(title, {k: f"{v:.2g}" for k, v in posed.relative_errors(net).items()})
     for name in trainer.history.names:
         print(f"  {name:10}", *(f"{quantity} {last[quantity][name]:.3g}" for quantity in last))
-    for finding in trainer.diagnose():
+    for finding in trainer.diagnose() or ["Nothing needs attention."]:
         print("  -", finding)
     return trainer
 

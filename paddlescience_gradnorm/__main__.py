@@ -216,7 +216,7 @@ def _print_metrics(problem: Problem, metrics: dict[str, Any]) -> None:
     print(f"{'loss':<14}{'value':>10}{'weight':>10}")
     for name, loss in metrics["final_losses"].items():
         print(f"{name:<14}{loss:>10.2e}{metrics['final_weights'][name]:>10.3g}")
-    for finding in metrics["diagnosis"] or ["Nothing is wrong with losses and weights."]:
+    for finding in metrics["diagnosis"] or ["Nothing needs attention."]:
         print(finding)
     print(f"{metrics['steps']} steps, {metrics['seconds']:.0f} s")
 

@@ -160,8 +160,8 @@ def train(
     checkpoints: Checkpoints,
     resume: str | None,
     live: bool = False,
-) -> History:
-    """Train in place, by one step an epoch; what every step has measured.
+) -> Trainer:
+    """Train in place, by one step an epoch; the finished run.
 
     SIGINT and SIGTERM end the program after the step, with a checkpoint.
     """
@@ -180,11 +180,11 @@ def train(
     with StopOnSignals() as stop:
         callbacks = [*([LiveView(unit="epoch")] if live else []), stop]
         trainer = Trainer(Flow(model), problem.losses, optimizer, balancer, callbacks)
-        history = trainer.fit(epochs=epochs, checkpoints=checkpoints, resume=resume)
+        trainer.fit(epochs=epochs, checkpoints=checkpoints, resume=resume)
     if stop.received:
         print(f"stopped at step {trainer.step}; go on with --resume latest", flush=True)
         raise SystemExit(stop.exit_code)
-    return history
+    return trainer
 
 
 def evaluate(model: paddle.nn.Layer, n: int = 101) -> tuple[np.ndarray, np.ndarray]:
@@ -242,7 +242,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     checkpoints = Checkpoints(options.output / "checkpoints", options.checkpoint_every)
     start = time.perf_counter()
     try:
-        history = train(
+        trainer = train(
             model,
             problem,
             options.epochs,
@@ -255,7 +255,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
         raise SystemExit(f"pinn_kovasznay: {error}") from error
     seconds = time.perf_counter() - start
 
-    last = history.last()
+    history, last = trainer.history, trainer.history.last()
     prediction, truth = evaluate(model)
     errors = relative_errors(prediction, truth)
     metrics = {
@@ -263,6 +263,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
         "seconds": seconds,
         "final_losses": last["losses"],
         "final_weights": last["weights"],
+        "diagnosis": trainer.diagnose(),
         "settings": {**vars(options), "output": str(options.output)},
         "versions": {
             "paddlescience_gradnorm": paddlescience_gradnorm.__version__,
@@ -278,8 +279,10 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     described = ", ".join(f"{name} {error:.2e}" for name, error in errors.items())
     print(
-        f"relative L2 error {described}, {seconds:.0f} s\n"
-        f"figures: {options.output / 'solution.png'}, {options.output / 'training.png'}"
+        f"relative L2 error {described}, {seconds:.0f} s",
+        *(metrics["diagnosis"] or ["Nothing needs attention."]),
+        f"figures: {options.output / 'solution.png'}, {options.output / 'training.png'}",
+        sep="\n",
     )
     return metrics
 

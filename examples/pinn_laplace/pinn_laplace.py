@@ -201,9 +201,11 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(
         f"relative L2 error {metrics['relative_l2_error']:.2e}, "
-        f"max error {metrics['max_error']:.2e}, {seconds:.0f} s\n"
+        f"max error {metrics['max_error']:.2e}, {seconds:.0f} s",
+        *(metrics["diagnosis"] or ["Nothing needs attention."]),
         f"figures: {options.output / 'solution.png'}, {options.output / 'training.png'}\n"
-        f"as a page: python -m paddlescience_gradnorm report {options.output}"
+        f"as a page: python -m paddlescience_gradnorm report {options.output}",
+        sep="\n",
     )
     return metrics
 

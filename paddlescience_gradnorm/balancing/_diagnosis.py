@@ -1,13 +1,26 @@
-"""Explains the numbers of a balancer in words."""
+"""Explains the numbers of a balancer in words. It needs numpy, not Paddle."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from paddlescience_gradnorm.balancing._equations import is_equation
 from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import Rule, RuleState
+
+# The gradients of a dead network are parallel to rounding.
+_PARALLEL = 0.99999
+# What to do about a loss that is left out, by a word of the fault.
+_REMEDIES = {
+    "nan": "Look for a division by 0, a root or a logarithm in it.",
+    "inf": "Look for a division by 0, an exponential or a logarithm in it.",
+    "no gradient": "Leave it out of the losses if it is always met. If it acts on other "
+    "parameters only, pass as shared= parameters that every loss goes through.",
+    "training rate": "Only alpha=0 balances losses that may be 0 or below.",
+    "too large": "Scale it down.",
+}
 
 
 def diagnose(
@@ -16,8 +29,9 @@ def diagnose(
     rule: Rule,
     state: RuleState,
     measurement: Measurement,
+    stopped: Mapping[str, tuple[int, str]] | None = None,
 ) -> list[str]:
-    """Findings, each a sentence or two that name the loss; none if all is well.
+    """Findings, each a sentence or two that name the loss and say what to do; none if all is well.
 
     Args:
         names: Names of the losses.
@@ -25,39 +39,95 @@ def diagnose(
         rule: The balancing rule, which adds findings of its own.
         state: What the rule remembers.
         measurement: The measurement of the last update.
+        stopped: The losses that the last update left out: name -> since which step, and why, as a
+            sentence without a subject, such as ``(10, "is nan")``.
 
     Examples:
         >>> from paddlescience_gradnorm.balancing.rules import PinnRule
-        >>> rule, gram = PinnRule(), np.array([[1.0, -0.5], [-0.5, 1.0]])
-        >>> measured = Measurement(np.ones(2), gram)
-        >>> for finding in diagnose(["pde", "data"], np.ones(2), rule, rule.start(2), measured):
-        ...     print(finding[:75])
-        The gradients of 'pde' and 'data' (cosine -0.50) point against each other:
+        >>> rule, measured = PinnRule(), Measurement(np.ones(2), np.eye(2), step=40)
+        >>> for finding in diagnose(
+        ...     *(["pde", "data"], np.ones(2), rule, rule.start(2), measured),
+        ...     stopped={"data": (10, "is nan")},
+        ... ):
+        ...     print(finding)
+        'data' has been left out of the balancing since step 10, because it is nan. Look for a
+        division by 0, a root or a logarithm in it.
     """
+    if is_dead(measurement.cosines):  # whatever else there is to say follows from it
+        return [
+            "The gradients of all losses are parallel. Either the network gives one value "
+            "everywhere, because its units are dead or saturated: start again, with a lower "
+            "learning rate or another initialisation. Or the losses are multiples of one loss: "
+            "keep one of them."
+        ]
     found = []
-    for name, weight, norm in zip(names, weights, measurement.norms):
-        if weight <= 1.01 * measurement.floor:
-            found.append(
-                f"The weight of {name!r} is at its floor of {measurement.floor:g}: the loss is all "
-                "but ignored. Lower floor if that is wanted, or scale the loss itself down."
-            )
-        if norm == 0:
-            found.append(
-                f"The loss of {name!r} has no gradient on the shared parameters: nothing is "
-                "left to learn from it, or it depends on other parameters only."
-            )
-    found += rule.findings(names, weights, state, measurement)
-    cosines = measurement.cosines
-    conflicts = [
-        f"{names[j]!r} and {names[i]!r} (cosine {cosines[i, j]:.2f})"
-        for i in range(len(names))
-        for j in range(i)
-        if cosines[i, j] < 0
-    ]
-    if conflicts:
+    for (since, fault), group in _grouped(stopped or {}).items():
+        has, it = ("has", "it") if len(group) == 1 else ("have", "each of them")
+        remedy = next((text for word, text in _REMEDIES.items() if word in fault), "")
         found.append(
-            f"The gradients of {', '.join(conflicts)} point against each other: what one gains "
-            "the other loses. Seen once it is noise; seen often, no weights resolve it, and a "
-            "larger network or RotoGrad may."
+            f"{listed(group)} {has} been left out of the balancing since step {since}, because "
+            f"{it} {fault}. {remedy}".rstrip()
         )
-    return found
+    if rule.tells_equations:
+        found += _misnamed(names, measurement.equations)
+    of_rule = rule.findings(names, weights, state, measurement)
+    # What the rule says of a loss says more than that its weight is at the floor.
+    told = [name for name in names if any(repr(name) in finding for finding in of_rule)]
+    floor = measurement.floor
+    at_floor = [n for n, w in zip(names, weights) if w <= 1.01 * floor and n not in told]
+    if at_floor:
+        found.append(
+            f"The weight of {listed(at_floor)} is at its floor of {floor:g}, where it cannot "
+            "follow the rule. Scale the loss itself down, lower floor, or choose another rule."
+        )
+    return found + of_rule
+
+
+def is_dead(cosines: np.ndarray) -> bool:
+    """Whether all gradients are parallel, because the network gives one value everywhere.
+
+    Two gradients that are opposite are no sign of it: they may be at rest.
+
+    Args:
+        cosines: Of the angles between the gradients, shape [T, T]; 0 or NaN for a loss without
+            a gradient.
+    """
+    pairs = cosines[np.triu_indices(len(cosines), 1)]
+    pairs = pairs[np.isfinite(pairs) & (pairs != 0)]
+    return bool(len(pairs) and (np.abs(pairs) > _PARALLEL).all() and pairs.max() > 0)
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Names in quotation marks for a sentence.
+
+    Examples:
+        >>> listed(["pde"]), listed(["pde", "bc"]), listed("abcdefg")
+        ("'pde'", "'pde' and 'bc'", "'a', 'b', 'c' and 4 more")
+    """
+    if len(names) > most:
+        return f"{', '.join(map(repr, names[: most - 1]))} and {len(names) - most + 1} more"
+    *first, last = map(repr, names)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _grouped(left_out: Mapping[str, tuple[int, str]]) -> dict[tuple[int, str], list[str]]:
+    groups: dict[tuple[int, str], list[str]] = {}
+    for name, reason in left_out.items():
+        groups.setdefault(reason, []).append(name)
+    return groups
+
+
+def _misnamed(names: Sequence[str], are_equations: np.ndarray) -> list[str]:
+    """Whether a loss with an equation's name is a condition, while none of the equations has one.
+
+    If some of the equations have such a name, leaving out another may well be meant.
+    """
+    like = [is_equation(name) is True for name in names]
+    among = [name for name, is_like, e in zip(names, like, are_equations) if is_like and not e]
+    equations = [name for name, is_equation in zip(names, are_equations) if is_equation]
+    if not among or not equations or (np.array(like) & are_equations).any():
+        return []
+    return [
+        f"{listed(among)} has an equation's name, but is balanced as a condition, and "
+        f"{listed(equations)} as an equation. Unless this is meant, pass equations={among}."
+    ]

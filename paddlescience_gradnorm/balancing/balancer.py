@@ -408,8 +408,11 @@ class LossBalancer(PreciseLayer):
         """
         if self._run.last.step < 0:
             raise RuntimeError("there is nothing to diagnose yet: call backward(losses) first")
-        names, weights = self._run.order.names, self.get_weights().astype(np.float64)
-        return diagnose(names, weights, self.rule, self.rule_state, self._run.last)
+        run, weights = self._run, self.get_weights().astype(np.float64)
+        # Once may be a batch without points; twice in succession is a loss that has stopped.
+        lasting = {n: reason for n, reason in run.stopped.items() if reason[0] < run.last.step}
+        names = run.order.names
+        return diagnose(names, weights, self.rule, self.rule_state, run.last, lasting)
 
     def take_back(self) -> None:
         """Undo the last step, and let the next ``backward`` add to its micro-batches.
@@ -684,10 +687,11 @@ class LossBalancer(PreciseLayer):
                 int(bool(fault) and (loss == 0 or not math.isfinite(loss) or x.stop_gradient))
                 for fault, loss, x in zip(update.faults, measurement.losses.tolist(), scalars)
             ]
+        of_names = zip(run.order.names, update.faults)
         run.stopped = {
             name: run.stopped.get(name) or (step, fault)
-            for name, fault in zip(run.order.names, update.faults)
-            if fault
+            for name, fault in of_names
+            if fault and (name in run.stopped or not run.makes_up)
         }
         if wants_imbalance:
             some = only_of(update.balanced, weights, update.state, measurement)

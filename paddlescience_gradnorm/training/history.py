@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Union
 import numpy as np
 import paddle
 
+from paddlescience_gradnorm.training._diagnosis import diagnose
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
@@ -144,31 +146,29 @@ class History:
                 history._blocks[quantity] = [arrays[quantity]]
         return history
 
-    def diagnose(self) -> list[str]:
-        """Losses that no longer fall, in words; an empty list if all do.
+    def diagnose(self, cosines: np.ndarray | None = None) -> list[str]:
+        """What a user should act on, in words; an empty list if there is nothing.
 
-        A loss is one of these if its median over the last tenth of the steps is at most 2 %
-        below that of the tenth before.
+        A finding is a loss that has become NaN for good, a weighted sum that has risen again, a
+        loss that is all of the sum, losses that have stood still from the start, or losses that
+        rest against each other. All but the first take 300 steps to be seen.
+
+        Args:
+            cosines: Those of the balancer's last update (``LossBalancer.cosines``). Without them
+                losses that rest against each other are not found.
 
         Examples:
             >>> import paddle
             >>> history = History()
-            >>> for step in range(100):
+            >>> for step in range(300):
             ...     history.record(["pde", "data"], paddle.to_tensor([0.9**step, 0.25]))
-            >>> history.diagnose()
-            ["The loss of 'data' no longer falls: 0.25 over the last 10 steps, 0.25 before."]
+            >>> for finding in history.diagnose():
+            ...     print(finding)
+            The loss of 'data' has stood still from the start. Balance the losses, or raise its
+            weight by hand.
         """
-        window = len(self) // 10
-        found = []
-        for name, losses in self.losses.items() if window else ():
-            before = float(np.median(losses[-2 * window : -window]))
-            now = float(np.median(losses[-window:]))
-            if not now < 0.98 * before:
-                found.append(
-                    f"The loss of {name!r} no longer falls: {now:.3g} over the last {window} "
-                    f"steps, {before:.3g} before."
-                )
-        return found
+        rows = self.to_numpy()
+        return diagnose(self.names, rows["losses"], rows["weights"], cosines)
 
     def plot_losses(self, axes: Axes | None = None) -> Axes:
         """Draw the unweighted losses over the steps, on a logarithmic scale.

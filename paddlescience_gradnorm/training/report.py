@@ -168,7 +168,7 @@ def _flat(key: str, value: Any) -> dict[str, Any]:
 
 def _diagnosis(findings: Sequence[Any]) -> str:
     if not findings:
-        return '<p class="well">Nothing is wrong with losses and weights.</p>'
+        return '<p class="well">Nothing needs attention.</p>'
     items = "".join(f"<li>{_escaped(finding)}</li>" for finding in findings)
     return f'<ul class="findings">{items}</ul>'
 

@@ -29,6 +29,7 @@ from paddlescience_gradnorm.training._batches import (
     length,
 )
 from paddlescience_gradnorm.training._checkpoint_file import CheckpointError, PathLike
+from paddlescience_gradnorm.training._diagnosis import broken
 from paddlescience_gradnorm.training._like import as_given, as_plain, check_like
 from paddlescience_gradnorm.training._versions import Schema
 from paddlescience_gradnorm.training.checkpoints import Checkpoints
@@ -328,15 +329,17 @@ class Trainer:
         return self._run(data, epochs, validate, validate_every, step)
 
     def diagnose(self) -> list[str]:
-        """What a user should know of the run so far, in words; an empty list if all is well.
+        """What a user should act on, in words; an empty list if there is nothing.
 
         These are the findings of the history (``History.diagnose``) and, after its first update,
         of the balancer (``LossBalancer.diagnose``).
         """
-        found, balancer = self.history.diagnose(), self.balancer
-        if isinstance(balancer, LossBalancer) and balancer.last_measurement.step >= 0:
-            found += balancer.diagnose()
-        return found
+        history, balancer = self.history, self.balancer
+        if not (isinstance(balancer, LossBalancer) and balancer.last_measurement.step >= 0):
+            return history.diagnose()
+        rows = history.to_numpy()
+        over = broken(history.names, rows["losses"], rows["weights"])
+        return over or history.diagnose(balancer.cosines) + balancer.diagnose()
 
     def _run(
         self,

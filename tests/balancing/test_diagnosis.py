@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from paddlescience_gradnorm.balancing import GradNormRule, Measurement, PinnRule, Rule
-from paddlescience_gradnorm.balancing._diagnosis import diagnose
+from paddlescience_gradnorm.balancing._diagnosis import diagnose, is_dead, listed
 
 NAMES = ["pde", "boundary", "data"]
 RULES = [GradNormRule(1.0), PinnRule(), PinnRule(alpha=1.0)]
@@ -16,14 +16,18 @@ def diagnosis(
     norms=(1, 1, 1),
     cosines=None,
     floor=1e-3,
+    names=NAMES,
+    equations=(True, False, False),
+    stopped=None,
 ):
     """That of a healthy run, but for what is given."""
     norms = np.array(norms, float)
     gram = np.outer(norms, norms) * (np.eye(3) if cosines is None else cosines)
-    measurement = Measurement(np.array(losses), gram, step=5000, interval=1, floor=floor)
-    return diagnose(
-        NAMES, np.array(weights), rule, {"initial_losses": np.array(initial)}, measurement
+    measurement = Measurement(
+        *(np.array(losses), gram), equations=np.array(equations), step=5000, floor=floor
     )
+    state = {"initial_losses": np.array(initial)}
+    return diagnose(names, np.array(weights), rule, state, measurement, stopped=stopped)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -32,53 +36,136 @@ def test_a_healthy_run_has_no_findings(rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_weight_at_its_floor_is_named(rule):
+def test_opposite_gradients_are_no_finding_because_they_cancel_where_training_rests(rule):
+    cosines = np.array([[1, 0.3, -0.4], [0.3, 1, -0.99], [-0.4, -0.99, 1]])
+    assert diagnosis(rule, cosines=cosines) == []
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_weights_at_the_floor_are_named(rule):
     (finding,) = diagnosis(rule, weights=(0.101, 1, 2), floor=0.1)
-    assert finding.startswith("The weight of 'pde' is at its floor of 0.1: ")
+    assert finding.startswith("The weight of 'pde' is at its floor of 0.1, ")
+    (finding,) = diagnosis(rule, weights=(0.101, 1, 0.1), floor=0.1)
+    assert finding.startswith("The weight of 'pde' and 'data' is at its floor")
     assert diagnosis(rule, weights=(0.102, 1, 2), floor=0.1) == []
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_loss_without_a_gradient_is_named(rule):
     (finding,) = diagnosis(rule, norms=(1, 0, 1))
-    assert finding.startswith("The loss of 'boundary' has no gradient on the shared parameters: ")
+    assert finding.startswith("'boundary' has been left out of the balancing since step 5000, ")
+    assert "because it has no gradient on the shared parameters. Leave it out of" in finding
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_gradients_in_conflict_are_named_in_pairs(rule):
-    cosines = np.array([[1, 0.3, -0.4], [0.3, 1, -0.9], [-0.4, -0.9, 1]])
-    (finding,) = diagnosis(rule, cosines=cosines, norms=(1e-3, 2, 30))
-    pairs = "'pde' and 'data' (cosine -0.40), 'boundary' and 'data' (cosine -0.90)"
-    assert finding.startswith(f"The gradients of {pairs} point against each other")
+@pytest.mark.parametrize(
+    "fault, remedy",
+    [
+        ("is nan", "because it is nan. Look for a division by 0, a root or a logarithm in it."),
+        ("is -inf", "because it is -inf. Look for a division by 0, an exponential or"),
+        ("is 0 and has no training rate", "Only alpha=0 balances losses that may be 0 or below."),
+        ("has a gradient of norm above 1e+19, too large for an optimizer to square", "Scale it"),
+        ("is empty", "since step 7, because it is empty."),
+    ],
+)
+def test_what_has_stopped_is_named_with_the_step_and_a_remedy(fault, remedy):
+    (finding,) = diagnosis(PinnRule(), stopped={"data": (7, fault)})
+    assert finding.startswith("'data' has been left out of the balancing since step 7, because it")
+    assert remedy in finding
+
+
+def test_losses_that_have_stopped_together_are_named_together():
+    stopped = {"data": (7, "is nan"), "pde": (7, "is nan"), "boundary": (8, "is nan")}
+    first, second = diagnosis(PinnRule(), stopped=stopped)
+    assert first.startswith("'data' and 'pde' have been left out of the balancing since step 7, ")
+    assert "because each of them is nan." in first
+    assert second.startswith("'boundary' has been left out of the balancing since step 8, ")
+
+
+def test_since_when_a_loss_has_stopped_is_known_better_than_by_the_last_measurement():
+    (finding,) = diagnosis(PinnRule(), norms=(1, 0, 1), stopped={"boundary": (10, "is 0")})
+    assert "since step 10, because it is 0." in finding
+
+
+@pytest.mark.parametrize(
+    "names, equations, wrong",
+    [
+        (["pde", "left", "right"], (False, True, True), "pde"),
+        (["left", "Residual_u", "right"], (True, False, False), "Residual_u"),
+        (["momentum_x", "continuity", "bc"], (True, False, False), None),  # may well be meant
+        (["pde", "data", "bc"], (True, True, False), None),
+        (["a", "b", "c"], (False, True, False), None),
+        (["code", "mode", "model"], (True, False, False), None),
+        (["pde", "left", "right"], (False, False, False), None),  # without equations
+    ],
+)
+def test_an_equation_among_the_conditions_is_named(names, equations, wrong):
+    found = diagnosis(PinnRule(lead=1.0), names=names, equations=equations)
+    assert len(found) == (wrong is not None)
+    for finding in found:
+        assert finding.startswith(f"{wrong!r} has an equation's name, but is balanced as a")
+        assert f"pass equations=['{wrong}']." in finding
+    assert diagnosis(GradNormRule(0.0), names=names, equations=equations) == []
+
+
+def test_of_a_dead_network_nothing_else_is_said():
+    signs = np.array([1.0, -1.0, 1.0])
+    (finding,) = diagnosis(
+        PinnRule(),
+        weights=(1e-3, 1, 1),
+        cosines=np.outer(signs, signs),
+        stopped={"pde": (3, "is 0")},
+    )
+    assert finding.startswith("The gradients of all losses are parallel.")
+
+
+@pytest.mark.parametrize(
+    "pairs, dead",
+    [
+        ((1, 1, 1), True),
+        ((1, -1, -1), True),
+        ((0, 0, 1), True),  # without a gradient of the first
+        ((1, -0.9999, -1), False),
+        ((-1, 0, 0), False),  # two losses at rest, and one that is met
+        ((0, 0, 0), False),
+        ((np.nan,) * 3, False),
+    ],
+)
+def test_gradients_of_a_dead_network_are_parallel(pairs, dead):
+    cosines = np.eye(3)
+    cosines[np.triu_indices(3, 1)] = pairs
+    assert is_dead(cosines) == dead
+
+
+def test_names_are_listed_up_to_four():
+    assert [listed("abcdef"[:n]) for n in (1, 2, 4, 5)] == [
+        "'a'",
+        "'a' and 'b'",
+        "'a', 'b', 'c' and 'd'",
+        "'a', 'b', 'c' and 2 more",
+    ]
 
 
 def test_the_findings_of_the_rule_are_among_them():
     (finding,) = diagnosis(GradNormRule(1.0), losses=(1, 1e-2, 1e-4))
-    assert finding.startswith("The loss of 'pde' is 100 times its reference L(0) = 0.01")
-    (finding,) = diagnosis(PinnRule(bound=5), weights=(1, 1, 5))
-    assert finding.startswith("The weight of 'data' is at its bound, 5 times above 1")
+    assert finding.startswith("The reference L(0) of 'pde' was too small")
+    (finding,) = diagnosis(
+        PinnRule(bound=25), weights=(1, 25, 1), losses=(1e9, 1, 1e9), norms=(1e9, 1, 1e9)
+    )
+    assert finding.startswith("The gradients of 'boundary' are so far from those of the others")
 
 
-def test_findings_come_in_one_order_and_are_all_told():
+def test_findings_come_in_one_order_and_what_the_rule_says_replaces_the_floor():
     class Own(Rule):
         def weigh(self, weights, state, measurement):
             return weights, state
 
         def findings(self, names, weights, state, measurement):
-            return [
-                f"{names} {weights.tolist()} {state['initial_losses'].sum()} {measurement.step}"
-            ]
+            return [f"{weights.tolist()} {state['initial_losses'].sum()} of 'data'"]
 
-    found = diagnosis(
-        Own(), weights=(1e-3, 1, 1e-3), norms=(1, 0, 1), cosines=np.eye(3) - 0.5, initial=(1, 1, 1)
-    )
-    starts = ["The weight of 'pde'", "The loss of 'boundary'", "The weight of 'data'"]
-    starts += [
-        "['pde', 'boundary', 'data'] [0.001, 1.0, 0.001] 3 5000",
-        "The gradients of 'pde' and",
-    ]
-    assert [finding.startswith(start) for finding, start in zip(found, starts)] == [True] * 5
-    assert len(found) == 5
+    found = diagnosis(Own(), weights=(1e-3, 1, 1e-3), norms=(1, 0, 1), initial=(1, 1, 1))
+    starts = ["'boundary' has been left out", "The weight of 'pde' is at its floor", "[0.001, 1.0"]
+    assert [finding.startswith(start) for finding, start in zip(found, starts)] == [True] * 3
+    assert len(found) == 3
 
 
 def test_without_gradients_there_is_nothing_to_say_of_them():
@@ -88,7 +175,12 @@ def test_without_gradients_there_is_nothing_to_say_of_them():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_loss_that_was_left_out_is_no_finding(rule):
+@pytest.mark.parametrize("loss, fault", [(np.nan, "is nan"), (1.0, "has a gradient of norm nan")])
+def test_a_loss_that_the_last_update_left_out_is_named_and_no_more_is_said_of_it(rule, loss, fault):
     cosines = np.eye(3)
     cosines[1] = cosines[:, 1] = np.nan
-    assert diagnosis(rule, losses=(1e-3, np.nan, 1e-4), cosines=cosines) == []
+    (finding,) = diagnosis(rule, losses=(1e-3, loss, 1e-4), cosines=cosines)
+    assert (
+        f"'boundary' has been left out of the balancing since step 5000, because it {fault}."
+        in (finding)
+    )

@@ -46,7 +46,7 @@ def test_a_short_run_learns_and_writes_everything(tmp_path, capsys, balance):
 def test_training_lowers_the_losses(balance):
     problem = pinn_kovasznay.Problem(64, seed=0)
     model = pinn_kovasznay.build(balance, 0.12)
-    losses = pinn_kovasznay.train(model, problem, 80, 5e-3, None, None).to_numpy()["losses"]
+    losses = pinn_kovasznay.train(model, problem, 80, 5e-3, None, None).history.to_numpy()["losses"]
     assert losses[-1].sum() < 0.7 * losses[0].sum()
 
 

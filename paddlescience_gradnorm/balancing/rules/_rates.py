@@ -7,6 +7,11 @@ import math
 import numpy as np
 
 from paddlescience_gradnorm import _arguments
+from paddlescience_gradnorm.balancing.measurement import Measurement
+from paddlescience_gradnorm.balancing.rule import RuleState
+
+# If a loss exceeds its reference by this factor, the reference was too small by accident.
+_TOO_SMALL_A_REFERENCE = 10.0
 
 
 def inverse_training_rates(losses: np.ndarray, initial_losses: np.ndarray) -> np.ndarray:
@@ -40,3 +45,18 @@ def check_alpha(alpha: float) -> None:
             f"alpha must be finite and at least 0, got {alpha}; "
             "the paper uses 0.12 to 3, and 0 ignores training rates"
         )
+
+
+def too_small_references(
+    alpha: float, state: RuleState, measurement: Measurement
+) -> dict[int, float]:
+    """Number of a loss -> how many times its reference L(0) it is, if the reference is too small.
+
+    Without alpha a rule uses no references, so none is too small.
+    """
+    pairs = zip(measurement.losses.tolist(), state["initial_losses"].tolist())
+    return {
+        i: loss / initial
+        for i, (loss, initial) in enumerate(pairs)
+        if alpha and 0 < _TOO_SMALL_A_REFERENCE * initial < loss
+    }

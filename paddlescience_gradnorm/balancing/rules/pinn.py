@@ -12,12 +12,10 @@ from typing import ClassVar
 import numpy as np
 
 from paddlescience_gradnorm import _arguments
+from paddlescience_gradnorm.balancing._diagnosis import listed
 from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import Rule, RuleState
-from paddlescience_gradnorm.balancing.rules._rates import check_alpha
-
-# If a loss exceeds its reference by this factor, the reference was too small by accident.
-_TOO_SMALL_A_REFERENCE = 10.0
+from paddlescience_gradnorm.balancing.rules._rates import check_alpha, too_small_references
 
 
 @dataclass(frozen=True)
@@ -162,19 +160,94 @@ class PinnRule(Rule):
         self, names: Sequence[str], weights: np.ndarray, state: RuleState, measurement: Measurement
     ) -> list[str]:
         found = []
-        for name, weight, loss, initial in zip(
-            names, weights, measurement.losses, state["initial_losses"]
-        ):
-            if abs(math.log(weight)) >= 0.99 * math.log(self.bound):
-                side = "above" if weight > 1 else "below"
-                found.append(
-                    f"The weight of {name!r} is at its bound, {self.bound:g} times {side} 1: "
-                    "its gradients are of another size than the bound allows for. Scale the "
-                    "loss itself, or raise bound."
-                )
-            if self.alpha and 0 < _TOO_SMALL_A_REFERENCE * initial < loss:
-                found.append(
-                    f"The loss of {name!r} is {loss / initial:.3g} times its moving average. "
-                    "Call reset_initial_losses() to start the average anew."
-                )
+        at_rest = self._at_rest(weights, state, measurement)
+        limit = math.log(self.bound)
+        weights = np.where(weights > 0, weights, 1.0)  # one set to 0 by hand is not balanced
+        missing = np.abs(np.log(at_rest / weights))
+        off_floor = weights > 1.01 * measurement.floor
+        # One measurement is noise. The weight shows the earlier ones: from 1 it has taken the
+        # largest steps, which lead over a distance of 1 at least, ever since the start.
+        way, steps = np.abs(np.log(weights)), measurement.step + measurement.interval
+        far = (missing > 1) & (way > 0.8 * measurement.rate * steps)
+        bounded = off_floor & (np.abs(np.log(at_rest)) > 0.99 * limit)
+        far, bounded = far & off_floor & ~bounded, bounded & (far | (way > 0.9 * limit))
+        bounded &= self._is_out_of_scale(measurement)
+        if bounded.any():
+            several = listed([name for name, is_bounded in zip(names, bounded) if is_bounded])
+            found.append(
+                f"The gradients of {several} are so far from those of the others in size that "
+                f"bound={self.bound:g} limits the weight. Write the problem without dimensions or "
+                "scale the loss itself; if its size is right, raise bound."
+            )
+        if far.any():
+            found.append(self._far_from_rest(names, weights, at_rest, far, measurement))
+        ratios = too_small_references(self.alpha, state, measurement)
+        if ratios:
+            found.append(
+                f"The loss of {listed([names[i] for i in ratios])} has risen to up to "
+                f"{max(ratios.values()):.3g} times its moving average. Call "
+                "reset_initial_losses() to start the average anew."
+            )
         return found
+
+    def _at_rest(
+        self, weights: np.ndarray, state: RuleState, measurement: Measurement
+    ) -> np.ndarray:
+        """The weights that would be reached if losses and gradients stayed as they are.
+
+        A loss that cannot be balanced keeps its weight.
+        """
+        losses, norms, equations = measurement.losses, measurement.norms, measurement.equations
+        good = np.isfinite(losses) & np.isfinite(norms) & (norms > 0) & (weights > 0)
+        if self.alpha:
+            good &= losses > 0
+        at_rest = np.where(weights > 0, weights, 1.0)
+        if good.sum() < 2 or (equations.any() and not (equations & good).any()):
+            return at_rest
+        some = {name: array[good] if array.ndim else array for name, array in state.items()}
+        measured = dataclasses.replace(measurement.of(good), rate=1.0)
+        while True:
+            before = at_rest[good]
+            at_rest[good], _ = self.weigh(before, some, measured)
+            if np.abs(np.log(at_rest[good] / before)).max() < 1e-6:
+                return at_rest
+
+    def _is_out_of_scale(self, measurement: Measurement) -> np.ndarray:
+        """Whether a loss is in other units than the equations, boolean, shape [T].
+
+        A gradient may be small because its loss is met. ||g||^2 / L tells the two apart: it is
+        in proportion to the scale of L, and does not become small with L.
+        """
+        with np.errstate(all="ignore"):
+            scales = np.log(measurement.norms**2 / np.abs(measurement.losses))
+        good, equations = np.isfinite(scales), measurement.equations
+        unit = good & equations if (good & equations).any() else good
+        if not unit.any():
+            return unit
+        # At the end of runs on the suite the losses of a problem differ by 10^4.2 at most.
+        return good & (np.abs(scales - scales[unit].mean()) > math.log(1e5))
+
+    def _far_from_rest(
+        self,
+        names: Sequence[str],
+        weights: np.ndarray,
+        at_rest: np.ndarray,
+        far: np.ndarray,
+        measurement: Measurement,
+    ) -> str:
+        steps, rate = measurement.step + measurement.interval, measurement.rate
+        way = np.abs(np.log(at_rest / weights))
+        first = [i for i in np.argsort(-way) if far[i]]
+        each = [f"{names[i]!r} ({weights[i]:.3g}, heading for {at_rest[i]:.3g})" for i in first]
+        shown = ", ".join(each[:3]) + (f" and {len(each) - 3} more" if len(each) > 3 else "")
+        more = float(f"{way[first[0]] / rate:.2g}")
+        remedies = [f"train for {more:.0f} steps more at least"]
+        # A rate that would have taken half of the steps so far, if updates can be as large.
+        faster = 2 * np.abs(np.log(at_rest))[far].max() / steps
+        if 1.5 * rate < faster <= 1 / measurement.interval:
+            remedies.insert(more < steps, f"raise weight_lr from {rate:.2g} to {faster:.1g}")
+        advice = ", or ".join(remedies)
+        return (
+            f"After {steps} steps weights are still moving at the largest pace: {shown}. "
+            f"{advice[0].upper()}{advice[1:]}."
+        )

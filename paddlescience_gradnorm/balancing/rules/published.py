@@ -9,12 +9,14 @@ from typing import ClassVar
 
 import numpy as np
 
+from paddlescience_gradnorm.balancing._diagnosis import listed
 from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import GradientRule, GradientStep, RuleState
-from paddlescience_gradnorm.balancing.rules._rates import check_alpha, inverse_training_rates
-
-# If a loss exceeds its reference by this factor, the reference was too small by accident.
-_TOO_SMALL_A_REFERENCE = 10.0
+from paddlescience_gradnorm.balancing.rules._rates import (
+    check_alpha,
+    inverse_training_rates,
+    too_small_references,
+)
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,35 @@ class GradNormRule(GradientRule):
     def findings(
         self, names: Sequence[str], weights: np.ndarray, state: RuleState, measurement: Measurement
     ) -> list[str]:
-        found: list[str] = []
-        if not self.alpha:  # which uses no references
-            return found
-        for name, loss, initial in zip(names, measurement.losses, state["initial_losses"]):
-            if 0 < _TOO_SMALL_A_REFERENCE * initial < loss:
-                found.append(
-                    f"The loss of {name!r} is {loss / initial:.3g} times its reference L(0) = "
-                    f"{initial:.3g}, which was too small to mean anything: an untrained network "
-                    "can fulfil an equation by accident. Call reset_initial_losses() once the "
-                    'losses have settled, or use rule="pinn".'
-                )
+        found = self._overshooting(names, measurement)
+        ratios = too_small_references(self.alpha, state, measurement)
+        if ratios:
+            found.append(
+                f"The reference L(0) of {listed([names[i] for i in ratios])} was too small to mean "
+                "anything, because an untrained network can fulfil an equation by accident: the "
+                f"loss is now up to {max(ratios.values()):.3g} times as large. Call "
+                'reset_initial_losses() once the losses have settled, or use rule="pinn".'
+            )
         return found
+
+    def _overshooting(self, names: Sequence[str], measurement: Measurement) -> list[str]:
+        """Whether steps of plain descent are larger than the weight at which the norms are equal.
+
+        Then the weight jumps across it: by a third and more from 0.5 times the weight on, and by
+        3 % at 0.05 times. With ``weight_lr=None`` the rate is NaN and the optimizer decides.
+        """
+        norms = measurement.norms
+        if not (np.isfinite(norms).all() and norms.all()):
+            return []
+        at_rest = np.maximum(len(norms) / norms / (1 / norms).sum(), measurement.floor)
+        steps = measurement.rate * norms
+        worst = int(np.argmax(steps / at_rest))
+        if not steps[worst] > 0.5 * at_rest[worst]:
+            return []
+        rate = 0.05 * at_rest[worst] / norms[worst]
+        return [
+            f"The weight of {names[worst]!r} jumps: with weight_lr={measurement.rate:g} a step "
+            f"moves it by {steps[worst]:.2g}, and its gradient asks for a weight of "
+            f"{at_rest[worst]:.2g}. Lower weight_lr to {rate:.0e}, let Adam step the weights "
+            '(weight_lr=None), or use rule="pinn".'
+        ]

@@ -215,21 +215,81 @@ def test_nothing_is_changed_in_place(alpha):
     assert new[1] != 1 and state["initial_losses"].tolist() == [0, 2]
 
 
-def findings(rule, weights=(1, 1), losses=(1, 1), initial=(2, 2), step=5000, interval=10):
-    measurement = measured(losses, [1, 1], step=step, interval=interval)
+def findings(
+    rule, weights=(1, 1), losses=(1, 1), initial=(2, 2), norms=(1, 1), equations=(), **pace
+):
+    pace = {"step": 4990, "interval": 10, "rate": 0.01, **pace}
+    measurement = measured(losses, norms, equations, **pace)
     return rule.findings(["pde", "bc"], np.array(weights, float), references(*initial), measurement)
 
 
-@pytest.mark.parametrize("weight, side", [(5, "above"), (4.95, "above"), (0.2, "below")])
-def test_a_weight_at_its_bound_is_found(weight, side):
-    (finding,) = findings(PinnRule(bound=5), weights=(1, weight))
-    assert finding.startswith(f"The weight of 'bc' is at its bound, 5 times {side} 1: ")
-    assert findings(PinnRule(bound=5), weights=(4.9, 0.21)) == []
+@pytest.mark.parametrize("scale, is_found", [(1e6, True), (1e4, False)])
+@pytest.mark.parametrize("weight, step", [(600, 4990), (50, 390)])
+def test_a_loss_in_other_units_is_found_at_the_bound(scale, is_found, weight, step):
+    # Scaling a loss scales its gradient too.
+    loud = {"losses": (scale, 1), "norms": (scale, 1), "equations": [0]}
+    found = findings(PinnRule(bound=300), weights=(1, min(weight, 300)), step=step, **loud)
+    assert len(found) == is_found
+    for finding in found:
+        assert finding.startswith("The gradients of 'bc' are so far from those of the others")
+        assert "bound=300 limits the weight" in finding
+
+
+def test_a_loss_that_is_met_may_be_at_the_bound():
+    met = {"losses": (1, 1e-14), "norms": (1, 1e-7), "equations": [0]}
+    assert findings(PinnRule(), weights=(1, 1000), **met) == []
+
+
+def test_what_was_at_the_bound_in_one_measurement_is_not_found():
+    loud = {"losses": (1e7, 1), "norms": (1e7, 1), "equations": [0]}
+    assert findings(PinnRule(), weights=(1, 400), **loud) == []
+
+
+@pytest.mark.parametrize(
+    "weight, rate, step, is_found",
+    [
+        (1.04, 1e-4, 390, True),  # always too slow
+        (2.7, 0.01, 90, True),  # always at the largest pace, and hardly begun
+        (7.5, 0.01, 190, False),  # nearly there
+        (1.04, 0.01, 390, False),  # has been elsewhere
+    ],
+)
+def test_weights_that_have_always_moved_at_the_largest_pace_are_found(weight, rate, step, is_found):
+    found = findings(PinnRule(), weights=(1, weight), equations=[0], rate=rate, step=step)
+    assert len(found) == is_found  # the weight heads for the lead, 20
+    for finding in found:
+        assert finding.startswith(f"After {step + 10} steps weights are still moving at the")
+        assert f"'bc' ({weight:g}, heading for 20)." in finding
+
+
+def test_too_short_a_run_and_too_small_a_rate_are_told_apart():
+    for options, advice in (
+        (
+            {"weight": 7.3, "step": 190},
+            "Train for 100 steps more at least, or raise weight_lr from",
+        ),
+        (
+            {"weight": 1.04, "rate": 1e-4, "step": 390},
+            "Raise weight_lr from 0.0001 to 0.01, or train",
+        ),
+        ({"weight": 1.2, "step": 10}, "Train for 280 steps more at least."),
+    ):
+        weights = (1, options.pop("weight"))
+        (finding,) = findings(PinnRule(), weights=weights, equations=[0], **options)
+        assert advice in finding, finding
+
+
+@pytest.mark.parametrize(
+    "losses, norms", [((1, np.nan), (1, 1)), ((1, 1), (1, 0)), ((1, 1), (0, 1))]
+)
+def test_of_a_loss_that_cannot_be_balanced_a_rule_says_nothing(losses, norms):
+    for alpha in (0.0, 1.0):
+        assert findings(PinnRule(alpha), losses=losses, norms=norms, equations=[0]) == []
 
 
 def test_an_average_that_is_far_too_small_is_found_if_alpha_looks_at_it():
     (finding,) = findings(PinnRule(alpha=1.0), losses=(1, 20.2))
-    assert finding.startswith("The loss of 'bc' is 10.1 times its moving average.")
+    assert finding.startswith("The loss of 'bc' has risen to up to 10.1 times its moving average.")
     assert "reset_initial_losses()" in finding
     assert findings(PinnRule(), losses=(1, 20.2)) == []
     assert findings(PinnRule(alpha=1.0), losses=(1, 20.2), initial=(2, 0)) == []

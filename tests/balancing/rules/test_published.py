@@ -139,8 +139,30 @@ def test_a_reference_that_was_too_small_is_found(loss, initial, is_found):
     found = GradNormRule(1.0).findings(names, np.ones(2), references(1, initial), measurement)
     assert len(found) == is_found
     for finding in found:
-        assert finding.startswith("The loss of 'bc' is 10.1 times its reference L(0) = 2, which")
+        assert finding.startswith("The reference L(0) of 'bc' was too small to mean anything")
+        assert "the loss is now up to 10.1 times as large" in finding
         assert "reset_initial_losses()" in finding and 'rule="pinn"' in finding
+
+
+@pytest.mark.parametrize(
+    "rate, is_found", [(1e-3, False), (0.0110, False), (0.0112, True), (np.nan, False)]
+)
+def test_a_step_of_half_the_weight_is_found(rate, is_found):
+    # The norms are equal at weights of 0.2 and 1.8. A step of the first is 9 times the rate.
+    found = GradNormRule(0.0).findings(
+        *(["pde", "bc"], np.ones(2), references(0, 0)), measured([1, 1], [9, 1], rate=rate)
+    )
+    assert len(found) == is_found
+    for finding in found:
+        assert finding.startswith("The weight of 'pde' jumps: with weight_lr=0.0112 a step moves")
+        assert "moves it by 0.1, and its gradient asks for a weight of 0.2." in finding
+        assert "Lower weight_lr to 1e-03" in finding
+
+
+@pytest.mark.parametrize("norms", [(0, 1), (np.nan, 1)])
+def test_of_a_loss_that_cannot_be_balanced_the_rule_says_nothing(norms):
+    findings = GradNormRule(0.0).findings
+    assert findings(["pde", "bc"], np.ones(2), references(0, 0), measured([1, 1], norms)) == []
 
 
 def test_what_a_balancer_has_to_know_of_it():
