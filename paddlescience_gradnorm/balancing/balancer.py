@@ -478,7 +478,13 @@ class LossBalancer(PreciseLayer):
             "names": list(run.order.names),
             "named": run.order.named,
             "imbalance": run.imbalance,
-            "last": {"step": last.step, "rate": last.rate, "losses": last.losses, "gram": gram},
+            "last": {
+                "step": last.step,
+                "rate": last.rate,
+                "losses": last.losses,
+                "gram": gram,
+                "equations": last.equations.tolist(),
+            },
             "caller": {} if run.caller is None else run.caller.extra_state(),
         }
 
@@ -493,7 +499,7 @@ class LossBalancer(PreciseLayer):
         run.order.resume(state["names"] if state["named"] else None)
         if run.caller is not None:
             run.caller.set_extra_state(state["caller"])
-        last = state["last"]
+        last = {**state["last"], "equations": np.array(state["last"]["equations"], bool)}
         if not self.rule.needs:
             last = {**last, "gram": None}
         self._run = _Run(

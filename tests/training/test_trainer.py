@@ -6,7 +6,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlescience_gradnorm import GradNorm, LossBalancer
+from paddlescience_gradnorm import FCNet, GradNorm, LossBalancer
+from paddlescience_gradnorm.pde.problems import problem
 from paddlescience_gradnorm.training import CheckpointError, Checkpoints, StopOnSignals, Trainer
 from paddlescience_gradnorm.training.history import QUANTITIES
 
@@ -198,9 +199,54 @@ def test_a_dataset_without_a_length(fc_net):
 
 def test_data_that_has_run_out_is_an_error(fc_net, named_losses):
     trainer = Trainer(fc_net, named_losses, adam(fc_net))
-    with pytest.raises(ValueError, match="data has no batch"):
-        trainer.fit(iter([1, 2]), epochs=2)
-    assert len(trainer.history) == 2
+    batches = iter([1, 2])
+    with pytest.raises(TypeError, match="list_iterator for 2 epochs, which can be run through"):
+        trainer.fit(batches, epochs=2)
+    assert trainer.step == 0  # it is said before the first step
+    assert len(trainer.fit(batches)) == 2
+    with pytest.raises(ValueError, match="data has no batch, or none is left"):
+        trainer.fit(batches)
+
+
+@pytest.mark.parametrize("stage", ["fit", "fit_lbfgs"])
+def test_a_number_in_place_of_data_is_epochs(fc_net, named_losses, stage):
+    nets = [copy.deepcopy(fc_net) for _ in range(2)]
+    trainers = [Trainer(net, named_losses, adam(net)) for net in nets]
+    for trainer, arguments in zip(trainers, ({"data": 3}, {"epochs": 3})):
+        getattr(trainer, stage)(**arguments)
+        assert (trainer.step, trainer.epoch) == (3, 3)
+    np.testing.assert_array_equal(*(t.history.to_numpy()["losses"] for t in trainers))
+    with pytest.raises(TypeError, match="data is the number 3, beside epochs=2"):
+        getattr(trainer, stage)(3, 2)
+
+
+@pytest.mark.parametrize("stage", ["fit", "fit_lbfgs"])
+def test_what_holds_no_batches_is_named_before_the_first_step(fc_net, named_losses, stage):
+    trainer = Trainer(fc_net, named_losses, adam(fc_net))
+    with pytest.raises(TypeError, match=r"got Tensor of shape \[8, 2\], whose rows would be"):
+        getattr(trainer, stage)(paddle.ones([8, 2]))
+    assert trainer.step == 0
+
+
+@pytest.mark.parametrize("form", [list, lambda parts: dict(zip("xy", parts))], ids=["list", "dict"])
+def test_batches_of_arrays_reach_any_network(form):
+    rng = np.random.default_rng(0)
+    arrays = [form([rng.random((6, 2)), rng.random((6, 1))]) for _ in range(3)]
+
+    def losses(net, *batch):
+        x, y = batch[0].values() if isinstance(batch[0], dict) else batch
+        return {"fit": (net(x) - y).square().mean()}
+
+    histories = []
+    for as_tensors in (False, True):
+        paddle.seed(0)
+        net = paddle.nn.Sequential(paddle.nn.Linear(2, 4), paddle.nn.Linear(4, 1))
+        data = arrays
+        if as_tensors:
+            parts = (b.values() if isinstance(b, dict) else b for b in arrays)
+            data = [form([paddle.to_tensor(p, "float32") for p in batch]) for batch in parts]
+        histories.append(Trainer(net, losses, adam(net)).fit(data, 2).losses["fit"])
+    np.testing.assert_array_equal(*histories)
 
 
 # Schedules.
@@ -701,6 +747,7 @@ def test_lbfgs_trains_what_the_optimizers_train(fc_net, fit_a_sine):
             "leave out callbacks.LRScheduler",
         ),
         ({"schedule_by": "batch"}, ValueError, "schedule_by must be .* got 'batch'"),
+        ({"progress": 1}, TypeError, "progress must be True, False or None, got 1"),
     ],
 )
 def test_bad_arguments_are_named(fc_net, named_losses, arguments, error, match):
@@ -763,7 +810,7 @@ def test_bad_numbers_are_named(fc_net, named_losses, stage, arguments, error, ma
 
 
 def test_diagnosis_of_a_run_is_the_historys_and_the_balancers(fc_net, tmp_path):
-    net = GradNorm(fc_net, n_loss=2, rule="pinn")
+    net = GradNorm(fc_net, n_loss=2, equations=["pde"])
     x = paddle.rand([8, 2])
 
     def losses(net):
@@ -781,3 +828,60 @@ def test_diagnosis_of_a_run_is_the_historys_and_the_balancers(fc_net, tmp_path):
     net.balancer.reset_initial_losses()
     trainer.load(tmp_path / "run.ckpt")  # in which the balancer's last measurement is
     assert " ".join(trainer.diagnose()) == words
+
+
+# Losses that are absent, and what is known only from the first step.
+
+
+def in_turns(net):
+    """The data come in every second step only."""
+    in_turns.step += 1
+    losses = {"pde": (10 * net(paddle.ones([4, 2]))).square().mean()}
+    if in_turns.step % 2 == 0:
+        losses["data"] = (net(paddle.zeros([4, 2])) - 1).square().mean()
+    return losses
+
+
+@pytest.mark.parametrize("n_loss", [2, None])
+def test_a_loss_that_is_absent_is_nan_in_the_history(n_loss):
+    in_turns.step = 0 if n_loss else 1  # without n_loss the first step must have all of them
+    net = GradNorm(FCNet(2, 1, 2, 8), n_loss, absent="skip")
+    adam = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+    history = Trainer(net, in_turns, adam).fit(epochs=8)
+    assert history.names == ["pde", "data"]
+    absent = [True, False] * 4 if n_loss else [False, True] * 4
+    assert np.isnan(history.losses["data"]).tolist() == absent
+    assert np.isfinite(history.losses["pde"]).all()
+    assert history.weights["data"][0] == 1 and net.get_weights()[1] > 1
+
+
+def test_a_run_whose_number_of_losses_the_first_step_tells_resumes_to_the_last_bit(tmp_path):
+    def trainer():
+        paddle.seed(0)
+        net = GradNorm(FCNet(2, 1, 2, 8), absent="skip")
+        adam = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+        return Trainer(net, in_turns, adam)
+
+    in_turns.step = 1
+    whole = trainer()
+    whole.fit(epochs=30)
+    in_turns.step = 1
+    first = trainer()
+    first.fit(epochs=11)
+    first.save(tmp_path / "run.ckpt")
+    second = trainer()
+    second.load(tmp_path / "run.ckpt")
+    second.fit(epochs=19)
+    assert second.net.get_weights().tolist() == whole.net.get_weights().tolist()
+    assert second.net.get_weights()[1] > 1
+    for one, other in zip(second.net.parameters(), whole.net.parameters()):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+    np.testing.assert_array_equal(second.history.losses["data"], whole.history.losses["data"])
+
+
+def test_losses_that_know_their_equations_pass_through():
+    training = problem("plate").sample(20)
+    net = GradNorm(FCNet(2, 1, 2, 8))  # "deflection" and "moment_x" do not tell
+    adam = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+    Trainer(net, training.losses, adam).fit(epochs=1)
+    assert net.balancer.last_measurement.equations.tolist() == [True, False, False, False]
