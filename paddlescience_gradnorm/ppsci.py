@@ -6,7 +6,7 @@ import functools
 import inspect
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
 import numpy as np
@@ -207,7 +207,7 @@ class GradNormAggregator(LossAggregator):
         self._scale = scale
         if scale != 1:
             parameters = {id(p): p for p in (*self.model.parameters(), *self.balancer.shared)}
-            self._with_gradient = [p for p in parameters.values() if _has_gradient(p)]
+            self._with_gradient = _with_gradient(parameters.values())
 
     def _backward_at_rest(self, losses: Mapping[str, paddle.Tensor], scale: float) -> None:
         weights = self._weights_of(losses) * scale
@@ -222,11 +222,8 @@ class GradNormAggregator(LossAggregator):
         All gradients are looked at, because one of a parameter that the optimizer does not hold
         is never cleared.
         """
-        return (
-            self._scale != 1
-            and bool(self._with_gradient)
-            and all(map(_has_gradient, self._with_gradient))
-        )
+        known = self._with_gradient
+        return self._scale != 1 and bool(known) and len(_with_gradient(known)) == len(known)
 
     def _count_evaluation(self) -> None:
         """Let another evaluation in the same step count towards the next update.
@@ -478,8 +475,13 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float, np.number)) else None
 
 
-def _has_gradient(parameter: paddle.Tensor) -> bool:
-    return parameter.grad is not None and bool((parameter.grad != 0).any().item())
+def _with_gradient(parameters: Iterable[paddle.Tensor]) -> list[paddle.Tensor]:
+    """Those whose gradient is not 0; an accelerator is asked once."""
+    found = [parameter for parameter in parameters if parameter.grad is not None]
+    if not found:
+        return []
+    others = [(_paddle.dense(p.grad, p).abs() != 0).any() for p in found]
+    return [p for p, is_other in zip(found, paddle.stack(others).tolist()) if is_other]
 
 
 class _Meter:

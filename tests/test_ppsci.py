@@ -131,6 +131,20 @@ def test_a_network_that_the_optimizer_does_not_hold_ends_no_update(tmp_path):
     assert all((parameter.grad != 0).any() for parameter in other.parameters())
 
 
+def test_sparse_gradients_tell_micro_batches_too():
+    net = paddle.nn.Sequential(paddle.nn.Embedding(5, 3, sparse=True), paddle.nn.Linear(3, 1))
+    optimizer = paddle.optimizer.Adam(1e-2, parameters=net.parameters())
+    aggregator = GradNormAggregator(net, equations=["pde"], update_every=1)
+    for i in range(6):
+        values = net(paddle.to_tensor([0, 1, i % 5]))
+        losses = {"pde": values.square().mean(), "data": (values - 1).square().mean()}
+        (aggregator(losses) / 2).backward()
+        if i % 2:
+            optimizer.step()
+            optimizer.clear_grad()
+    assert aggregator.balancer.step_count.item() == 3
+
+
 def test_update_freq_with_one_batch_an_epoch_steps_every_time(solve):
     _, aggregator, rows = solve(pinn(update_every=1), epochs=5, update_freq=4)
     assert aggregator.balancer.step_count.item() == 5
