@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import math
+import re
 import sys
 import warnings
 from collections import defaultdict
@@ -103,7 +104,8 @@ def is_in_a_closure() -> bool:
     """
     frame = sys._getframe(1).f_back
     while frame is not None:
-        if frame.f_code.co_name == "step" and frame.f_code.co_filename.endswith("lbfgs.py"):
+        module = str(frame.f_globals.get("__name__"))
+        if frame.f_code.co_name == "step" and re.fullmatch(r"paddle\..*lbfgs", module):
             return True
         frame = frame.f_back
     return False

@@ -7,38 +7,42 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Union
 
+import numpy as np
+
 from paddlescience_gradnorm import _arguments
 
 Equations = Sequence[Union[int, str]]
 
-# Words in names of losses. A strong word decides whatever else is in the name; a weak one only if
-# all other words are known ("heat" is an equation, "heat_flux" may be anything). A name with words
-# of both kinds decides nothing: "heat_boundary" is an equation in PaddleScience, and elsewhere not.
-_STRONG_EQUATION = frozenset(
+# Words in names of losses. A name tells only if all of its words are known, because any other may
+# turn the meaning: "heat" is an equation, "heat_flux" may be anything, and so may "data_free". A
+# name with words of both kinds tells nothing: "heat_boundary" is an equation in PaddleScience.
+_EQUATION = frozenset(
     "pde pdes ode odes ide ides dae fpde eq eqs eqn eqns equation equations governing "
     "residual residuals".split()
 )
-_WEAK_EQUATION = frozenset(
+# Laws, which go without fields: "u_continuity" may be a condition on u at an interface.
+_LAW = frozenset(
     "res physics interior collocation continuity momentum vorticity energy conservation "
     "equilibrium divergence laplace laplacian poisson helmholtz biharmonic heat wave advection "
-    "convection diffusion reaction burgers navier stokes euler darcy maxwell schrodinger bloch "
-    "allen cahn kdv volterra fredholm eikonal elasticity".split()
+    "diffusion burgers navier stokes euler darcy maxwell schrodinger bloch allen cahn kdv "
+    "volterra fredholm eikonal elasticity".split()
 )
-_STRONG_CONDITION = frozenset(
-    "bc bcs boundary boundaries ic ics initial init data observation observations observed "
-    "measured measurement measurements supervised label labels dirichlet neumann robin "
-    "periodic".split()
-)
-_WEAK_CONDITION = frozenset(
-    "obs sensor sensors interface symmetry wall walls lid inlet outlet inflow outflow slip noslip "
+_CONDITION = frozenset(
+    "bc bcs boundary boundaries ic ics initial init data obs observation observations observed "
+    "measured measurement measurements sensor sensors supervised label labels dirichlet neumann "
+    "robin periodic interface symmetry wall walls lid inlet outlet inflow outflow noslip slip "
     "edge edges end ends left right top bottom".split()
 )
-_NEUTRAL = frozenset("loss losses mse error term".split())
+_NEUTRAL = frozenset("loss losses mse error term x y z t r mass".split())
+_OF_FIELDS = frozenset("u v w p h".split())
+_WITH_CONDITIONS = frozenset(
+    "condition conditions no of at on velocity pressure temperature displacement field".split()
+)
 # "u0", "ut0": a field, or its derivative, at the start.
-_AT_THE_START = re.compile(r"[a-zA-Z]{1,2}_?0")
+_AT_THE_START = re.compile(r"[uvwpThc]t?_?0")
 # "u >= -50", "u(0) = 1": what a field is to be.
-_VALUE_OF_A_FIELD = re.compile(r"[a-zA-Z]\d?(\([^()]*\))? *(<=|>=|==?|<|>) *[-+.\deE]+")
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_VALUE_OF_A_FIELD = re.compile(r"[uvwpThc]\d?(\([^()]*\))? *(<=|>=|==?|<|>) *[-+.\deE]+")
+_WORD = re.compile(r"[A-Z]{2,}s(?![a-z])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 def checked(equations: Equations | None, n_loss: int | None) -> tuple[Union[int, str], ...] | None:
@@ -50,6 +54,8 @@ def checked(equations: Equations | None, n_loss: int | None) -> tuple[Union[int,
     """
     if equations is None:
         return None
+    if isinstance(equations, np.ndarray):
+        equations = equations.tolist()
     if isinstance(equations, str) or not isinstance(equations, Sequence):
         hint = f"; pass [{equations!r}]" if isinstance(equations, str) else ""
         raise TypeError(
@@ -84,13 +90,17 @@ def are_equations(
     for equation in equations:
         if isinstance(equation, str) and equation in names:
             numbers.add(names.index(equation))
-        elif isinstance(equation, str) and not open_ended:
-            near = difflib.get_close_matches(equation, names, n=1)
+        elif isinstance(equation, str):
+            # A loss that may join later need not be like one that is there.
+            alike = 0.75 if open_ended else 0.6
+            near = difflib.get_close_matches(equation, names, n=1, cutoff=alike)
+            if open_ended and not near:
+                continue
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
                 f"equations names {equation!r}, but there is no such loss, only {list(names)}{hint}"
             )
-        elif not isinstance(equation, str):
+        else:
             if equation >= len(names):
                 raise ValueError(f"equations has {equation}, but there are {len(names)} losses")
             numbers.add(equation)
@@ -109,14 +119,16 @@ def is_equation(name: str) -> bool | None:
     if _AT_THE_START.fullmatch(name) or _VALUE_OF_A_FIELD.fullmatch(name):
         return False
     words = {word.lower() for word in _WORD.findall(name)}
-    of_equation = words & (_STRONG_EQUATION | _WEAK_EQUATION)
-    of_condition = words & (_STRONG_CONDITION | _WEAK_CONDITION)
-    unknown = [word for word in words - of_equation - of_condition - _NEUTRAL if len(word) > 2]
-    if bool(of_equation) == bool(of_condition):
+    if words & _CONDITION:
+        known = _CONDITION | _NEUTRAL | _OF_FIELDS | _WITH_CONDITIONS
+        return False if words <= known else None
+    equation = words & _EQUATION
+    if not equation and not words & _LAW:
         return None
-    if unknown and not words & (_STRONG_EQUATION | _STRONG_CONDITION):
-        return None
-    return bool(of_equation)
+    known = _EQUATION | _LAW | _NEUTRAL | (_OF_FIELDS if equation else frozenset())
+    # "ode_x0" may be a value at the start, while "eq0" is the first equation.
+    at_zero = len(words) > 1 and re.search(r"(?<!\d)0(?!\d)", name)
+    return True if words <= known and not at_zero else None
 
 
 def by_name(names: Sequence[str], rule: str, known: Mapping[str, bool] | None = None) -> list[str]:

@@ -44,6 +44,8 @@ class LossOrder:
         self.absent = absent
         self.names = _placeholders(n_loss)
         self.equations: tuple[str, ...] | None = None
+        # Whether the next dict must name all losses, because their names tell the order.
+        self.whole_first = False
         self._reason = reason or f"n_loss is {n_loss}"
         self._keys: list[str] | None = None
         self._zero: paddle.Tensor | None = None
@@ -66,6 +68,14 @@ class LossOrder:
     def is_absent(self, loss: paddle.Tensor) -> bool:
         """Whether ``scalars`` has put this in the place of a loss that is absent."""
         return loss is self._zero
+
+    def memento(self) -> tuple[Any, ...]:
+        """All that ``scalars`` may change, for ``put_back``."""
+        return self.names, self.equations, self._keys
+
+    def put_back(self, memento: tuple[Any, ...]) -> None:
+        """Forget what has been learned since ``memento``."""
+        self.names, self.equations, self._keys = memento
 
     def resume(self, names: Sequence[str] | None) -> None:
         """Restore the names that a dict set in an earlier process; ``None`` if there was none."""
@@ -113,18 +123,21 @@ class LossOrder:
 
     def _by_name(self, losses: Mapping[Any, paddle.Tensor]) -> list[paddle.Tensor]:
         by_name = {str(key): loss for key, loss in losses.items()}
+        if len(by_name) != len(losses):
+            raise ValueError(f"losses has names that are the same as text: {list(losses)}")
         keys = self._keys
         if keys is None or by_name.keys() != set(keys):
             keys = self._extended(keys or [], by_name)
-        if len(by_name) != len(losses):
-            raise ValueError(f"losses has names that are the same as text: {list(losses)}")
         present = [key for key in keys if key in by_name]
         scalars = _checked([by_name[key] for key in present], present)
         # Last, because faulty losses must not set the names.
+        told = getattr(losses, "equations", None)
+        if told is not None and not set(told) <= set(self.equations or ()):
+            self.equations = (*(self.equations or ()), *told)
+            keys = list(keys)  # so that this counts as news
         if keys is not self._keys:
             self._keys = keys
             self.names = keys + _placeholders(self.n_loss)[len(keys) :]
-            self.equations = getattr(losses, "equations", None)
         if len(scalars) == self.n_loss:
             return scalars
         if self._zero is None:
@@ -135,6 +148,12 @@ class LossOrder:
     def _extended(self, keys: list[str], by_name: Mapping[str, Any]) -> list[str]:
         """The names after this step, which has other ones than were known."""
         new = [name for name in by_name if name not in keys]
+        if not keys and self.whole_first and len(new) < self.n_loss:
+            raise ValueError(
+                f"losses has the names {new}, but a state dict of {self.n_loss} losses has been "
+                "loaded, which holds no names: the first step after that must name all of them, "
+                "in the order that they had"
+            )
         if self.absent == "skip" and len(keys) + len(new) <= self.n_loss and by_name:
             return keys + new if new else keys
         if self.absent == "error" and not keys:
@@ -184,5 +203,11 @@ def _scalar(loss: paddle.Tensor, name: str) -> paddle.Tensor:
 
 
 def count(losses: Losses) -> int:
-    """How many losses these are."""
-    return int(losses.size) if isinstance(losses, paddle.Tensor) else len(losses)
+    """How many losses these are, after the same checks as in ``LossOrder.scalars``."""
+    n_loss = 0  # of something that is checked below
+    if isinstance(losses, paddle.Tensor):
+        n_loss = int(losses.size)
+    elif isinstance(losses, (list, tuple, Mapping)):
+        n_loss = len(losses)
+    LossOrder(n_loss).scalars(losses)
+    return n_loss

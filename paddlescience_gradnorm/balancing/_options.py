@@ -58,17 +58,25 @@ def checked_rate(weight_lr: float | None, rule: Rule) -> float | None:
     return weight_lr
 
 
+def given_weights(weight_attr: Any) -> np.ndarray:
+    """``weight_attr`` as an array, shape [number of losses]."""
+    try:
+        weights = np.asarray(weight_attr, dtype=np.float64)
+    except (TypeError, ValueError):
+        weights = np.zeros([])
+    if not weights.ndim:
+        raise TypeError(
+            f"weight_attr must be a sequence of numbers, one for each loss, got {weight_attr!r}"
+        )
+    return weights
+
+
 def initial_weights(
     weight_attr: Sequence[float] | None, n_loss: int, floor: float, rule: Rule
 ) -> np.ndarray:
     if weight_attr is None:
         return np.ones(n_loss)
-    try:
-        weights = np.asarray(weight_attr, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"weight_attr must be a sequence of {n_loss} numbers, got {weight_attr!r}"
-        ) from None
+    weights = given_weights(weight_attr)
     if weights.shape != (n_loss,):
         raise ValueError(f"weight_attr must have n_loss = {n_loss} entries, got {weight_attr!r}")
     if not (np.isfinite(weights) & (weights > 0)).all():

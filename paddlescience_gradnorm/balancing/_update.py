@@ -68,6 +68,8 @@ def updated(
     nothing = Update(stays, state, np.zeros(len(good), bool), faults)
     if sum(good) < rule.fewest_losses or (is_scaled and _overflows(measurement)):
         return nothing
+    if only is not None and not any(map(min, only, good)):
+        return nothing
     which, whole = np.array(good), all(good)
     some, share = (weights, state, measurement), 1.0
     if not whole:

@@ -23,6 +23,7 @@ from paddlescience_gradnorm.balancing._one_pass import overwrite
 from paddlescience_gradnorm.balancing._options import (
     Shared,
     checked_rate,
+    given_weights,
     initial_weights,
     shared_parameters,
 )
@@ -31,6 +32,9 @@ from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import Rule, renormalized
 from paddlescience_gradnorm.balancing.rules import find_rule
 
+# What ``missed`` says of a loss that the last update has not balanced: it was empty, which a later
+# step makes up for, or it was one of too few, which is made up for together with that.
+_EMPTY, _ALONE = 1, 2
 _log = logging.getLogger("paddlescience_gradnorm")
 
 
@@ -107,7 +111,7 @@ class LossBalancer(PreciseLayer):
         super().__init__()
         _arguments.refuse("LossBalancer", unknown, type(self).__init__)
         if n_loss is None and weight_attr is not None:
-            n_loss = len(weight_attr)
+            n_loss = len(given_weights(weight_attr))
         self.n_loss = None if n_loss is None else _arguments.integer("n_loss", n_loss, at_least=2)
         self.rule = find_rule(rule, alpha)
         self.equations = _equations.checked(equations, self.n_loss)
@@ -155,12 +159,12 @@ class LossBalancer(PreciseLayer):
         _arguments.integer("n_loss", n_loss, at_least=2)
         if self.n_loss is None:
             self.equations = _equations.checked(self.equations, n_loss)
+            self._make_weights(np.ones(n_loss), "the first step had so many: pass n_loss=")
             self.n_loss = n_loss
-            self._make_weights(np.ones(n_loss))
         elif n_loss != self.n_loss:
             raise ValueError(f"n_loss is {self.n_loss} already, got {n_loss}")
 
-    def _make_weights(self, start: np.ndarray) -> None:
+    def _make_weights(self, start: np.ndarray, told_by: str = "") -> None:
         dtype = self.shared[0].dtype
         if dtype not in (paddle.float32, paddle.float64):
             dtype = paddle.float32  # half precision cannot resolve a step of the weights
@@ -168,15 +172,16 @@ class LossBalancer(PreciseLayer):
         # Otherwise paddle.DataParallel waits for a gradient that no backward pass computes.
         self.loss_weights.no_sync = True
         n_loss = len(start)
-        # 1 for a loss that the last update found empty; a later step makes up for it.
         self.register_buffer("missed", on_host(np.zeros(n_loss, np.int64)))
         self._remembered = _registered(self, self.rule, n_loss)
         caller_steps = self.weight_lr is None
+        reason = f"n_loss is {n_loss}"
         self._run = _Run(
-            LossOrder(n_loss, absent=self.absent),
+            LossOrder(n_loss, f"{reason} ({told_by})" if told_by else reason, self.absent),
             CallerStepped(self.floor, self.loss_weights) if caller_steps else None,
             Measurement(np.full(n_loss, np.nan), np.full([n_loss] * 2, np.nan), step=-1),
             frozen=self._run.frozen,
+            knows_steps=self._run.knows_steps,
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -240,12 +245,8 @@ class LossBalancer(PreciseLayer):
             RuntimeWarning: A loss or its gradient cannot be balanced; once for each loss and
                 fault. The loss is left out of the update, but not of the network's gradients.
         """
-        if self.n_loss is None:
-            self.set_n_loss(count(losses))
+        scalars = self._scalars(losses)
         run, weights = self._run, self.loss_weights
-        scalars = run.order.scalars(losses)
-        if run.names is not run.order.names:
-            self._meet(scalars)
         step: int = (
             self._settle() if run.is_unsettled else _paddle.host_count(self.step_count).value
         )
@@ -260,15 +261,14 @@ class LossBalancer(PreciseLayer):
             )
             total, rows, names = paddle.dot(weights, values), None, run.order.names
             if due and self.rule.needs:
-                if run.in_two_passes is None and not any(x.stop_gradient for x in scalars):
+                if run.in_two_passes is None:
                     run.in_two_passes = self._two_passes_are_better(scalars)
                 rows = _one_pass.backward_by_loss(
                     scalars, factors, self.shared, names, bool(run.in_two_passes)
                 )
             else:
-                # In the second step a graph that was built before the loop is gone. Several
-                # processes need a single pass: see _two_passes_are_better.
-                one_by_one = step == 1 and _ranks.number() == 1
+                # In the second step a graph that was built before the loop is gone.
+                one_by_one = step == 1 and run.in_two_passes is False
                 _one_pass.backward_of_sum(scalars, factors, names, one_by_one)
             if may_not_stand or not update or (due and paddle.distributed.is_initialized()):
                 run.accumulation = run.accumulation or Accumulation()
@@ -313,12 +313,8 @@ class LossBalancer(PreciseLayer):
             TypeError: As for ``backward``.
             ValueError: As for ``backward``.
         """
-        if self.n_loss is None:
-            self.set_n_loss(count(losses))
+        scalars = self._scalars(losses)
         run, weights = self._run, self.loss_weights
-        scalars = run.order.scalars(losses)
-        if run.names is not run.order.names:
-            self._meet(scalars)
         step = self._settle()
         if run.accumulation is not None and run.accumulation.is_within_a_step:
             raise RuntimeError(
@@ -455,6 +451,8 @@ class LossBalancer(PreciseLayer):
 
     def reset_initial_losses(self) -> None:
         """Forget L(0) and all else that the rule remembers; the next update starts anew."""
+        if self.n_loss is None:
+            return
         self._take_back_overflow()
         for name, array in self.rule.start(len(self._run.last.losses)).items():
             overwrite(getattr(self, name), np.asarray(array, np.float64))
@@ -510,6 +508,7 @@ class LossBalancer(PreciseLayer):
             run.caller,
             Measurement(**last, interval=self.update_every, floor=self.floor),
             frozen=state["frozen"],
+            knows_steps=run.knows_steps,
             in_two_passes={1: False, 2: True}.get(state["passes"]),
             imbalance=state["imbalance"],
         )
@@ -544,6 +543,7 @@ class LossBalancer(PreciseLayer):
         if self.n_loss is None:
             self.set_n_loss(len(weights))
         self.discard_micro_batches()
+        self._run.order.whole_first = not self._run.order.known
         completed = {prefix + "missed": np.zeros(len(weights), np.int64), **state_dict}
         for name, array in self.rule.start(len(weights)).items():
             key = prefix + name
@@ -586,10 +586,32 @@ class LossBalancer(PreciseLayer):
                     if not math.isfinite(loss):
                         run.faults.report(step, f"loss {name!r}", f"is {loss}")
 
+    def _scalars(self, losses: Losses) -> list[paddle.Tensor]:
+        """The losses as scalars; nothing is kept of losses that raise an error."""
+        if self.n_loss is None:
+            n_loss = count(losses)
+            if n_loss < 2:
+                raise ValueError(
+                    f"losses has {n_loss} entry, and there is nothing to balance: pass n_loss= if "
+                    "others join later, or leave the balancing out"
+                )
+            self.set_n_loss(n_loss)
+        run = self._run
+        before = run.order.memento()
+        scalars = run.order.scalars(losses)
+        if run.names is not run.order.names:
+            try:
+                self._meet(scalars)
+            except ValueError:
+                run.order.put_back(before)
+                raise
+        return scalars
+
     def _meet(self, losses: Sequence[paddle.Tensor]) -> None:
         """Find out which losses are equations when their names have become known."""
         run, rule = self._run, self.rule
         names = run.order.names
+        _ranks.check_alike(names, run.order.complete)
         _one_pass.refuse_a_static_program(losses, names)
         equations: _equations.Equations | None = self.equations
         if equations is None and rule.tells_equations:
@@ -606,10 +628,13 @@ class LossBalancer(PreciseLayer):
     def _is_due(self, step: int, losses: Sequence[paddle.Tensor]) -> bool:
         """Whether this step updates the weights: by the schedule, or to make up for an update."""
         run = self._run
-        if step == run.decided:
-            return run.due and not run.frozen  # all micro-batches of a step are measured, or none
-        run.decided = step
+        if step == run.decided:  # all micro-batches of a step are measured, or none
+            if not (run.due or run.frozen):
+                run.seen_too_late = run.seen_too_late or self._has_missed(losses)
+            return run.due and not run.frozen
+        run.decided, seen_too_late = step, run.seen_too_late
         run.due, run.makes_up = step % self.update_every == 0 and not run.frozen, False
+        run.seen_too_late = False
         if not (run.frozen or run.knows_steps) and _paddle.is_in_a_closure():
             run.due = False
             run.faults.report(
@@ -620,20 +645,28 @@ class LossBalancer(PreciseLayer):
                 "Train with Adam first, and call freeze() before L-BFGS, which leaves the weights "
                 "as they are and this warning out",
             )
+            return False
         if not run.due and not run.frozen:
-            missed = _paddle.host_counts(self.missed)
-            if any(missed):
-                least = SMALLEST_LOSS if self.rule.needs_positive_losses else -math.inf
-                found = any(
-                    is_missed
-                    and not loss.stop_gradient
-                    and (value := loss.item()) != 0
-                    and least <= value < math.inf
-                    and value > -math.inf
-                    for is_missed, loss in zip(missed, losses)
-                )
-                run.due = run.makes_up = _ranks.any_has(found)
+            # What only a later micro-batch had in the last step may be there again in this one.
+            run.due = run.makes_up = self._has_missed(losses) or seen_too_late
         return run.due
+
+    def _has_missed(self, losses: Sequence[paddle.Tensor]) -> bool:
+        """Whether there is a loss now, in any process, that the last update found empty."""
+        missed = _paddle.host_counts(self.missed)
+        if _EMPTY not in missed:
+            return False
+        least = SMALLEST_LOSS if self.rule.needs_positive_losses else -math.inf
+        return _ranks.any_has(
+            any(
+                state == _EMPTY
+                and not loss.stop_gradient
+                and (value := loss.item()) != 0
+                and least <= value < math.inf
+                and value > -math.inf
+                for state, loss in zip(missed, losses)
+            )
+        )
 
     def _update(
         self,
@@ -680,18 +713,27 @@ class LossBalancer(PreciseLayer):
         for name, array in update.state.items():
             if array is not before[name]:
                 overwrite(getattr(self, name), array)
-        if run.makes_up:
-            missed[:] = [int(was and bool(f)) for was, f in zip(missed, update.faults)]
-        elif any(update.faults) or any(missed):
+        if any(update.faults) or any(missed):
             missed[:] = [
-                int(bool(fault) and (loss == 0 or not math.isfinite(loss) or x.stop_gradient))
-                for fault, loss, x in zip(update.faults, measurement.losses.tolist(), scalars)
+                0
+                if (run.makes_up and not was) or balanced
+                else _ALONE
+                if not fault
+                else _EMPTY
+                if loss == 0 or not math.isfinite(loss)
+                else 0
+                for was, fault, loss, balanced in zip(
+                    *(list(missed), update.faults, measurement.losses.tolist()),
+                    update.balanced.tolist(),
+                )
             ]
         of_names = zip(run.order.names, update.faults)
         run.stopped = {
             name: run.stopped.get(name) or (step, fault)
             for name, fault in of_names
-            if fault and (name in run.stopped or not run.makes_up)
+            if fault
+            and (name in run.stopped or not run.makes_up)
+            and (name in run.order.known or not run.order.known)
         }
         if wants_imbalance:
             some = only_of(update.balanced, weights, update.state, measurement)
@@ -728,13 +770,17 @@ class LossBalancer(PreciseLayer):
     def _settle_for_saving(self, state: Any) -> None:
         self._settle()
 
-    def _two_passes_are_better(self, losses: Sequence[paddle.Tensor]) -> bool:
+    def _two_passes_are_better(self, losses: Sequence[paddle.Tensor]) -> bool | None:
+        """Whether to take two passes; None if a loss without a graph hides that in this step."""
         # With several processes there must be only one backward pass, because
         # paddle.DataParallel averages gradients only in the first pass that reaches them.
-        return _ranks.number() > 1 or (
-            _one_pass.two_passes_are_cheaper(losses, self.shared)
-            and _one_pass.can_ask_for_gradients(losses, self.shared)
-        )
+        if _ranks.number() > 1:
+            return True
+        if any(loss.stop_gradient for loss in losses):
+            return None
+        return _one_pass.two_passes_are_cheaper(
+            losses, self.shared
+        ) and _one_pass.can_ask_for_gradients(losses, self.shared)
 
     def _report(self, step: int, update: Update, losses: Sequence[paddle.Tensor]) -> None:
         """Warn of losses that cannot be balanced, once for each loss and fault."""
@@ -785,6 +831,7 @@ class _Run:
     # Whether the caller sees to it that a step is evaluated once, whatever the optimizer.
     knows_steps: bool = False
     decided: int = -1  # number of the step for which it is known
+    seen_too_late: bool = False  # whether a later micro-batch had a loss that is missed
     due: bool = True  # whether it updates the weights,
     makes_up: bool = False  # and whether to make up for an update that found a loss empty
     # The losses that the last update left out: name -> step since when, and why.

@@ -257,7 +257,7 @@ class GradNorm(NetworkBase):
         If the caller's optimizer steps them, the next call of the network, ``backward`` or
         ``get_weights`` settles them (published rule: renormalises them).
         """
-        return self.balancer.loss_weights
+        return self._of_balancer("loss_weights")
 
     @property
     def n_loss(self) -> int | None:
@@ -272,7 +272,17 @@ class GradNorm(NetworkBase):
     @property
     def initial_losses(self) -> paddle.Tensor:
         """The references L(0), shape [n_loss]; zeros until the first step."""
-        return self.balancer.initial_losses
+        return self._of_balancer("initial_losses")
+
+    def _of_balancer(self, name: str) -> paddle.Tensor:
+        # An AttributeError would make Python look for the name in the network.
+        found: paddle.Tensor | None = getattr(self.balancer, name, None)
+        if found is None:
+            raise RuntimeError(
+                f"there are no {name} yet, because n_loss was not given and the first step will "
+                "tell it; or the rule has none"
+            )
+        return found
 
     def backward(
         self,

@@ -6,8 +6,9 @@ import paddle
 import pytest
 
 from paddlescience_gradnorm import FCNet, GradNorm, LossBalancer
-from paddlescience_gradnorm.balancing import GradNormRule, Measurement, PinnRule, _one_pass
+from paddlescience_gradnorm.balancing import GradNormRule, Measurement, PinnRule, Rule, _one_pass
 from paddlescience_gradnorm.balancing._losses import NamedLosses
+from paddlescience_gradnorm.training import RunState
 
 NAMES = ["pde", "boundary", "data"]
 
@@ -658,7 +659,11 @@ def test_an_option_that_there_is_not_names_the_one_that_there_is(fc_net, option,
         ({"weight_attr": [1.0, 0.0, 1.0]}, ValueError, "weight_attr must be positive"),
         ({"weight_attr": [1.0, float("nan"), 1.0]}, ValueError, "weight_attr must be positive"),
         ({"weight_attr": [1.0, 1e-6, 1.0]}, ValueError, "below the floor of 0.001"),
-        ({"weight_attr": "abc"}, TypeError, "weight_attr must be a sequence of 3 numbers"),
+        (
+            {"weight_attr": "abc"},
+            TypeError,
+            "weight_attr must be a sequence of numbers, one for each",
+        ),
         ({"shared": []}, ValueError, r"shared holds no trainable parameter, got \[\]"),
         ({"shared": paddle.nn.Tanh()}, ValueError, "shared holds no trainable parameter"),
         ({"shared": paddle.ones([2])}, ValueError, "shared holds no trainable parameter"),
@@ -1268,8 +1273,10 @@ def test_the_first_step_tells_the_number_of_losses(fc_net):
     assert loaded.get_weights().tolist() == known.get_weights().tolist()
     with pytest.raises(ValueError, match="n_loss is 3 already, got 2"):
         loaded.set_n_loss(2)
-    with pytest.raises(ValueError, match="n_loss must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="losses has 1 entry, and there is nothing to balance"):
         LossBalancer(fc_net).backward({"pde": loss(fc_net)})
+    with pytest.raises(TypeError, match=r"losses must be a list or tuple .* got NoneType"):
+        LossBalancer(fc_net).backward(None)
     with pytest.raises(ValueError, match="n_loss is missing: with weight_lr=None"):
         LossBalancer(fc_net, alpha=1.0, weight_lr=None)
     assert LossBalancer(fc_net, weight_attr=[1, 2, 3]).n_loss == 3
@@ -1339,4 +1346,159 @@ def test_frozen_weights_go_through_lbfgs_without_a_word(fc_net, recorded_warning
 
     lbfgs.step(closure)
     assert net.get_weights().tolist() == [1, 1]
+    assert not [w for w in recorded_warnings if w.category is RuntimeWarning]
+
+
+# What an error, or a loss that cannot be balanced, must not leave behind.
+
+
+def test_losses_with_a_mistake_leave_nothing_behind(fc_net):
+    balancer = LossBalancer(fc_net)
+    with pytest.raises(TypeError, match="loss 'total' must be a scalar tensor, got float"):
+        balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net), "total": 3.0})
+    assert balancer.n_loss is None
+    for _ in range(2):
+        with pytest.raises(ValueError, match="do not tell which 'foo' and 'bar' are"):
+            balancer.backward({"foo": loss(fc_net), "bar": loss(fc_net)})
+    balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net)})
+    assert balancer.n_loss == 2
+
+
+@pytest.mark.parametrize("method", ["backward", "step"])
+def test_a_loss_on_other_parameters_makes_no_step_an_update(fc_net, method, recorded_warnings):
+    k = paddle.create_parameter([1], "float32")
+    balancer = LossBalancer(fc_net, 3, alpha=1.0, weight_lr=1e-3, update_every=10)
+    updates = 0
+    for _ in range(30):
+        before = balancer.get_weights()
+        getattr(balancer, method)([loss(fc_net), loss(fc_net, 9.0), k.square().sum() + 1])
+        fc_net.clear_gradients()
+        updates += (balancer.get_weights() != before).any()
+    assert updates == 3 and balancer.missed.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("faulty", ["weight 0", "other parameters"])
+def test_what_cannot_be_made_up_for_waits_for_the_schedule(fc_net, faulty, recorded_warnings):
+    k = paddle.create_parameter([1], "float32")
+    balancer = LossBalancer(fc_net, 3, alpha=1.0, weight_lr=1e-3, update_every=10)
+    if faulty == "weight 0":
+        balancer.loss_weights.set_value(paddle.to_tensor([1.0, 1.0, 0.0]))
+    updates = 0
+    for step in range(30):
+        before = balancer.get_weights()
+        third = loss(fc_net) if faulty == "weight 0" else k.square().sum() + 1
+        balancer.backward([loss(fc_net), loss(fc_net, 9.0), 0 * third if step % 10 == 0 else third])
+        fc_net.clear_gradients()
+        updates += (balancer.get_weights() != before).any()
+    assert updates == 3 and balancer.missed.tolist() == [0, 0, 0]
+
+
+def test_the_partner_of_an_empty_loss_gets_its_update_too(fc_net, recorded_warnings):
+    class InverseNorms(Rule):
+        def weigh(self, weights, state, measurement):
+            return measurement.norms.mean() / measurement.norms, state
+
+    balancer = LossBalancer(fc_net, 2, rule=InverseNorms(), update_every=10)
+    for step in range(12):
+        second = 0 * loss(fc_net) if step % 10 == 0 else loss(fc_net)
+        balancer.backward([loss(fc_net, 3.0), second])
+        fc_net.clear_gradients()
+        if step == 10:
+            assert balancer.missed.tolist() == [2, 1]
+    norms = balancer.gradient_norms
+    np.testing.assert_allclose(balancer.get_weights(), norms.mean() / norms, rtol=1e-5)
+    assert balancer.missed.tolist() == [0, 0]
+
+
+def test_what_only_a_later_micro_batch_has_is_made_up_for_in_the_next_step(fc_net):
+    balancer = LossBalancer(fc_net, 3, absent="skip")
+    for step in range(12):
+        both = {"pde": loss(fc_net, 10.0), "bc": loss(fc_net)}
+        balancer.backward(both, update=False, scale=0.5)
+        both = {"pde": loss(fc_net, 10.0), "bc": loss(fc_net)}
+        if step % 10:
+            both["data"] = loss(fc_net)
+        balancer.backward(both, scale=0.5)
+        fc_net.clear_gradients()
+    assert balancer.get_weights()[2] > 1
+
+
+def test_what_losses_know_of_equations_outlives_a_resume_and_a_late_joiner(fc_net, tmp_path):
+    def told(*names, equations):
+        return NamedLosses({name: loss(fc_net, 3.0) for name in names}, equations)
+
+    first = LossBalancer(fc_net, 3, absent="skip")
+    first.backward(told("a", "b", equations=["a"]))
+    RunState(balancer=first).save(tmp_path / "run")
+    second = LossBalancer(fc_net, 3, absent="skip")
+    RunState(balancer=second).load(tmp_path / "run")
+    for each in (first, second):
+        each.backward(told("b", "c", equations=["c"]))
+    assert first._run.equations.tolist() == [True, False, True]
+    # A resumed run is told anew.
+    second.backward(told("a", "b", equations=["a"]))
+    assert second._run.equations.tolist() == [True, False, True]
+
+
+def test_after_a_state_dict_without_names_the_first_step_must_tell_the_order(fc_net):
+    def some(*names):
+        return {name: loss(fc_net) for name in names}
+
+    first = LossBalancer(fc_net, 3, absent="skip", update_every=1)
+    first.backward(some("pde", "bc", "data"))
+    second = LossBalancer(fc_net, 3, absent="skip", update_every=1)
+    second.set_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match="the first step after that must name all of them"):
+        second.backward(some("pde", "data"))
+    second.backward(some("pde", "bc", "data"))
+    second.backward(some("pde", "data"))
+
+
+def test_what_is_not_there_yet_is_said_through_gradnorm_too(fc_net):
+    net = GradNorm(fc_net)
+    net.reset_initial_losses()
+    for name in ("loss_weights", "initial_losses"):
+        with pytest.raises(RuntimeError, match=f"there are no {name} yet, because n_loss was not"):
+            getattr(net, name)
+    with pytest.raises(TypeError, match=r"weight_attr must be a sequence .* got 2\.0"):
+        GradNorm(fc_net, weight_attr=2.0)
+    late = LossBalancer(fc_net, absent="skip")
+    late.backward({"pde": loss(fc_net), "bc": loss(fc_net)})
+    with pytest.raises(
+        ValueError, match=r"n_loss is 2 \(the first step had so many: pass n_loss=\)"
+    ):
+        late.backward({"pde": loss(fc_net), "bc": loss(fc_net), "ic": loss(fc_net)})
+    assert LossBalancer(fc_net, 2, equations=np.array([0])).equations == (0,)
+    with pytest.raises(ValueError, match=r"equations names 'pdee'.* did you mean 'pde'"):
+        LossBalancer(fc_net, 3, absent="skip", equations=["pdee"]).backward(
+            {"pde": loss(fc_net), "bc": loss(fc_net)}
+        )
+
+
+def test_a_python_function_in_a_shared_graph_survives_the_second_step(fc_net):
+    class Twice(paddle.autograd.PyLayer):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 2 * gradient
+
+    last = fc_net.linears[-1]
+    balancer = LossBalancer(last.weight, 2, alpha=1.0, update_every=10)
+    for _ in range(3):
+        hidden = paddle.tanh(Twice.apply(fc_net.linears[0](paddle.rand([8, 2]))))
+        u = last(fc_net.linears[1](hidden))
+        balancer.backward([u[:4].square().mean(), u[4:].square().mean()])
+    assert balancer._run.in_two_passes
+
+
+def test_the_name_of_a_users_file_is_not_taken_for_lbfgs(fc_net, recorded_warnings):
+    code = compile("def step(f):\n    f()\n", "adam_then_lbfgs.py", "exec")
+    users = {"__name__": "adam_then_lbfgs"}
+    exec(code, users)
+    balancer = LossBalancer(fc_net, update_every=1)
+    users["step"](lambda: balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net)}))
+    assert balancer.get_weights()[1] > 1
     assert not [w for w in recorded_warnings if w.category is RuntimeWarning]

@@ -81,18 +81,23 @@ def test_a_number_beyond_the_losses_of_the_first_step_is_named():
         are_equations([5], ["pde", "bc"])
 
 
-EQUATIONS = """pde PDE pde_loss loss_pde pdeLoss pde1 pde_u ode eq eq1 equation residual residual_u
-res continuity momentum momentum_x momentum_y navier_stokes navier_stokes_x laplace poisson
-helmholtz biharmonic burgers allen_cahn heat wave diffusion physics physics_loss interior
-governing_eq energy NavierStokes ns_residual f_residual Maxwell_1 Bloch volterra fpde""".split()
-CONDITIONS = """bc BC bc1 loss_bc bc_left u_bc boundary boundary_x ic IC ic_u initial
+EQUATIONS = """pde PDE PDEs pde_loss loss_pde pdeLoss pde1 pde_u ode odes eq eq0 eq_0 eq1 equation
+residual residual_u res continuity momentum momentum_x momentum_y navier_stokes navier_stokes_x
+laplace poisson helmholtz biharmonic burgers allen_cahn heat wave diffusion physics physics_loss
+interior governing_eq energy mass_conservation NavierStokes Maxwell_1 Bloch volterra fpde""".split()
+CONDITIONS = """bc BC BCs ICs bc1 loss_bc bc_left u_bc boundary boundary_x ic IC ic_u initial
 initial_condition init data data_loss obs observed measurements sensor dirichlet neumann periodic
 left right top bottom left_edge wall walls no_slip inlet outlet lid interface u0 ut0 h_0
-uBC icLoss""".split()
+inlet_velocity wall_temperature boundary_u uBC icLoss""".split()
 CONDITIONS += ["u >= -50", "u(0) = 1", "u(0)=1", "v <= 2.5e3", "u = 0"]
 DOUBTFUL = """u v p T u_x u_x=0 losses[0] loss1 a click heat_boundary cold_boundary_pde pde_bc
 boundary_residual heat_flux wave_speed reaction_rate deflection moment_x mse_f mse_u chip
-regularization l2 total temperature velocity top_hat energy_data flux""".split()
+regularization l2 total temperature velocity top_hat energy_data flux f0 r0 e0 l0 f=0 r=0 x<0 x>0
+f(x)=0 boundary_layer data_free end_to_end top_k u_continuity continuity_u c0_continuity
+C1_continuity convection reaction kl_divergence KLDivergence eq_constraint pde_params_reg
+pde_solution ode_solution pde_exact ode_start ode_x0 ode_u0 ode_at_0 eq_u0 pde_T0
+pde_surface eq_jump velocity_residual residual_velocity ns0 de0
+constraint PDEloss NS gpinn""".split()
 DOUBTFUL += ["u_x = 0", "u_t + u u_x = 0", ""]
 
 
