@@ -21,6 +21,7 @@ Rows = Union[np.ndarray, paddle.Tensor]
 _PRODUCT = 20
 # The nodes of static programs, by Paddle's names in 3.3 and in 2.6.
 _STATIC_PROGRAMS = ("Dy2StGradNode", "GradNodeBase")
+_PYTHON_FUNCTIONS = ("GradNodePyLayer",)
 
 
 def backward_by_loss(
@@ -315,23 +316,32 @@ def refuse_a_static_program(losses: Sequence[paddle.Tensor], names: Sequence[str
 
     Paddle goes backward through such a run only once, so it cannot tell the losses apart.
     """
-    of_program: dict[int, list[str]] = {}
-    for loss, name in zip(losses, names):
+    for together in _sharing(losses, _STATIC_PROGRAMS):
+        raise ValueError(
+            f"the losses {', '.join(repr(names[i]) for i in together)} come from one run of a "
+            "static program (paddle.jit.to_static), which Paddle cannot differentiate loss by "
+            "loss: train the network as it was before to_static, or call it once for each loss"
+        )
+
+
+def share_a_python_function(losses: Sequence[paddle.Tensor]) -> bool:
+    """Whether losses share a ``PyLayer``, which ends the process in a second ``backward``."""
+    return bool(_sharing(losses, _PYTHON_FUNCTIONS))
+
+
+def _sharing(losses: Sequence[paddle.Tensor], kinds: tuple[str, ...]) -> list[list[int]]:
+    """Numbers of the losses that share a node whose name begins so, a list for each node."""
+    of_node: dict[int, list[int]] = {}
+    for i, loss in enumerate(losses):
         waiting, seen = [] if loss.stop_gradient else [_paddle.graph_node(loss)], set()
         while waiting:
             node = waiting.pop()
             if node.node_ptr() not in seen:
                 seen.add(node.node_ptr())
-                if node.name() in _STATIC_PROGRAMS:
-                    of_program.setdefault(node.node_ptr(), []).append(name)
+                if node.name().startswith(kinds):
+                    of_node.setdefault(node.node_ptr(), []).append(i)
                 waiting.extend(child for child in node.next_functions if child is not None)
-    for together in of_program.values():
-        if len(together) > 1:
-            raise ValueError(
-                f"the losses {', '.join(map(repr, together))} come from one run of a static "
-                "program (paddle.jit.to_static), which Paddle cannot differentiate loss by loss: "
-                "train the network as it was before to_static, or call it once for each loss"
-            )
+    return [together for together in of_node.values() if len(together) > 1]
 
 
 def _nodes_below(loss: paddle.Tensor) -> dict[int, list[int]]:

@@ -774,7 +774,7 @@ class LossBalancer(PreciseLayer):
         """Whether to take two passes; None if a loss without a graph hides that in this step."""
         # With several processes there must be only one backward pass, because
         # paddle.DataParallel averages gradients only in the first pass that reaches them.
-        if _ranks.number() > 1:
+        if _ranks.number() > 1 or _one_pass.share_a_python_function(losses):
             return True
         if any(loss.stop_gradient for loss in losses):
             return None

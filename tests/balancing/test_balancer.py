@@ -1475,7 +1475,8 @@ def test_what_is_not_there_yet_is_said_through_gradnorm_too(fc_net):
         )
 
 
-def test_a_python_function_in_a_shared_graph_survives_the_second_step(fc_net):
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_python_function_in_a_shared_graph_takes_two_passes(fc_net, everywhere):
     class Twice(paddle.autograd.PyLayer):
         @staticmethod
         def forward(ctx, x):
@@ -1486,7 +1487,8 @@ def test_a_python_function_in_a_shared_graph_survives_the_second_step(fc_net):
             return 2 * gradient
 
     last = fc_net.linears[-1]
-    balancer = LossBalancer(last.weight, 2, alpha=1.0, update_every=10)
+    shared = fc_net if everywhere else last.weight
+    balancer = LossBalancer(shared, 2, alpha=1.0, update_every=2)
     for _ in range(3):
         hidden = paddle.tanh(Twice.apply(fc_net.linears[0](paddle.rand([8, 2]))))
         u = last(fc_net.linears[1](hidden))
