@@ -22,6 +22,7 @@ from paddlescience_gradnorm.network._shared_layer import find_shared
 
 try:
     from ppsci import constraint as constraints
+    from ppsci.loss.base import Loss
     from ppsci.loss.mtl import LossAggregator
 except ModuleNotFoundError as error:
     if error.name != "ppsci":
@@ -135,8 +136,81 @@ class GradNormAggregator(LossAggregator):
         self._acting = self._start = np.ones(0)
         self._scale = 1.0
         self._with_gradient: list[paddle.Tensor] = []
+        # The constraints, if ``of`` has made this object, and the names of all equations.
+        self._constraint: dict[str, Any] = {}
+        self._of_equations: set[str] = set()
         self._solver: Callable[[], Any] = lambda: None
         self._quantities: dict[str, Callable[[], np.ndarray]] = {}
+
+    @classmethod
+    def of(
+        cls,
+        model: paddle.nn.Layer,
+        constraint: Mapping[str, Any],
+        equation: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> GradNormAggregator:
+        """An aggregator that balances every constraint's losses apart.
+
+        Without it the Solver adds up losses of the same name from different constraints before
+        they are balanced. Here they are called ``CONSTRAINT.OUTPUT``, such as ``"BC.u"``, in
+        messages, logs and ``equations``. The constraints also tell which losses are equations. An
+        expression with derivatives inside of the domain is one, and what holds on the boundary, at
+        the start, or as a value of the network is none. If one is in doubt, the first step raises
+        an error that lists it, such as for an expression of ``equation`` on the boundary.
+
+        Args:
+            model: The Solver's model.
+            constraint: The Solver's constraints by name. Their losses are wrapped, in place.
+            equation: The Solver's equations by name.
+            **options: As for the class, but for ``n_loss``, which the first step tells.
+
+        Raises:
+            TypeError: An argument is of the wrong type.
+            ValueError: There are no constraints, or an option is out of range.
+
+        Examples:
+            >>> import ppsci
+            >>> model = ppsci.arch.MLP(("x", "y"), ("u",), num_layers=2, hidden_size=8)
+            >>> square = ppsci.geometry.Rectangle((0, 0), (1, 1))
+            >>> laplace = ppsci.equation.Laplace(2)
+            >>> loader = {"dataset": "IterableNamedArrayDataset", "iters_per_epoch": 1}
+            >>> loader["batch_size"] = 8
+            >>> inside = ppsci.constraint.InteriorConstraint(
+            ...     laplace.equations, {"laplace": 0}, square, loader, ppsci.loss.MSELoss()
+            ... )
+            >>> constraint, equation = {"EQ": inside}, {"laplace": laplace}
+            >>> for edge in ("left", "right"):
+            ...     constraint[edge] = ppsci.constraint.BoundaryConstraint(
+            ...         {"u": lambda out: out["u"]}, {"u": 0}, square, loader,
+            ...         ppsci.loss.MSELoss(), name=edge,
+            ...     )
+            >>> aggregator = GradNormAggregator.of(model, constraint, equation)
+            >>> solver = ppsci.solver.Solver(
+            ...     model, constraint, None, ppsci.optimizer.Adam(1e-3)(model), epochs=1,
+            ...     iters_per_epoch=1, equation=equation, loss_aggregator=aggregator,
+            ... )
+            >>> solver.train()
+            >>> aggregator.names
+            ['EQ.laplace', 'left.u', 'right.u']
+        """
+        if not isinstance(constraint, Mapping):
+            raise TypeError(f"constraint must be the Solver's dict, got {constraint!r}")
+        if not constraint:
+            raise ValueError("constraint is empty, so there are no losses to balance")
+        for option in ("n_loss", "num_losses"):
+            if option in options:
+                raise TypeError(
+                    f"GradNormAggregator.of takes no {option}: the first step tells how many "
+                    "losses the constraints give"
+                )
+        aggregator = cls(model, **options)
+        aggregator._constraint = dict(constraint)
+        aggregator._of_equations = {n for e in (equation or {}).values() for n in e.equations}
+        for name, each in constraint.items():
+            inner = each.loss.inner if isinstance(each.loss, _LossOfOne) else each.loss
+            each.loss = _LossOfOne(inner, name)
+        return aggregator
 
     def log_to(self, solver: Any, norms: bool = False) -> None:
         """Let the Solver log the weights beside its losses, as ``weight/NAME``.
@@ -302,19 +376,39 @@ class GradNormAggregator(LossAggregator):
         rule, solver = self.balancer.rule, self._solver()
         if self.balancer.equations is not None or not rule.tells_equations:
             return ()
-        known = dict.fromkeys(conditions_known(losses, self.model), False)
-        if solver is not None:
+        known: dict[str, bool | None] = dict.fromkeys(conditions_known(losses, self.model), False)
+        if self._constraint:
+            known = {name: self._is_equation(name, loss) for name, loss in losses.items()}
+        elif solver is not None:
             known.update(equations_of(solver.constraint, solver.equation or {}))
         known.update({name: name in self._equations for name in self.names})
         try:
             return tuple(_equations.by_name(names, type(rule).__name__, known))
         except ValueError as error:
-            if solver is not None:
+            if solver is not None or self._constraint:
                 raise
             raise ValueError(
                 f"{error}. Or call aggregator.log_to(solver) before solver.train(), because the "
                 "Solver's constraints may tell"
             ) from None
+
+    def _is_equation(self, name: str, loss: paddle.Tensor) -> bool | None:
+        """Whether a constraint's loss is the residual of an equation; None if that is in doubt."""
+        of = max((n for n in self._constraint if name.startswith(f"{n}.")), key=len, default="")
+        output, constraint = name[len(of) + 1 :], self._constraint.get(of)
+        is_expression, differentiates = output in self._of_equations, _differentiates(loss)
+        if isinstance(constraint, _CONDITIONS):
+            return None if is_expression else False
+        if is_expression or (
+            isinstance(constraint, constraints.InteriorConstraint) and differentiates
+        ):
+            return True
+        if output in (getattr(self.model, "output_keys", None) or ()) and not differentiates:
+            return False
+        # What a supervised constraint holds is up to whoever has named it.
+        by_words = {_equations.is_equation(text) for text in (of.replace("sup", ""), output)}
+        by_words.discard(None)
+        return by_words.pop() if len(by_words) == 1 else None
 
     def _check_that_nobody_else_steps(self, what: str) -> None:
         if self.balancer.weight_lr is None and not self.balancer._run.frozen:
@@ -424,6 +518,34 @@ def equations_of(constraint: Mapping[str, Any], equation: Mapping[str, Any]) -> 
             kinds.setdefault(name, set()).add(False if isinstance(each, _CONDITIONS) else inside)
     found = {name: kind.pop() for name, kind in kinds.items() if len(kind) == 1}
     return {name: kind for name, kind in found.items() if kind is not None}
+
+
+class _LossOfOne(Loss):
+    """A constraint's loss that gives its parts the constraint's name too.
+
+    Everything else is read from the loss itself.
+
+    Args:
+        inner: The constraint's loss.
+        name: Name of the constraint.
+    """
+
+    def __init__(self, inner: paddle.nn.Layer, name: str) -> None:
+        super().__init__(getattr(inner, "reduction", None), getattr(inner, "weight", None))
+        self.inner = inner
+        self._of = name
+
+    def forward(self, *arguments: Any) -> dict[str, paddle.Tensor]:
+        return {f"{self._of}.{name}": loss for name, loss in self.inner(*arguments).items()}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            inner = _paddle.sublayer(self, "inner")
+            if inner is None:
+                raise
+        return getattr(inner, name)
 
 
 class _Total(paddle.Tensor):

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import importlib.util
+import itertools
 import re
 import struct
 import subprocess
@@ -1013,3 +1014,196 @@ def test_a_rule_of_ones_own_balances_and_is_in_the_checkpoints(solve, tmp_path):
 
 def test_any_network_of_the_package_may_be_the_model():
     assert GradNormAggregator(FCNet(2, 1, 3, 8), 2, alpha=0.5).balancer.alpha == 0.5
+
+
+# GradNormAggregator.of: every constraint's losses apart.
+
+
+LOADER = {"dataset": "IterableNamedArrayDataset", "iters_per_epoch": 1}
+
+
+def cosh(points):
+    return np.cos(points["x"]) * np.cosh(points["y"])
+
+
+def apart(kinds=("EQ", "left", "right"), loss=None):
+    """A model, constraints of these kinds, and equations; both sides are called ``u``."""
+    ppsci.utils.misc.set_random_seed(1)
+    model = ppsci.arch.MLP(("x", "y"), ("u",), num_layers=2, hidden_size=8)
+    square = ppsci.geometry.Rectangle((0.0, 0.0), (1.0, 1.0))
+    equation = {"laplace": ppsci.equation.Laplace(2)}
+    hessian, jacobian = ppsci.autodiff.hessian, ppsci.autodiff.jacobian
+    mse, loader = ppsci.loss.MSELoss, {**LOADER, "batch_size": 16}
+
+    def residual(out):
+        return hessian(out["u"], out["x"]) + hessian(out["u"], out["y"])
+
+    def inside(expression, name):
+        return ppsci.constraint.InteriorConstraint(
+            expression, dict.fromkeys(expression, 0), square, loader, mse(), name=name
+        )
+
+    def edge(expression, name, value, loss=None):
+        return ppsci.constraint.BoundaryConstraint(
+            expression, dict.fromkeys(expression, value), square, loader, loss or mse(), name=name
+        )
+
+    def supervised(expression, name):
+        points = np.random.default_rng(0).random((16, 2)).astype("float32")
+        data = {"name": "NamedArrayDataset", "input": {"x": points[:, :1], "y": points[:, 1:]}}
+        data["label"] = dict.fromkeys(expression, 0 * points[:, :1])
+        return ppsci.constraint.SupervisedConstraint(
+            {"dataset": data, "batch_size": 16}, mse(), expression, name=name
+        )
+
+    value = {"u": lambda out: out["u"]}
+    makers = {
+        "EQ": lambda: inside(equation["laplace"].equations, "EQ"),
+        "own": lambda: inside({"anything": residual}, "own"),
+        "inner": lambda: inside(value, "inner"),
+        "left": lambda: edge(value, "left", cosh, loss),
+        "right": lambda: edge(value, "right", lambda points: 9 + 0 * points["x"]),
+        "slope": lambda: edge({"q": lambda out: jacobian(out["u"], out["x"])}, "slope", 0),
+        "traction": lambda: edge(equation["laplace"].equations, "traction", 0),
+        "data": lambda: supervised(value, "data"),
+        "EQ_sup": lambda: supervised({"chip": residual}, "interior_sup"),
+        "Sup": lambda: supervised({"chip": residual}, "Sup"),
+    }
+    return model, {kind: makers[kind]() for kind in kinds}, equation
+
+
+def trained(model, constraint, equation, aggregator, steps=30, output=None, **settings):
+    """Trains by a Solver; what it has logged in every step."""
+    solver = ppsci.solver.Solver(
+        model,
+        constraint,
+        None if output is None else str(output),
+        ppsci.optimizer.Adam(1e-3)(model),
+        epochs=steps,
+        iters_per_epoch=1,
+        equation=equation,
+        loss_aggregator=aggregator,
+        log_freq=1,
+        **settings,
+    )
+    if aggregator is not None:
+        aggregator.log_to(solver)
+    rows = problem.record(solver)
+    solver.train()
+    return rows
+
+
+def equations_found(aggregator):
+    flags = aggregator.balancer.last_measurement.equations
+    return [name for name, flag in zip(aggregator.names, flags) if flag]
+
+
+def test_losses_of_one_name_are_balanced_apart_without_a_word(tmp_path):
+    model, constraint, equation = apart()
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    rows = trained(model, constraint, equation, aggregator, steps=60)
+    assert aggregator.names == ["EQ.laplace", "left.u", "right.u"]
+    assert equations_found(aggregator) == ["EQ.laplace"]
+    weights = aggregator.get_weights()
+    assert weights[0] == 1 and (weights[1:] > 1.5).all()
+    # The Solver goes on logging a loss for each constraint, and the weights beside them.
+    logged = {"EQ", "left", "right", "weight/EQ.laplace", "weight/left.u", "weight/right.u"}
+    assert {f"train/{name}" for name in logged} <= set(rows[-1])
+    model, constraint, equation = apart()
+    together = GradNormAggregator(model)
+    trained(model, constraint, equation, together, steps=1)
+    assert together.names == ["laplace", "u"]
+
+
+def test_the_first_step_is_that_of_the_plain_solver():
+    weights = []
+    for balanced in (False, True):
+        model, constraint, equation = apart()
+        aggregator = GradNormAggregator.of(model, constraint, equation) if balanced else None
+        trained(model, constraint, equation, aggregator, steps=1)
+        weights.append(model.last_fc.weight.numpy())
+    np.testing.assert_allclose(*weights, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "kinds, expected",
+    [
+        (["left", "EQ"], ["EQ.laplace"]),
+        (["own", "slope"], ["own.anything"]),
+        (["EQ", "inner", "data"], ["EQ.laplace"]),
+        (["EQ_sup", "data"], ["EQ_sup.chip"]),
+        (["EQ", "own", "left"], ["EQ.laplace", "own.anything"]),
+    ],
+)
+def test_constraints_tell_which_losses_are_equations(kinds, expected):
+    model, constraint, equation = apart(kinds)
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    trained(model, constraint, equation, aggregator, steps=1)
+    assert equations_found(aggregator) == expected
+
+
+@pytest.mark.parametrize("kinds, doubtful", [(["EQ", "traction"], "traction.laplace")])
+def test_what_constraints_do_not_tell_is_asked_and_may_be_said(kinds, doubtful):
+    model, constraint, equation = apart(kinds)
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    with pytest.raises(ValueError, match=f"names do not tell which '{doubtful}' is"):
+        trained(model, constraint, equation, aggregator, steps=1)
+    aggregator = GradNormAggregator.of(model, constraint, equation, equations=["EQ.laplace"])
+    trained(model, constraint, equation, aggregator, steps=1)
+    assert equations_found(aggregator) == ["EQ.laplace"]
+    with pytest.raises(ValueError, match=r"did you mean 'EQ\.laplace'"):
+        aggregator = GradNormAggregator.of(model, constraint, equation, equations=["EQ.laplac"])
+        trained(model, constraint, equation, aggregator, steps=1)
+
+
+def test_a_supervised_constraint_that_may_hold_anything_is_asked_about():
+    model, constraint, equation = apart(["Sup", "data"])
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    with pytest.raises(ValueError, match=r"which 'Sup\.chip' is"):
+        trained(model, constraint, equation, aggregator, steps=1)
+
+
+def test_constraints_may_be_wrapped_twice_and_keep_their_losses_attributes():
+    causal = ppsci.loss.MSELoss("sum", weight={"u": 3.0})
+    model, constraint, equation = apart(["EQ", "left"], loss=causal)
+    for _ in range(2):
+        aggregator = GradNormAggregator.of(model, constraint, equation)
+        trained(model, constraint, equation, aggregator, steps=1)
+        assert aggregator.names == ["EQ.laplace", "left.u"]
+    wrapped = constraint["left"].loss
+    assert wrapped.inner is causal and wrapped.reduction == "sum" and wrapped.weight == {"u": 3.0}
+
+
+def test_a_checkpoint_of_such_a_run_goes_on_to_the_last_bit(tmp_path):
+    def run(steps, resume=None):
+        # As in a process of its own: optimizers know parameters by name.
+        with paddle.utils.unique_name.guard():
+            model, constraint, equation = apart()
+            for each in constraint.values():  # the same points, however many are drawn before
+                each.data_iter = itertools.repeat(next(each.data_iter))
+            aggregator = GradNormAggregator.of(model, constraint, equation)
+            output = tmp_path / str(steps)
+            options = {} if resume is None else {"checkpoint_path": str(resume)}
+            trained(
+                *(model, constraint, equation, aggregator, steps, output),
+                save_freq=steps,
+                **options,
+            )
+        return aggregator.get_weights(), model.last_fc.weight.numpy()
+
+    whole, half = run(24), run(12)
+    resumed = run(24, tmp_path / "12" / "checkpoints" / "epoch_12")
+    for one, other in zip(resumed, whole):
+        np.testing.assert_array_equal(one, other)
+    assert (resumed[0] != half[0]).any()
+
+
+def test_what_of_cannot_take_is_named():
+    model, constraint, equation = apart()
+    with pytest.raises(TypeError, match="constraint must be the Solver's dict, got"):
+        GradNormAggregator.of(model, list(constraint.values()), equation)
+    with pytest.raises(ValueError, match="constraint is empty"):
+        GradNormAggregator.of(model, {}, equation)
+    for option in ("n_loss", "num_losses"):
+        with pytest.raises(TypeError, match=f"takes no {option}: the first step tells"):
+            GradNormAggregator.of(model, constraint, equation, **{option: 3})

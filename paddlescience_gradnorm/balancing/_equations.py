@@ -131,13 +131,16 @@ def is_equation(name: str) -> bool | None:
     return True if words <= known and not at_zero else None
 
 
-def by_name(names: Sequence[str], rule: str, known: Mapping[str, bool] | None = None) -> list[str]:
+def by_name(
+    names: Sequence[str], rule: str, known: Mapping[str, bool | None] | None = None
+) -> list[str]:
     """The equations among losses of these names.
 
     Args:
         names: Names of all losses.
         rule: Name of the rule that asks, for the error.
-        known: Whether a loss is an equation, where that is known; its name is not asked then.
+        known: Whether a loss is an equation, where that is known, or None where it is in doubt
+            whatever its name. The names of these are not asked.
 
     Raises:
         ValueError: A name leaves doubt.
