@@ -431,6 +431,10 @@ class GradNormAggregator(LossAggregator):
         """The weights that the next step will use, in the order of ``names``, shape [T]."""
         return self.balancer.get_weights()
 
+    def diagnose(self) -> list[str]:
+        """What a user should act on, in words: see ``LossBalancer.diagnose``."""
+        return self.balancer.diagnose()
+
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Weights, rule state and step count; the Solver's checkpoint has the model already."""
         self._last_step = None  # the step is over, though the next one may have its number
