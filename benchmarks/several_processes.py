@@ -48,9 +48,8 @@ def measure(repeats: int, steps: int) -> dict[str, float]:
         paddle.seed(0)
         net = FCNet(2, 1, 4, 50)
         parallel = paddle.DataParallel(net) if ranks > 1 else net
-        n_loss = len(sample.losses(net))
         every = 10 if "10" in way else 1
-        model = parallel if way == "plain" else GradNorm(parallel, n_loss, update_every=every)
+        model = parallel if way == "plain" else GradNorm(parallel, update_every=every)
         ways[way] = (model, paddle.optimizer.Adam(1e-3, parameters=net.parameters()), [])
     for _ in range(repeats + 1):
         for way, (model, optimizer, times) in ways.items():

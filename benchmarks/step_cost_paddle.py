@@ -16,7 +16,7 @@ import paddle  # isort: skip, after the package that sees to its loading
 
 # What GradNorm is built with; the plain step has none.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "gradnorm_pinn": {},
+    "gradnorm_pinn": {"equations": [0]},
     "gradnorm": {"alpha": ALPHA},
     "gradnorm_own": {"alpha": ALPHA, "weight_lr": WEIGHT_LR},
     "gradnorm_every_10": {"alpha": ALPHA, "update_every": 10},

@@ -133,10 +133,10 @@ def doctor(options: argparse.Namespace) -> int:
 
 def _callbacks(options: argparse.Namespace, output: Path) -> list[Any]:
     """The views of the running training that were asked for."""
-    from paddlescience_gradnorm.training import LiveView, ProgressBar, VisualDL
+    from paddlescience_gradnorm.training import LiveView, VisualDL
 
-    try:
-        views: list[Any] = [LiveView() if options.live else ProgressBar()]
+    try:  # without the live view Trainer shows its progress bar
+        views: list[Any] = [LiveView()] if options.live else []
         if options.visualdl:
             views.append(VisualDL(output / "visualdl"))
             print(f"curves: visualdl --logdir {shlex.quote(str(output))}")

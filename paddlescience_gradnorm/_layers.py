@@ -12,6 +12,8 @@ import paddle
 
 from paddlescience_gradnorm import _paddle
 
+# A class that is made as a program runs holds here a function and its arguments that make it again.
+PICKLED_AS = "_pickled_as"
 _NO_DECAY = paddle.regularizer.L2Decay(0.0)
 
 
@@ -29,6 +31,9 @@ class PicklableLayer(paddle.nn.Layer):
         not known yet, because loading asks for the same types.
         """
         return {}
+
+    def expect_extra_state(self, state: dict[str, Any]) -> None:
+        """Get ready to load a state: make what depends on it, such as parameters."""
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore the ``extra_state`` of an equal layer, with the same types and shapes."""
@@ -94,6 +99,8 @@ class _ParameterPickler(pickle.Pickler):
     """Pickles tensors as arrays, and parameters as arrays with their attributes."""
 
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, type) and PICKLED_AS in vars(obj):
+            return vars(obj)[PICKLED_AS]
         if isinstance(obj, PicklableLayer):
             return _build_empty, (type(obj),), obj.__dict__
         if isinstance(obj, _paddle.Parameter):

@@ -10,12 +10,14 @@ from __future__ import annotations
 import copy
 import ctypes
 import math
+import re
 import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple
 
+import numpy as np
 import paddle
 from paddle.base.framework import EagerParamBase, _dygraph_tracer
 from paddle.base.layer_helper import LayerHelper
@@ -52,6 +54,13 @@ def host_count(tensor: paddle.Tensor) -> ctypes.c_int64:
     return ctypes.c_int64.from_address(tensor.data_ptr())
 
 
+def host_counts(tensor: paddle.Tensor) -> Any:
+    """The integers in a host tensor, shape [n], int64, as an array that writes through."""
+    if tensor.dtype != paddle.int64:
+        raise _converted(tensor)
+    return (ctypes.c_int64 * tensor.shape[0]).from_address(tensor.data_ptr())
+
+
 def write_on_host(tensor: paddle.Tensor, values: Sequence[float]) -> None:
     """Overwrite a contiguous float32 or float64 host tensor by its address, as ``host_count``.
 
@@ -70,6 +79,36 @@ def _converted(tensor: paddle.Tensor) -> RuntimeError:
         f"a layer that balances losses holds a tensor of {tensor.dtype}, which its own conversion "
         "never makes. On Paddle 2.6 Layer.astype of a layer around it does; use .to(dtype=...)"
     )
+
+
+def dense(gradient: paddle.Tensor, parameter: paddle.Tensor) -> paddle.Tensor:
+    """A parameter's gradient as a dense tensor, even if it is sparse, such as an embedding's.
+
+    Paddle's operators read a sparse gradient as if it were dense, which corrupts memory, and
+    ``Tensor.to_dense`` does not take it. One that does would replace this.
+    """
+    if not gradient.is_selected_rows():
+        return gradient
+    rows: Any = gradient.get_selected_rows()
+    entries = np.array(rows.get_tensor())
+    whole = np.zeros(parameter.shape, entries.dtype)
+    np.add.at(whole, np.array(rows.rows()), entries)  # a row may come more than once
+    return paddle.to_tensor(whole, place=parameter.place)
+
+
+def is_in_a_closure() -> bool:
+    """Whether an L-BFGS of Paddle's is calling, which evaluates one step several times.
+
+    An optimizer does not tell whoever computes its losses. So this looks for its ``step`` among
+    the functions that are running. A closure that is told about the evaluation would replace it.
+    """
+    frame = sys._getframe(1).f_back
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        if frame.f_code.co_name == "step" and re.fullmatch(r"paddle\..*lbfgs", module):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def found_overflow(scaler: paddle.amp.GradScaler) -> paddle.Tensor:

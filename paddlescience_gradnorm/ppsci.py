@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
 import numpy as np
 import paddle
 
-from paddlescience_gradnorm import _paddle
-from paddlescience_gradnorm.balancing import _one_pass
+from paddlescience_gradnorm import _arguments, _paddle
+from paddlescience_gradnorm.balancing import _equations, _one_pass
+from paddlescience_gradnorm.balancing._losses import NamedLosses
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
 from paddlescience_gradnorm.balancing.rules import find_rule
 from paddlescience_gradnorm.network import GradNorm
 from paddlescience_gradnorm.network._shared_layer import find_shared
 
 try:
+    from ppsci import constraint as constraints
     from ppsci.loss.mtl import LossAggregator
 except ModuleNotFoundError as error:
     if error.name != "ppsci":
@@ -29,6 +33,22 @@ except ModuleNotFoundError as error:
 
 __all__ = ["GradNormAggregator"]
 
+# Options of PaddleScience's aggregators that ours does not have, and what to write instead.
+_THEIR_OPTIONS = {
+    "init_weights": "write weight_attr=",
+    "momentum": "leave it out, because weight_lr= sets how fast the weights move",
+    "update_freq": "write update_every=",
+}
+_CONDITIONS = (
+    constraints.BoundaryConstraint,
+    constraints.InitialConstraint,
+    constraints.IntegralConstraint,
+    constraints.PeriodicConstraint,
+)
+# After this many evaluations in one step of the optimizer with the weights of the start, they
+# are likely to stay so. L-BFGS in short steps makes up to 25.
+_EVALUATIONS_TO_MOVE = 50
+
 
 class GradNormAggregator(LossAggregator):
     """Learns the weights of a Solver's losses, in one backward pass.
@@ -37,22 +57,30 @@ class GradNormAggregator(LossAggregator):
     The Solver's checkpoints hold the weights and the rule's state. ``log_to`` adds the weights to
     the Solver's logs.
 
+    Without ``equations`` a rule that needs them, such as ``PinnRule``, takes the values of the
+    model's outputs for conditions, and goes by the names of the other losses. After ``log_to`` it
+    goes by the Solver's constraints before that. If a loss is still in doubt, the first step
+    raises an error that lists them.
+
     With ``update_freq`` the weights stay fixed while gradients accumulate. Then they take one
     step, on the means of all micro-batches. With L-BFGS they stay fixed within each step of the
-    optimizer. Several ranks give the same weights as one rank with all points.
+    optimizer, and each evaluation of the losses counts as a step towards the next update.
+    Several ranks give the same weights as one rank with all points.
 
     Args:
         model: The Solver's model. If it is a ``GradNorm``, its own weights are used, and the
             options below must be given to it instead.
-        n_loss: Number of losses T, at least 2. The Solver has one loss for each output name, and
-            adds up losses of the same name from different constraints.
+        n_loss: Number of losses T, at least 2; by default the first step tells it. The Solver
+            has one loss for each output name, and adds up losses of the same name from different
+            constraints.
         alpha: As for ``LossBalancer``: it selects the paper's rule; the default is ``"pinn"``.
         num_losses: PaddleScience's word for ``n_loss``.
         shared: The shared parameters, as for ``GradNorm``.
+        *positional: Not accepted; the error says what to write.
         **options: Options of ``LossBalancer``: ``rule``, ``equations``, ``weight_lr``,
-            ``update_every``, ``warmup_steps``, ``weight_attr``, ``floor``. With the paper's rule
-            and ``weight_lr=None`` the Solver's optimizer steps the weights:
-            build it as ``ppsci.optimizer.Adam(1e-3)((model, aggregator.balancer))``.
+            ``update_every``, ``warmup_steps``, ``weight_attr``, ``floor``, ``absent``. With the
+            paper's rule and ``weight_lr=None`` the Solver's optimizer steps the weights: build it
+            as ``ppsci.optimizer.Adam(1e-3)((model, aggregator.balancer))``.
 
     Raises:
         TypeError: An argument is of the wrong type, or missing.
@@ -77,12 +105,13 @@ class GradNormAggregator(LossAggregator):
         self,
         model: paddle.nn.Layer,
         n_loss: int | None = None,
+        *positional: Any,
         alpha: float | None = None,
-        *,
         num_losses: int | None = None,
         shared: Any = None,
         **options: Any,
     ) -> None:
+        _check_arguments(model, positional, options)
         super().__init__(model)
         if num_losses is not None:
             if n_loss not in (None, num_losses):
@@ -94,23 +123,26 @@ class GradNormAggregator(LossAggregator):
             _check_that_they_agree(model, n_loss, alpha, {"shared": shared, **options})
             self.balancer = model.balancer
         else:
-            if n_loss is None:
-                raise TypeError("n_loss is missing, which only a GradNorm model knows itself")
             rule = find_rule(options.pop("rule", None), alpha)
             found = find_shared(model, shared, rule)
             self.balancer = LossBalancer(found, n_loss, rule=rule, **options)
         self.names: list[str] = []
+        self._equations: tuple[str, ...] = ()
+        # The number of the current step, how often it has been evaluated, its weights, the scale
+        # of its gradients, and the parameters that have a gradient since then.
         self._last_step: int | None = None
-        # The weights of the current step, and the scale of its gradients.
-        self._acting = self.balancer.loss_weights.detach().clone()
+        self._evaluations = 0
+        self._acting = self._start = np.ones(0)
         self._scale = 1.0
+        self._with_gradient: list[paddle.Tensor] = []
         self._solver: Callable[[], Any] = lambda: None
         self._quantities: dict[str, Callable[[], np.ndarray]] = {}
 
     def log_to(self, solver: Any, norms: bool = False) -> None:
         """Let the Solver log the weights beside its losses, as ``weight/NAME``.
 
-        They appear wherever its losses do: in the terminal, VisualDL, W&B and TensorBoard.
+        They appear wherever its losses do: in the terminal, VisualDL, W&B and TensorBoard. The
+        Solver's constraints also tell which losses are equations; call this before its training.
 
         Args:
             solver: The Solver that has this aggregator.
@@ -128,78 +160,168 @@ class GradNormAggregator(LossAggregator):
         """The weighted sum; its ``backward()`` runs the whole backward pass and the update.
 
         Args:
-            losses: Name -> scalar, ``n_loss`` of them.
+            losses: Name -> scalar, ``n_loss`` of them, in any order.
             step: Number of the optimizer's step, or None in a loop that evaluates each step
                 once. A repeated number means another evaluation in the same step, in which
                 the weights stay fixed.
 
         Returns:
             A tensor of shape [], which may be multiplied (loss scaling) or divided
-            (accumulation) before its ``backward()``.
+            (accumulation) before its ``backward()``. Errors and warnings of
+            ``LossBalancer.backward`` come from there.
 
         Raises:
-            ValueError: The number of losses is wrong, a loss does not depend on the shared
-                parameters, or the Solver's optimizer cannot step the weights.
+            ValueError: The number or the names of the losses are wrong, one may be an equation
+                or not, or the Solver's optimizer cannot step the weights.
+
+        Warns:
+            UserWarning: One step of the optimizer evaluates the losses many times, and their
+                weights have never moved.
         """
-        self._check(losses)
+        losses = self._known(losses)
         if _paddle.is_amp_on():
             self._check_that_nobody_else_steps("use_amp=True")
         again = step is not None and step == self._last_step
         self._last_step = step
+        self._evaluations = self._evaluations + 1 if again else 1
         self._enter_meters()
         with paddle.amp.auto_cast(enable=False):
             if again:
                 self._check_that_nobody_else_steps("L-BFGS")
-                return self._weighted_sum(losses)
-            if self._goes_on():
-                self.balancer.take_back()
-            self._scale = 1.0
-            self.balancer.get_weights()  # settles them after a step of the Solver's optimizer
-            self._acting = self.balancer.loss_weights.detach().clone()
-            total = self._weighted_sum(losses).detach()
-        total.stop_gradient = False
-        total.register_hook(functools.partial(self._backward, dict(losses)))
-        return total
+                self._count_evaluation()
+                run = self._backward_at_rest
+            else:
+                if self._goes_on():
+                    self.balancer.take_back()
+                self._scale = 1.0
+                self._acting = self.balancer.get_weights()
+                run = self._backward
+            weights = self._weights_of(losses)
+            values = paddle.stack([x.detach().astype(weights.dtype) for x in losses.values()])
+            return _Total(paddle.dot(weights, values), functools.partial(run, losses))
 
-    def _backward(self, losses: Mapping[str, paddle.Tensor], gradient: paddle.Tensor) -> None:
-        self._scale = gradient.item()
-        self.balancer.backward(losses, scale=self._scale)
+    def _backward(self, losses: Mapping[str, paddle.Tensor], scale: float) -> None:
+        # The Solver's numbers tell the steps, so the balancer need not look for L-BFGS.
+        self.balancer._run.knows_steps = self._last_step is not None
+        self.balancer.backward(losses, scale=scale)
+        self._scale = scale
+        if scale != 1:
+            parameters = {id(p): p for p in (*self.model.parameters(), *self.balancer.shared)}
+            self._with_gradient = _with_gradient(parameters.values())
 
-    def _weighted_sum(self, losses: Mapping[str, paddle.Tensor]) -> paddle.Tensor:
-        dtype = self._acting.dtype
-        return paddle.dot(self._acting, paddle.stack([x.astype(dtype) for x in losses.values()]))
+    def _backward_at_rest(self, losses: Mapping[str, paddle.Tensor], scale: float) -> None:
+        weights = self._weights_of(losses) * scale
+        _one_pass.backward_of_sum(list(losses.values()), weights, list(losses))
+
+    def _weights_of(self, losses: Mapping[str, paddle.Tensor]) -> paddle.Tensor:
+        return paddle.to_tensor(self._acting[[self.names.index(name) for name in losses]])
 
     def _goes_on(self) -> bool:
-        """Whether this is another micro-batch: the gradients of the last are still there."""
-        gradients = [parameter.grad for parameter in self.balancer.shared]
-        return self._scale != 1 and any(g is not None and (g != 0).any().item() for g in gradients)
+        """Whether this is another micro-batch: no gradient has been cleared since the last.
 
-    def _check(self, losses: Mapping[str, paddle.Tensor]) -> None:
-        if len(losses) != self.balancer.n_loss:
-            raise ValueError(
-                f"n_loss is {self.balancer.n_loss}, but the constraints give {len(losses)}: "
-                f"{', '.join(losses)}. Pass n_loss={len(losses)}; or give outputs names "
-                "of their own, since the Solver adds up losses of the same name"
+        All gradients are looked at, because one of a parameter that the optimizer does not hold
+        is never cleared.
+        """
+        known = self._with_gradient
+        return self._scale != 1 and bool(known) and len(_with_gradient(known)) == len(known)
+
+    def _count_evaluation(self) -> None:
+        """Let another evaluation in the same step count towards the next update.
+
+        An update follows at the earliest in the next step of the optimizer. So the steps of
+        L-BFGS, each of which evaluates the losses many times, do not make the updates rarer.
+        """
+        count = _paddle.host_count(self.balancer.step_count)
+        if count.value % self.balancer.update_every:
+            count.value += 1
+        if (
+            self._evaluations == _EVALUATIONS_TO_MOVE
+            and np.array_equal(self._acting, self._start)
+            and not self.balancer._run.frozen
+        ):
+            warnings.warn(
+                f"the losses have been evaluated {self._evaluations} times in one step of the "
+                "optimizer, in which their weights rest, and these are still those of the start. "
+                "If the optimizer takes only a few such steps, the losses are not balanced: "
+                "let L-BFGS take many short steps, such as max_iter=10 and more epochs; or train "
+                "by Adam first, and then by L-BFGS with the same aggregator. If the weights shall "
+                "stay, call aggregator.balancer.freeze()",
+                UserWarning,
+                stacklevel=4,
             )
-        if self.names:
+
+    def _known(self, losses: Mapping[str, paddle.Tensor]) -> NamedLosses:
+        """The losses in the order of ``names``, checked, with those that are equations."""
+        names = [*self.names, *(name for name in losses if name not in self.names)]
+        if len(names) > len(self.names) or len(losses) < len(names):
+            self._check_names(names, losses)
+            self._check_programs(losses)
+            if self.balancer.n_loss is None:
+                self.balancer.set_n_loss(len(names))
+            if not self.names:
+                self._start = self.get_weights()
+            # Names last, because faulty losses must not set them.
+            self._equations, self.names = self._find_equations(names, losses), names
+        return NamedLosses({n: losses[n] for n in names if n in losses}, self._equations)
+
+    def _check_names(self, names: list[str], losses: Mapping[str, paddle.Tensor]) -> None:
+        n_loss, may_be_absent = self.balancer.n_loss, self.balancer.absent == "skip"
+        if may_be_absent and (n_loss is None or len(names) <= n_loss):
             return
+        if self.names:
+            raise ValueError(
+                f"the constraints give the losses {', '.join(losses)}, but before they gave "
+                f"{', '.join(self.names)}: make a new GradNormAggregator for other losses; or, if "
+                'some are only absent from some steps, pass absent="skip" and the number of all'
+            )
+        if len(names) == 1:
+            raise ValueError(
+                f"the constraints give one loss only, {names[0]!r}, so there is nothing to "
+                "balance: leave loss_aggregator out; or give outputs names of their own, since "
+                "the Solver adds up losses of the same name"
+            )
+        if n_loss not in (None, len(names)):
+            raise ValueError(
+                f"n_loss is {n_loss}, but the constraints give {len(names)}: {', '.join(names)}. "
+                f"Pass n_loss={len(names)}; or give outputs names of their own, since the Solver "
+                "adds up losses of the same name"
+            )
+
+    def _check_programs(self, losses: Mapping[str, paddle.Tensor]) -> None:
         for name, loss in losses.items():
-            if loss.grad_fn is not None and "Dy2St" in loss.grad_fn.name():
+            if not loss.stop_gradient and "Dy2St" in _paddle.graph_node(loss).name():
                 raise ValueError(
                     f"loss {name!r} comes from a static program, whose losses Paddle cannot "
                     "differentiate one by one: give the Solver to_static=False"
                 )
-        # Checked here, because Paddle turns an error in the hook into an OSError.
-        _one_pass.gradients_alone(
-            list(losses.values()), self._acting, self.balancer.shared, list(losses)
-        )
-        self.names = list(losses)
+
+    def _find_equations(
+        self, names: list[str], losses: Mapping[str, paddle.Tensor]
+    ) -> tuple[str, ...]:
+        """The losses that are residuals of equations, unless the user has told them."""
+        rule, solver = self.balancer.rule, self._solver()
+        if self.balancer.equations is not None or not rule.tells_equations:
+            return ()
+        known = dict.fromkeys(conditions_known(losses, self.model), False)
+        if solver is not None:
+            known.update(equations_of(solver.constraint, solver.equation or {}))
+        known.update({name: name in self._equations for name in self.names})
+        try:
+            return tuple(_equations.by_name(names, type(rule).__name__, known))
+        except ValueError as error:
+            if solver is not None:
+                raise
+            raise ValueError(
+                f"{error}. Or call aggregator.log_to(solver) before solver.train(), because the "
+                "Solver's constraints may tell"
+            ) from None
 
     def _check_that_nobody_else_steps(self, what: str) -> None:
-        if self.balancer.weight_lr is None:
+        if self.balancer.weight_lr is None and not self.balancer._run.frozen:
             raise ValueError(
                 f"with {what} the Solver's optimizer cannot step the loss weights: pass "
-                "weight_lr=, and they are stepped here"
+                "weight_lr=, and they are stepped here; or, if they shall stay, call "
+                "aggregator.balancer.freeze()"
             )
 
     def _enter_meters(self) -> None:
@@ -217,11 +339,149 @@ class GradNormAggregator(LossAggregator):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Weights, rule state and step count; the Solver's checkpoint has the model already."""
+        self._last_step = None  # the step is over, though the next one may have its number
         return self.balancer.state_dict()
 
     def set_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """Load what ``state_dict`` returned."""
+        self._last_step = None
         return self.balancer.set_state_dict(state_dict)
+
+
+def conditions_known(losses: Mapping[str, paddle.Tensor], model: paddle.nn.Layer) -> set[str]:
+    """The losses that are surely conditions: values of an output, under the output's own name.
+
+    The name alone does not tell, because a constraint may give the name of an output to the
+    residual of an equation: ``{"u": lambda out: hessian(out["u"], out["x"])}``. So a loss with
+    derivatives is left out; it may also be a condition on a derivative.
+
+    Args:
+        losses: Name -> scalar, with their graphs.
+        model: The network; its ``output_keys`` are the names of its outputs, if it has any.
+
+    Examples:
+        >>> import paddle, ppsci
+        >>> model = ppsci.arch.MLP(("x",), ("u", "v"), num_layers=1, hidden_size=4)
+        >>> x = paddle.rand([4, 1])
+        >>> x.stop_gradient = False
+        >>> out = model({"x": x})
+        >>> slope = ppsci.autodiff.jacobian(out["u"], x)
+        >>> losses = {"u": slope.square().mean(), "v": out["v"].square().mean()}
+        >>> conditions_known(losses, model)
+        {'v'}
+    """
+    outputs = getattr(model, "output_keys", None) or ()
+    return {name for name, loss in losses.items() if name in outputs and not _differentiates(loss)}
+
+
+def _differentiates(loss: paddle.Tensor) -> bool:
+    """Whether the loss holds derivatives of the network's outputs."""
+    waiting, seen = [] if loss.stop_gradient else [_paddle.graph_node(loss)], set()
+    while waiting:
+        node = waiting.pop()
+        if node.node_ptr() not in seen:
+            seen.add(node.node_ptr())
+            # A derivative is a backward pass of its own, and this is how Paddle names the way
+            # back through one: TanhDoubleGradNode, TanhTripleGradNode.
+            if "DoubleGrad" in node.name() or "TripleGrad" in node.name():
+                return True
+            waiting.extend(child for child in node.next_functions if child is not None)
+    return False
+
+
+def equations_of(constraint: Mapping[str, Any], equation: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether losses are residuals of equations, where a Solver's constraints leave no doubt.
+
+    A loss from the boundary, from the start, from an integral or from a period is a condition,
+    whatever is differentiated in it: a traction is. A loss from the inside, or at given points,
+    is an equation if one of the Solver's equations has its name. Not in the result are other
+    losses, and names that the Solver adds up from constraints of both kinds.
+
+    Args:
+        constraint: The Solver's constraints by name.
+        equation: The Solver's equations by name.
+
+    Examples:
+        >>> import ppsci
+        >>> laplace, square = ppsci.equation.Laplace(2), ppsci.geometry.Rectangle((0, 0), (1, 1))
+        >>> loader = {"dataset": "IterableNamedArrayDataset", "iters_per_epoch": 1}
+        >>> loader["batch_size"] = 8
+        >>> loss = ppsci.loss.MSELoss()
+        >>> inside = ppsci.constraint.InteriorConstraint(
+        ...     laplace.equations, {"laplace": 0}, square, loader, loss
+        ... )
+        >>> edge = ppsci.constraint.BoundaryConstraint(
+        ...     {"u": lambda out: out["u"]}, {"u": 0}, square, loader, loss
+        ... )
+        >>> equations_of({"EQ": inside, "BC": edge}, {"laplace": laplace})
+        {'laplace': True, 'u': False}
+    """
+    of_equations = {name for each in equation.values() for name in each.equations}
+    kinds: dict[str, set[bool | None]] = {}
+    for each in constraint.values():
+        for name in each.output_expr:
+            inside = True if name in of_equations else None
+            kinds.setdefault(name, set()).add(False if isinstance(each, _CONDITIONS) else inside)
+    found = {name: kind.pop() for name, kind in kinds.items() if len(kind) == 1}
+    return {name: kind for name, kind in found.items() if kind is not None}
+
+
+class _Total(paddle.Tensor):
+    """The weighted sum, whose ``backward()`` runs the whole backward pass and the update.
+
+    A hook alone would do that too, but Paddle turns every error in a hook into an OSError of its
+    own. So ``backward()`` calls what is to be run, also after a multiplication or division by a
+    number. The hook serves a total that is used in any other way.
+
+    Args:
+        value: The weighted sum, shape [], without a graph.
+        run: Called with the scale of all gradients.
+        scale: Factor of the gradients that ``value`` contains already.
+    """
+
+    def __init__(
+        self, value: paddle.Tensor, run: Callable[[float], None], scale: float = 1.0
+    ) -> None:
+        super().__init__(value)
+        self.stop_gradient = False
+        self._run, self._scale = run, scale
+        # Without self, because a tensor that its own hook holds is never freed.
+        self.register_hook(lambda gradient: run(scale * gradient.item()))
+
+    def backward(
+        self, grad_tensor: paddle.Tensor | None = None, retain_graph: bool = False
+    ) -> None:
+        self._run(self._scale * (1.0 if grad_tensor is None else grad_tensor.item()))
+
+    def __mul__(self, other: Any) -> paddle.Tensor:
+        factor = _number(other)
+        if factor is None:
+            return super().__mul__(other)
+        return _Total(self.detach() * other, self._run, self._scale * factor)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> paddle.Tensor:
+        divisor = _number(other)
+        if divisor is None:
+            return super().__truediv__(other)
+        return _Total(self.detach() / other, self._run, self._scale / divisor)
+
+
+def _number(value: Any) -> float | None:
+    """The value of a number, or of a tensor that holds one and has no graph; None otherwise."""
+    if isinstance(value, paddle.Tensor):
+        return float(value.item()) if value.size == 1 and value.stop_gradient else None
+    return float(value) if isinstance(value, (int, float, np.number)) else None
+
+
+def _with_gradient(parameters: Iterable[paddle.Tensor]) -> list[paddle.Tensor]:
+    """Those whose gradient is not 0; an accelerator is asked once."""
+    found = [parameter for parameter in parameters if parameter.grad is not None]
+    if not found:
+        return []
+    others = [(_paddle.dense(p.grad, p).abs() != 0).any() for p in found]
+    return [p for p, is_other in zip(found, paddle.stack(others).tolist()) if is_other]
 
 
 class _Meter:
@@ -238,6 +498,29 @@ class _Meter:
 
 def _entry(values: Callable[[], np.ndarray], i: int) -> float:
     return float(values()[i])
+
+
+def _check_arguments(model: Any, positional: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+    if not isinstance(model, paddle.nn.Layer):
+        raise TypeError(
+            f"model must be the network that the Solver trains, got {model!r}: write "
+            "GradNormAggregator(model, n_loss)"
+        )
+    if positional:
+        raise TypeError(
+            "GradNormAggregator takes only model and n_loss by position, got "
+            f"{', '.join(map(repr, positional))} too: write update_every= for what PaddleScience "
+            "calls update_freq, and alpha= for the strength of the published rule"
+        )
+    for name in options:
+        if name in _THEIR_OPTIONS:
+            raise TypeError(
+                f"GradNormAggregator has no option {name!r}, which is PaddleScience's: "
+                f"{_THEIR_OPTIONS[name]}"
+            )
+    known = inspect.signature(LossBalancer.__init__).parameters
+    unknown = {name: value for name, value in options.items() if name not in known}
+    _arguments.refuse("GradNormAggregator", unknown, LossBalancer.__init__)
 
 
 def _check_that_they_agree(

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
 import warnings
 from pathlib import Path
 
@@ -12,6 +19,7 @@ import pytest
 from paddlescience_gradnorm import FCNet, _operators
 from paddlescience_gradnorm._machine import find_machine
 
+ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"
 
 
@@ -201,3 +209,46 @@ def recorded_warnings():
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
         yield record
+
+
+class Terminal:
+    """A pseudo-terminal of so many columns for the standard error of another process."""
+
+    def __init__(self, columns):
+        self._end, self._process_end = pty.openpty()
+        size = struct.pack("HHHH", 24, columns, 0, 0)
+        fcntl.ioctl(self._process_end, termios.TIOCSWINSZ, size)
+
+    def begin(self, *command, **options):
+        """Python with these arguments, which does not know that it is tested."""
+        environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+        environment["PYTHONPATH"] = str(ROOT)
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", *command],
+            stdout=subprocess.PIPE,
+            stderr=self._process_end,
+            text=True,
+            **{"env": environment, **options},
+        )
+        os.close(self._process_end)
+        return process
+
+    def read(self, until=None):
+        """What appears in it, up to a text, or to the end of the process."""
+        seen = b""
+        while until is None or until.encode() not in seen:
+            try:
+                more = os.read(self._end, 65536)
+            except OSError:  # the other end is closed
+                more = b""
+            if not more:
+                assert until is None, seen.decode()
+                os.close(self._end)
+                break
+            seen += more
+        return seen.decode()
+
+
+@pytest.fixture
+def terminal():
+    return Terminal

@@ -69,7 +69,7 @@ def test_run_writes_what_it_prints(tmp_path, name, balance, alpha):
     assert f"{files} in {shown}\nas a page: {PROGRAM} report {shown}\n" in result.stdout
 
     metrics = json.loads((output / "metrics.json").read_text())
-    assert metrics["steps"] == 20 and "20/20" in result.stderr  # of the progress bar
+    assert metrics["steps"] == 20 and "20/20" not in result.stderr  # which is no terminal
     asked = {"problem": name, "balance": balance, "steps": 20, "points": 32, "seed": 3}
     assert metrics["settings"].items() >= asked.items()
     assert metrics["settings"]["alpha"] == {"pinn": 0.0, "published": 0.5, "equal": None}[balance]
@@ -125,22 +125,14 @@ def test_the_published_rule_has_an_alpha_of_its_own(tmp_path, capsys):
     assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["alpha"] == 1
 
 
-def test_ctrl_c_ends_a_run_whose_results_are_written(tmp_path):
+def test_ctrl_c_ends_a_run_whose_results_are_written(tmp_path, terminal):
     arguments = ["run", "laplace", "--steps", "1000000", "--points", "16", "--output", "here"]
-    with subprocess.Popen(
-        [*COMMAND, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-        cwd=tmp_path,
-    ) as process:
-        seen = ""
-        while "step/s" not in seen:  # the run has begun
-            seen += process.stderr.read(1) or pytest.fail(seen)
+    window = terminal(100)
+    with window.begin("-m", "paddlescience_gradnorm", *arguments, cwd=tmp_path) as process:
+        window.read(until="step/s")  # the run has begun
         process.send_signal(signal.SIGINT)
-        printed, said = process.communicate()
-    assert process.returncode == 130 and "Traceback" not in said
+        printed, _ = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in window.read()
     metrics = json.loads((tmp_path / "here/metrics.json").read_text())
     assert 0 < metrics["steps"] < 1000000
     assert f"stopped at step {metrics['steps']} of 1000000" in printed

@@ -48,9 +48,48 @@ def test_a_count_is_read_and_set_where_it_is():
     assert tensor.item() == 7
 
 
+def test_counts_are_read_and_set_where_they_are():
+    tensor = paddle.to_tensor([0, 2**40 + 3, -1], "int64")
+    counts = _paddle.host_counts(tensor)
+    assert list(counts) == [0, 2**40 + 3, -1] and any(counts)
+    counts[:] = [4, 5, 6]
+    assert tensor.tolist() == [4, 5, 6]
+
+
+def test_the_closure_of_lbfgs_is_told_from_a_plain_step(net):
+    found, lbfgs = [], paddle.optimizer.LBFGS(max_iter=1, parameters=net.parameters())
+
+    def closure():
+        found.append(_paddle.is_in_a_closure())
+        lbfgs.clear_grad()
+        loss = net(paddle.ones([1, 2])).square().sum()
+        loss.backward()
+        return loss
+
+    closure()
+    lbfgs.step(closure)
+    step(net, adam(net.parameters()))
+    assert found[0] is False and len(found) > 1 and all(found[1:])
+    assert not _paddle.is_in_a_closure()
+
+
+def test_a_sparse_gradient_becomes_dense():
+    table = paddle.nn.Embedding(5, 2, sparse=True)
+    dense = paddle.nn.Embedding(5, 2)
+    for each in (table, dense):
+        each(paddle.to_tensor([1, 3, 1])).sum().backward()
+    assert table.weight.grad.is_selected_rows()
+    found = _paddle.dense(table.weight.grad, table.weight)
+    assert found.tolist() == dense.weight.grad.tolist() == [[0, 0], [2, 2], [0, 0], [1, 1], [0, 0]]
+    gradient = dense.weight.grad
+    assert _paddle.dense(gradient, dense.weight) is gradient
+
+
 def test_memory_of_another_type_or_size_is_not_written_to():
     with pytest.raises(RuntimeError, match=r"tensor of .*float32.*use \.to\(dtype="):
         _paddle.host_count(paddle.zeros([]))
+    with pytest.raises(RuntimeError, match=r"tensor of .*float32.*use \.to\(dtype="):
+        _paddle.host_counts(paddle.zeros([2]))
     with pytest.raises(RuntimeError, match=r"tensor of .*float16"):
         _paddle.write_on_host(paddle.zeros([2], "float16"), [1.0, 2.0])
     with pytest.raises(ValueError, match="3 values do not fit a tensor of shape"):

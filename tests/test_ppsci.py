@@ -1,10 +1,14 @@
 """GradNormAggregator in PaddleScience's real Solver."""
 
 import contextlib
+import gc
 import importlib.util
+import re
 import struct
 import subprocess
 import sys
+import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +21,7 @@ import ppsci
 
 from paddlescience_gradnorm import FCNet, GradNorm, LossBalancer
 from paddlescience_gradnorm.balancing import Rule
-from paddlescience_gradnorm.ppsci import GradNormAggregator
+from paddlescience_gradnorm.ppsci import GradNormAggregator, conditions_known, equations_of
 
 ROOT = Path(__file__).parents[1]
 PROBLEM = Path(__file__).with_name("ppsci_problem.py")
@@ -109,6 +113,50 @@ def test_an_epoch_may_end_within_an_accumulation(solve):
     assert np.isfinite(weights_of(rows)).all()
 
 
+def test_a_network_that_the_optimizer_does_not_hold_ends_no_update(tmp_path):
+    """Its gradients are never cleared, so they do not tell that a step goes on."""
+    other = ppsci.arch.MLP(("x", "y"), ("w",), 1, 4)
+    solver, aggregator = problem.solver(
+        tmp_path,
+        pinn(update_every=1),
+        adapt=lambda net: ppsci.arch.ModelList((net, other)),
+        optimizer=lambda model: ppsci.optimizer.Adam(1e-3)(model.model_list[0]),
+        epochs=4,
+        iters_per_epoch=6,
+        update_freq=3,
+    )
+    solver.constraint["BC"].output_expr["u"] = lambda out: out["u"] + out["w"]
+    solver.train()
+    assert aggregator.balancer.step_count.item() == 8
+    assert all((parameter.grad != 0).any() for parameter in other.parameters())
+
+
+def test_sparse_gradients_tell_micro_batches_too():
+    net = paddle.nn.Sequential(paddle.nn.Embedding(5, 3, sparse=True), paddle.nn.Linear(3, 1))
+    optimizer = paddle.optimizer.Adam(1e-2, parameters=net.parameters())
+    aggregator = GradNormAggregator(net, equations=["pde"], update_every=1)
+    for i in range(6):
+        values = net(paddle.to_tensor([0, 1, i % 5]))
+        losses = {"pde": values.square().mean(), "data": (values - 1).square().mean()}
+        (aggregator(losses) / 2).backward()
+        if i % 2:
+            optimizer.step()
+            optimizer.clear_grad()
+    assert aggregator.balancer.step_count.item() == 3
+
+
+def test_update_freq_with_one_batch_an_epoch_steps_every_time(solve):
+    _, aggregator, rows = solve(pinn(update_every=1), epochs=5, update_freq=4)
+    assert aggregator.balancer.step_count.item() == 5
+    assert (np.diff(weights_of(rows), axis=0)[:, 1:] != 0).all()
+
+
+def test_soap_trains_with_balanced_losses(solve):
+    _, aggregator, rows = solve(pinn(), optimizer=ppsci.optimizer.SOAP(1e-3), epochs=11)
+    assert aggregator.get_weights()[1:] == pytest.approx(np.exp(0.2), rel=1e-5)
+    assert rows[-1]["train/BC"] < rows[0]["train/BC"]
+
+
 class Watched(GradNormAggregator):
     """Notes step, losses, and total of every evaluation."""
 
@@ -123,7 +171,7 @@ class Watched(GradNormAggregator):
 
 def test_lbfgs_sees_the_same_weights_throughout_a_step(solve):
     _, aggregator, rows = solve(
-        lambda model: Watched(model, 3, 1.0, weight_lr=1e-2),
+        lambda model: Watched(model, 3, alpha=1.0, weight_lr=1e-2),
         optimizer=ppsci.optimizer.LBFGS(1.0, max_iter=4),
         epochs=6,
     )
@@ -136,6 +184,95 @@ def test_lbfgs_sees_the_same_weights_throughout_a_step(solve):
     assert np.abs(np.diff(acted, axis=0)).max() > 1e-3
     assert rows[-1]["train/loss"] < 0.5 * rows[0]["train/loss"]
     assert aggregator.balancer.step_count.item() == 6
+
+
+def pinn(**options):
+    return gradnorm(**{"alpha": None, "weight_lr": 0.01, **options})
+
+
+def test_the_evaluations_of_lbfgs_count_towards_the_next_update(solve):
+    _, aggregator, rows = solve(
+        pinn(update_every=10), optimizer=ppsci.optimizer.LBFGS(1.0, max_iter=15), epochs=6
+    )
+    # Every step evaluates the losses more than ten times, so each of them updates the weights.
+    steps = np.log(np.vstack([np.ones(3), weights_of(rows)])[:, 1:])
+    assert (np.abs(np.diff(steps, axis=0)).max(axis=1) > 0.05).all()
+    assert aggregator.balancer.step_count.item() == 60
+
+
+def test_short_steps_of_lbfgs_share_an_update(solve):
+    _, aggregator, rows = solve(
+        lambda model: Watched(model, 3, update_every=10),
+        optimizer=ppsci.optimizer.LBFGS(1.0, max_iter=1),
+        epochs=8,
+    )
+    steps = [step for step, *_ in aggregator.evaluations]
+    weights, moved, count = np.ones(3), [], 0
+    for step, now in enumerate(weights_of(rows)):
+        if count % 10 == 0:
+            moved.append(step)
+            assert (now != weights).any()
+        else:
+            assert (now == weights).all()
+        for evaluation in range(steps.count(step)):
+            count += evaluation == 0 or count % 10 != 0
+        weights = now
+    assert 1 < len(moved) < 8 and aggregator.balancer.step_count.item() == count
+
+
+LONG = {"optimizer": ppsci.optimizer.LBFGS(1.0, max_iter=80, tolerance_change=0.0), "epochs": 1}
+
+
+def test_one_long_step_of_lbfgs_says_that_the_weights_rest(solve):
+    with pytest.warns(UserWarning, match=r"evaluated 50 times in one step .* max_iter=10 .*freeze"):
+        solve(pinn(), **LONG)
+
+
+@pytest.mark.parametrize("why", ["frozen", "after Adam"])
+def test_weights_that_rest_on_purpose_are_not_warned_of(tmp_path, why, recorded_warnings):
+    solver, aggregator = problem.solver(tmp_path, pinn(), epochs=2)
+    if why == "frozen":
+        aggregator.balancer.freeze()
+    else:
+        solver.train()
+    weights = aggregator.get_weights() if why == "after Adam" else np.ones(3)
+    second, _ = problem.solver(
+        tmp_path, lambda model: aggregator, adapt=lambda _: solver.model, **LONG
+    )
+    second.train()
+    assert not any("evaluated" in str(warning.message) for warning in recorded_warnings)
+    assert (weights != 1).any() or (aggregator.get_weights() == 1).all()
+
+
+def test_a_second_solver_may_count_its_steps_from_0_again(tmp_path):
+    _, aggregator = first = problem.solver(tmp_path, pinn(update_every=1), epochs=1)
+    second = problem.solver(
+        tmp_path, lambda model: aggregator, adapt=lambda _: first[0].model, epochs=1
+    )
+    weights = [np.ones(3)]
+    for solver, _ in (first, second):
+        solver.train()
+        weights.append(aggregator.get_weights())
+    assert (np.diff(weights, axis=0)[:, 1:] != 0).all()
+    assert aggregator.balancer.step_count.item() == 2
+
+
+def test_frozen_weights_may_be_in_lbfgs(tmp_path):
+    solver, aggregator = problem.solver(tmp_path, gradnorm(weight_lr=None), epochs=3)
+    solver.train()
+    aggregator.balancer.freeze()
+    weights = aggregator.get_weights()
+    second, _ = problem.solver(
+        tmp_path,
+        lambda model: aggregator,
+        adapt=lambda _: solver.model,
+        optimizer=lambda model: ppsci.optimizer.LBFGS(max_iter=5)((model, aggregator.balancer)),
+        epochs=2,
+    )
+    before = values_of(solver.model)
+    second.train()
+    assert (aggregator.get_weights() == weights).all()
+    assert any((now != old).any() for now, old in zip(values_of(solver.model), before))
 
 
 def test_lbfgs_cannot_step_the_weights_too(solve):
@@ -159,26 +296,27 @@ def test_amp_on_a_cpu_is_as_without(solve, level):
     assert amp == rows
 
 
-def test_loss_scaling_leaves_the_weights_alone(solve, tmp_path, monkeypatch, recorded_warnings):
-    """The arithmetic of AMP on an accelerator: scaled backward, unscaled step, skipped overflow."""
+def _enabled_scaler(scale, monkeypatch):
+    """A GradScaler that scales on a CPU too, where it would turn itself off."""
     from paddle.amp import grad_scaler
 
     class Accelerator:
         _expected_place = type("Place", (), {"is_gpu_place": lambda self: True})()
 
+    monkeypatch.setattr(grad_scaler.amp_global_state(), "amp_dtype", "float16")
+    with monkeypatch.context() as patch:
+        patch.setattr(grad_scaler, "_dygraph_tracer", Accelerator)
+        return paddle.amp.GradScaler(init_loss_scaling=scale)
+
+
+def test_loss_scaling_leaves_the_weights_alone(solve, tmp_path, monkeypatch, recorded_warnings):
+    """The arithmetic of AMP on an accelerator: scaled backward, unscaled step, skipped overflow."""
     _, _, rows = solve(epochs=8)
     steps = {}
-
-    def amp(scale):
-        with monkeypatch.context() as patch:  # a GradScaler turns itself off on a CPU
-            patch.setattr(grad_scaler, "_dygraph_tracer", Accelerator)
-            return paddle.amp.GradScaler(init_loss_scaling=scale)
-
-    monkeypatch.setattr(grad_scaler.amp_global_state(), "amp_dtype", "float16")
     for scale in (2.0**15, 2.0**127):
         with paddle.utils.unique_name.guard():
             solver, _ = problem.solver(tmp_path, gradnorm(), epochs=8)
-        solver.scaler = amp(scale)
+        solver.scaler = _enabled_scaler(scale, monkeypatch)
         solver.use_amp = True
         solver.autocast_context_manager = lambda *_: contextlib.nullcontext()
         steps[scale] = problem.record(solver)
@@ -238,7 +376,7 @@ def test_a_resumed_run_goes_on_as_if_never_interrupted(solve, tmp_path, lr, wrap
 def test_a_checkpoint_of_the_aggregator_holds_no_copy_of_the_model(solve, tmp_path):
     _, aggregator, _ = solve()
     state = paddle.load(str(tmp_path / "run/checkpoints/latest.pdagg"))
-    assert set(state) == {"loss_weights", "initial_losses", "step_count"}
+    assert set(state) == {"loss_weights", "initial_losses", "step_count", "missed"}
     assert (np.asarray(state["loss_weights"]) == aggregator.get_weights()).all()
 
 
@@ -349,8 +487,182 @@ def test_names_and_number_of_losses_are_checked(solve):
         solve(lambda model: GradNormAggregator(model, num_losses=2, alpha=1.0))
 
 
-def test_a_loss_that_misses_the_shared_layer_is_named(solve):
-    with pytest.raises(ValueError, match="'laplace' does not depend on the shared parameters"):
+def test_a_single_loss_needs_no_aggregator(tmp_path):
+    solver, _ = problem.solver(tmp_path, lambda model: GradNormAggregator(model))
+    del solver.constraint["BC"]
+    with pytest.raises(ValueError, match=r"one loss only, 'laplace', .* leave loss_aggregator out"):
+        solver.train()
+
+
+def test_the_first_step_tells_the_number_of_losses(solve):
+    _, aggregator, rows = solve(lambda model: GradNormAggregator(model))
+    _, _, expected = solve(pinn())
+    assert rows == expected and aggregator.balancer.n_loss == 3
+
+
+@pytest.mark.parametrize("equation", ["laplacian", "EQ"])
+def test_a_misspelled_equation_is_an_error_before_any_gradient(tmp_path, equation):
+    solver, aggregator = problem.solver(tmp_path, pinn(equations=[equation]))
+    with pytest.raises(ValueError, match=f"equations names '{equation}', but .*'laplace', 'u'"):
+        solver.train()
+    assert all(parameter.grad is None for parameter in aggregator.model.parameters())
+
+
+def test_other_losses_need_another_aggregator(solve, tmp_path):
+    solver, _, _ = solve()
+    label = solver.constraint["BC"].loss
+    solver.constraint["BC"].loss = lambda *arguments: {"u": label(*arguments)["u"]}
+    with pytest.raises(ValueError, match=r"give the losses laplace, u, but before they .*new"):
+        solver.train()
+
+
+@pytest.mark.parametrize("optimizer", [None, ppsci.optimizer.LBFGS(1.0, max_iter=4)])
+def test_the_order_of_the_constraints_does_not_matter(solve, tmp_path, optimizer):
+    whole, _, rows = solve(optimizer=optimizer, epochs=6)
+    first, aggregator, _ = solve(optimizer=optimizer, epochs=3)
+    second, _ = problem.solver(
+        tmp_path / "second",
+        lambda model: aggregator,
+        adapt=lambda _: first.model,
+        optimizer=lambda model: first.optimizer,
+        epochs=3,
+    )
+    second.constraint = {name: second.constraint[name] for name in ("BC", "EQ")}
+    more = problem.record(second)
+    second.train()
+    assert aggregator.names == NAMES
+    np.testing.assert_allclose(weights_of(more), weights_of(rows[3:]), rtol=1e-5)
+    for mine, others in zip(values_of(second.model), values_of(whole.model)):
+        np.testing.assert_allclose(mine, others, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_may_be_absent_from_a_step(fc_net, make_losses):
+    options = {"equations": ["a"], "update_every": 1, "absent": "skip"}
+    aggregator = GradNormAggregator(fc_net, 3, **options)
+    balancer = LossBalancer(fc_net, 3, **options)
+    for step, names in enumerate(["b", "ab", "bc", "abc", "ca"]):
+        pairs = [dict(zip("abc", make_losses(fc_net, seed=step))) for _ in range(2)]
+        mine, others = ({name: losses[name] for name in names} for losses in pairs)
+        total = aggregator(mine)
+        total.backward()
+        assert total.item() == pytest.approx(balancer.backward(others).item(), rel=1e-6)
+        assert (aggregator.get_weights() == balancer.get_weights()).all()
+    assert aggregator.names == ["b", "a", "c"]
+    with pytest.raises(ValueError, match="but before they gave b, a, c"):
+        aggregator({"d": fc_net(paddle.ones([4, 2])).mean()})
+
+
+def _losses_on(model):
+    """Values of all outputs under their names, as the Solver makes them."""
+    points = {key: paddle.rand([4, 1]) for key in ("x", "y")}
+    for value in points.values():
+        value.stop_gradient = False
+    out = model(points)
+    return points, out, {name: value.square().mean() for name, value in out.items()}
+
+
+@pytest.mark.parametrize(
+    "adapt",
+    [
+        lambda net: net,
+        lambda net: GradNorm(net, 3),
+        lambda net: ppsci.arch.ModelList((net, ppsci.arch.MLP(("x", "y"), ("w",), 1, 4))),
+    ],
+)
+def test_values_of_outputs_are_known_to_be_conditions(adapt):
+    model = adapt(ppsci.arch.MLP(("x", "y"), ("u", "v"), 1, 4))
+    points, out, losses = _losses_on(model)
+    losses["other"] = out["u"].mean()
+    losses["constant"] = paddle.ones([])
+    losses["v"] = ppsci.autodiff.hessian(out["v"], points["x"]).square().mean()
+    ppsci.autodiff.clear()
+    assert conditions_known(losses, model) == set(out) - {"v"}
+
+
+def test_a_network_without_names_knows_no_conditions(fc_net, make_losses):
+    assert conditions_known(dict(zip("uvp", make_losses(fc_net))), fc_net) == set()
+
+
+class Unlogged(GradNormAggregator):
+    """One that does not know its Solver."""
+
+    def log_to(self, solver, norms=False):
+        pass
+
+
+def test_an_output_is_a_condition_without_being_told(solve, caplog):
+    caplog.set_level("INFO", "paddlescience_gradnorm")
+    solve(Unlogged)
+    assert re.search("equations 'laplace' .*; conditions 'u', 'v'", caplog.text)
+
+
+def test_a_residual_under_the_name_of_an_output_is_asked_for():
+    model = ppsci.arch.MLP(("x", "y"), ("u",), 1, 4)
+    points, out, losses = _losses_on(model)
+    residual = ppsci.autodiff.hessian(out["u"], points["x"]).square().mean()
+    ppsci.autodiff.clear()
+    with pytest.raises(ValueError, match=r"which 'u' is.* Or call aggregator.log_to\(solver"):
+        GradNormAggregator(model)({"u": residual, "boundary": losses["u"]})
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def _constraints():
+    """Of all kinds, with the equations that they may hold."""
+    elasticity = ppsci.equation.LinearElasticity(E=1.0, nu=0.3, dim=2)
+    equation = {"elasticity": elasticity, "laplace": ppsci.equation.Laplace(2)}
+    square = ppsci.geometry.Rectangle((0.0, 0.0), (1.0, 1.0))
+    in_time = ppsci.geometry.TimeXGeometry(ppsci.geometry.TimeDomain(0, 1), square)
+    loader = {"dataset": "IterableNamedArrayDataset", "iters_per_epoch": 1, "batch_size": 8}
+    loss = ppsci.loss.MSELoss()
+    value = {"edge": lambda out: out["u"], "start": lambda out: out["u"], "own": lambda out: 0}
+    kinds = ppsci.constraint
+    laplace, of_elasticity = equation["laplace"].equations, elasticity.equations
+    points = {key: np.zeros([8, 1], "float32") for key in ("x", "y")}
+    dataset = {"name": "NamedArrayDataset", "input": points, "label": {"laplace": points["x"]}}
+    at_points = {"dataset": dataset, "batch_size": 8, "sampler": {"name": "BatchSampler"}}
+    return {
+        "inside": kinds.InteriorConstraint(
+            {**of_elasticity, **value}, {"equilibrium_x": 0, "own": 0}, square, loader, loss
+        ),
+        "edge": kinds.BoundaryConstraint(
+            {**of_elasticity, **value}, {"traction_x": 0, "edge": 0}, square, loader, loss
+        ),
+        "start": kinds.InitialConstraint(value, {"start": 0}, in_time, loader, loss),
+        "points": kinds.SupervisedConstraint(at_points, loss, dict(laplace)),
+    }, equation
+
+
+def test_constraints_tell_equations_from_conditions():
+    constraint, equation = _constraints()
+    expected = {
+        **{"equilibrium_x": True, "laplace": True},
+        **{"traction_x": False, "edge": False, "start": False},
+    }
+    assert equations_of(constraint, equation) == expected
+    # An equation on the boundary too: the Solver adds both up.
+    on_edge = constraint["edge"]
+    on_edge.output_expr = {**on_edge.output_expr, "laplace": lambda out: out["u"]}
+    del expected["laplace"]
+    assert equations_of(constraint, equation) == expected
+    assert equations_of(constraint, {}) == {"traction_x": False, "edge": False, "start": False}
+
+
+def test_the_solver_tells_after_log_to_what_names_leave_open(tmp_path, caplog):
+    solver, aggregator = problem.solver(tmp_path, lambda model: Unlogged(model), epochs=1)
+    inside, equation = solver.constraint["EQ"], solver.equation["laplace"]
+    inside.output_expr = equation.equations = {"f": equation.equations["laplace"]}
+    loss = inside.loss
+    inside.loss = lambda out, label, weight: loss(out, {"f": label["laplace"]}, weight)
+    with pytest.raises(ValueError, match=r"which 'f' is\. .*log_to"):
+        solver.train()
+    caplog.set_level("INFO", "paddlescience_gradnorm")
+    GradNormAggregator.log_to(aggregator, solver)
+    solver.train()
+    assert re.search("equations 'f' .*; conditions 'u', 'v'", caplog.text)
+
+
+def test_losses_that_miss_the_shared_layer_are_named(solve):
+    with pytest.raises(ValueError, match=r"none of the losses .* depends on the shared param"):
         solve(gradnorm(shared=lambda model: paddle.nn.Linear(2, 2)))
 
 
@@ -388,15 +700,32 @@ def test_a_loop_of_ones_own_needs_no_step(fc_net, make_losses):
         ({"num_losses": "2", "alpha": 1.0}, TypeError, "n_loss must be an integer, got '2'"),
         ({"num_losses": 2, "alpha": -1.0}, ValueError, "alpha must be .* at least 0, got -1"),
         ({"n_loss": 2, "alpha": 1.0, "weight_lr": 0}, ValueError, "weight_lr must be .* above 0"),
-        ({"alpha": 1.0}, TypeError, "n_loss is missing"),
+        ({"alpha": 1.0, "weight_lr": None}, ValueError, "n_loss is missing"),
         ({"n_loss": 2, "num_losses": 3}, ValueError, "n_loss is 2, but num_losses.* is 3"),
         ({"n_loss": 2, "lr": 0.1}, TypeError, "no option 'lr', which is called 'weight_lr' now"),
+        ({"residuals": [0]}, TypeError, "GradNormAggregator has no option 'residuals', which is"),
+        ({"equation": [0]}, TypeError, "has no option 'equation'; did you mean 'equations'"),
+        ({"update_freq": 10}, TypeError, "'update_freq', which is .*: write update_every="),
+        ({"init_weights": [1, 2]}, TypeError, "'init_weights', which is .*: write weight_attr="),
+        ({"momentum": 0.9}, TypeError, "'momentum', which is .*: leave it out, .* weight_lr="),
         ({"num_losses": 2, "rule": "published"}, TypeError, "alpha is missing"),
     ],
 )
 def test_bad_arguments_are_named(fc_net, arguments, error, message):
     with pytest.raises(error, match=message):
         GradNormAggregator(fc_net, **arguments)
+
+
+@pytest.mark.parametrize("arguments", [(1000,), (1000, 0.9)])
+def test_only_the_model_and_the_number_go_by_position(fc_net, arguments):
+    """PaddleScience's GradNorm takes update_freq and momentum next, GradNorm takes alpha."""
+    with pytest.raises(TypeError, match=r"got 1000.* too: write update_every= .* alpha="):
+        GradNormAggregator(fc_net, 2, *arguments)
+
+
+def test_a_number_in_place_of_the_model_is_refused():
+    with pytest.raises(TypeError, match=r"model must be the network .*, got 2: write Grad"):
+        GradNormAggregator(2)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +739,7 @@ def test_bad_arguments_are_named(fc_net, arguments, error, message):
 )
 def test_a_gradnorm_model_has_its_own_settings(fc_net, arguments, error, message):
     model = GradNorm(fc_net, n_loss=2, alpha=1.0)
-    assert GradNormAggregator(model, 2, 1.0).balancer is model.balancer
+    assert GradNormAggregator(model, 2, alpha=1.0).balancer is model.balancer
     with pytest.raises(error, match=message):
         GradNormAggregator(model, **arguments)
 
@@ -503,6 +832,157 @@ def test_a_gradnorm_model_without_aggregator_is_summed_with_equal_weights(solve)
     _, _, rows = solve(lambda model: None)
     _, _, wrapped = solve(lambda model: None, adapt=lambda net: GradNorm(net, 3, 1.0))
     assert wrapped == rows
+
+
+def _swish(_):
+    return ppsci.arch.MLP(("x", "y"), ("u", "v"), 2, 8, "swish")
+
+
+def _hard_constraint(model):
+    model.register_output_transform(
+        lambda x, out: {"u": (1 - x["x"] ** 2) * out["u"], "v": x["y"] ** 3 * out["v"]}
+    )
+    return model
+
+
+def _both_in_a_list(_):
+    nets = [ppsci.arch.MLP(("x", "y"), (name,), 2, 8, "swish") for name in "uv"]
+    return ppsci.arch.ModelList(tuple(map(_hard_constraint_of_one, nets)))
+
+
+def _hard_constraint_of_one(model):
+    model.register_output_transform(
+        lambda x, out: {name: (1 - x["x"] ** 2) * value for name, value in out.items()}
+    )
+    return model
+
+
+@pytest.mark.parametrize("adapt", [_swish, _hard_constraint, _both_in_a_list])
+@pytest.mark.parametrize("options", [{}, {"alpha": None, "weight_lr": 0.01}])
+def test_networks_train_that_paddle_grad_cannot_differentiate(solve, adapt, options):
+    """Parameters of shape [], and powers of the inputs, whose residuals only backward can take."""
+    equal, _, _ = solve(lambda model: None, adapt=adapt, epochs=1)
+    first, _, _ = solve(gradnorm(**options), adapt=adapt, epochs=1)
+    for mine, others in zip(values_of(first.model), values_of(equal.model)):
+        np.testing.assert_allclose(mine, others, rtol=1e-4, atol=1e-6)
+    _, aggregator, rows = solve(gradnorm(**options), adapt=adapt, epochs=10)
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+    assert np.ptp(aggregator.get_weights()) > 1e-2
+
+
+def test_losses_of_one_forward_pass_train_too_where_paddle_grad_fails(tmp_path):
+    """The published rule would ask paddle.grad here, because that is cheaper."""
+    model = _hard_constraint(ppsci.arch.MLP(("x", "y"), ("u", "v"), 2, 8))
+    aggregator = GradNormAggregator(model, n_loss=3, alpha=1.0)
+    for _ in range(3):
+        points = {key: paddle.rand([8, 1]) for key in "xy"}
+        for value in points.values():
+            value.stop_gradient = False
+        out = model(points)
+        slope = ppsci.autodiff.jacobian(out["u"], points["x"])
+        ppsci.autodiff.clear()
+        losses = {"slope": slope.square(), "u": (out["u"] - 1).square(), "v": out["v"].square()}
+        aggregator({name: loss.mean() for name, loss in losses.items()}).backward()
+    assert np.ptp(aggregator.get_weights()) > 1e-3
+
+
+class Refusing(Rule):
+    """A rule of a user's own that raises an error in an update."""
+
+    update_every = 3
+
+    class Refusal(Exception):
+        pass
+
+    def start(self, n_loss):
+        return {}
+
+    def weigh(self, weights, state, measurement):
+        if measurement.step == 3:
+            raise self.Refusal("not today")
+        return weights, state
+
+
+def values_of(model):
+    return [parameter.numpy().copy() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    "way, evaluations", [("plain", 4), ("micro-batches", 7), ("loss scaling", 4)]
+)
+def test_an_error_in_the_backward_pass_comes_out_as_it_is(tmp_path, way, evaluations, monkeypatch):
+    accumulated = {"iters_per_epoch": 2, "update_freq": 2} if way == "micro-batches" else {}
+    refusing = gradnorm(rule=Refusing(), alpha=None)
+    solver, aggregator = problem.solver(tmp_path, refusing, epochs=4, **accumulated)
+    if way == "loss scaling":
+        solver.scaler, solver.use_amp = _enabled_scaler(2.0**10, monkeypatch), True
+        solver.autocast_context_manager = lambda *_: contextlib.nullcontext()
+    values = []
+    aggregator.register_forward_pre_hook(lambda *_: values.append(values_of(solver.model)))
+    with pytest.raises(Refusing.Refusal, match="not today"):
+        solver.train()
+    assert len(values) == evaluations
+    # The gradients of a pass that has failed are used for no step, not even after the last one.
+    for now, before in zip(values_of(solver.model), values[-1]):
+        np.testing.assert_array_equal(now, before)
+    assert not np.array_equal(values[0][0], values[-1][0])
+
+
+def test_a_warning_that_is_made_an_error_comes_out_as_it_is(solve):
+    def with_nan(model):
+        model.register_output_transform(lambda x, out: {**out, "v": out["v"] * np.nan})
+        return model
+
+    with pytest.raises(RuntimeWarning, match="loss 'v' is nan"), warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        solve(adapt=with_nan)
+
+
+@pytest.mark.parametrize("optimizer", [None, ppsci.optimizer.LBFGS(1.0, max_iter=4)])
+def test_what_was_computed_once_before_the_loop_is_named(tmp_path, optimizer):
+    solver, _ = problem.solver(tmp_path, gradnorm(), optimizer=optimizer, epochs=5)
+    scale = paddle.zeros([1])
+    scale.stop_gradient = False
+    factor, laplace = scale.exp(), solver.constraint["EQ"].output_expr["laplace"]
+    solver.constraint["EQ"].output_expr["laplace"] = lambda out: laplace(out) * factor
+    with pytest.raises(RuntimeError, match=r"graph of .*'laplace'.* is gone.*computed once, bef"):
+        solver.train()
+
+
+@pytest.mark.parametrize(
+    "used",
+    [
+        lambda total: total,
+        lambda total: total / 4,
+        lambda total: 3 * total * 2.0,
+        lambda total: total * paddle.full([1], 8.0) / np.float32(2),
+        lambda total: paddle.full([], 8.0) * total,
+        lambda total: total + 1,
+        lambda total: (total / 100).square() * 2,
+    ],
+)
+def test_a_total_may_be_used_in_any_way(fc_net, make_losses, used):
+    plain = sum(make_losses(fc_net))
+    total = GradNormAggregator(fc_net, 3, alpha=1.0)(dict(zip("abc", make_losses(fc_net))))
+    assert total.item() == pytest.approx(plain.item(), rel=1e-6)
+    assert used(total).item() == pytest.approx(used(plain).item(), rel=1e-6)
+    used(total).backward()
+    found = [parameter.grad.numpy().copy() for parameter in fc_net.parameters()]
+    fc_net.clear_gradients()
+    used(plain).backward()
+    for mine, parameter in zip(found, fc_net.parameters()):
+        np.testing.assert_allclose(mine, parameter.grad.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_total_is_freed_with_its_losses(fc_net, make_losses):
+    aggregator = GradNormAggregator(fc_net, 3, alpha=1.0)
+    losses = dict(zip("abc", make_losses(fc_net)))
+    kept = [weakref.ref(loss) for loss in losses.values()]
+    total = aggregator(losses) / 2
+    total.backward()
+    del total, losses
+    gc.collect()
+    assert not any(loss() for loss in kept)
 
 
 class TowardsTheMean(Rule):

@@ -35,7 +35,6 @@ from paddlescience_gradnorm.training import (
     Checkpoints,
     History,
     LiveView,
-    ProgressBar,
     StopOnSignals,
     Trainer,
 )
@@ -160,7 +159,7 @@ def train(
     learning_rate: float,
     checkpoints: Checkpoints,
     resume: str | None,
-    view: type[LiveView] | type[ProgressBar] = ProgressBar,
+    live: bool = False,
 ) -> Trainer:
     """Train in place, by one step an epoch; the finished run.
 
@@ -179,7 +178,7 @@ def train(
     optimizer = paddle.optimizer.Adam(schedule, parameters=groups)
     balancer = model if own else None
     with StopOnSignals() as stop:
-        callbacks = [view(unit="epoch"), stop]
+        callbacks = [*([LiveView(unit="epoch")] if live else []), stop]
         trainer = Trainer(Flow(model), problem.losses, optimizer, balancer, callbacks)
         trainer.fit(epochs=epochs, checkpoints=checkpoints, resume=resume)
     if stop.received:
@@ -193,7 +192,7 @@ def evaluate(model: paddle.nn.Layer, n: int = 101) -> tuple[np.ndarray, np.ndarr
     axes = [np.linspace(low, high, n) for low, high in zip(LOW, HIGH)]
     points = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
     with paddle.no_grad():
-        prediction = Flow(model)(_tensor(points)).numpy()
+        prediction = Flow(model)(points).numpy()
     return prediction.T.reshape(3, n, n), exact(points).T.reshape(3, n, n)
 
 
@@ -250,7 +249,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
             options.learning_rate,
             checkpoints,
             options.resume,
-            LiveView if options.live else ProgressBar,
+            options.live,
         )
     except (CheckpointError, OSError) as error:
         raise SystemExit(f"pinn_kovasznay: {error}") from error

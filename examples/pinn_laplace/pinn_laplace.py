@@ -33,7 +33,6 @@ from paddlescience_gradnorm.training import (
     Checkpoints,
     History,
     LiveView,
-    ProgressBar,
     StopOnSignals,
     Trainer,
     VisualDL,
@@ -116,7 +115,7 @@ def errors(net: paddle.nn.Layer, n: int = 101) -> tuple[np.ndarray, np.ndarray]:
     axis = np.linspace(0.0, 1.0, n)
     points = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     with paddle.no_grad():
-        prediction = net(_tensor(points)).numpy()
+        prediction = net(points).numpy()
     return prediction.reshape(n, n), exact(points).reshape(n, n)
 
 
@@ -160,7 +159,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     checkpoints = Checkpoints(options.output / "checkpoints", options.checkpoint_every)
     views: list[paddle.callbacks.Callback]
     try:
-        views = [LiveView(unit="epoch") if options.live else ProgressBar(unit="epoch")]
+        views = [LiveView(unit="epoch")] if options.live else []
         if options.visualdl:
             views.append(VisualDL(options.output / "visualdl"))
             print(f"curves: visualdl --logdir {options.output}")

@@ -26,7 +26,7 @@ def main(steps: int = 200, n_points: int = 256) -> np.ndarray:
     points = laplace.sample(n_points=n_points // ranks, seed=rank)
     net = FCNet(2, 1, 4, 32)
     parallel = paddle.DataParallel(net) if ranks > 1 else net  # the same start everywhere
-    model = GradNorm(parallel, n_loss=len(points.losses(net)))
+    model = GradNorm(parallel)
     optimizer = paddle.optimizer.Adam(1e-3, parameters=model.parameters())
     for _ in range(steps):
         model.backward(points.losses(model))

@@ -274,7 +274,7 @@ def train(
     title = f"{problem.name}, {method}, alpha {settings.alpha:g}"
     trainer = METHODS[method](Network(len(problem.sigmas)), problem, settings)
     test = TestLosses(problem, settings.test_every, settings.steps)
-    trainer.callbacks += [view or ProgressBar(desc=title, leave=False), test]
+    trainer.callbacks += [view or ProgressBar(desc=title, leave=False, disable=None), test]
     trainer.callbacks += [] if stop is None else [stop]
     checkpoints = resume = None
     if folder is not None:

@@ -24,12 +24,14 @@ class BalancerState:
         weights: The loss weights, float64, shape [T].
         rule: What the rule remembers.
         last: The measurement of the last update.
+        missed: 1 for a loss that the last update found empty, int64, shape [T].
     """
 
     step: int
     weights: np.ndarray
     rule: RuleState
     last: Measurement
+    missed: np.ndarray
 
 
 class Accumulation:

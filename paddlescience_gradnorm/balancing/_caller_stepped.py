@@ -8,13 +8,13 @@ the others are renormalised.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
 import paddle
 
 from paddlescience_gradnorm._layers import shield
+from paddlescience_gradnorm.balancing._faults import warn_the_caller
 from paddlescience_gradnorm.balancing._one_pass import overwrite
 from paddlescience_gradnorm.balancing.rule import renormalized
 
@@ -69,12 +69,10 @@ class CallerStepped:
         self.acted, self.movable, self.awaited = acted, movable, step
         self.updates += 1
         if self.updates == _UPDATES_TO_MOVE and np.allclose(acted, self.start, 1e-7, 0):
-            warnings.warn(
+            warn_the_caller(
                 f"after {_UPDATES_TO_MOVE} updates the loss weights are what they were at the "
                 "start: no optimizer seems to step them. Build the optimizer with "
-                "loss_weights among its parameters, or pass weight_lr, and they are stepped here",
-                RuntimeWarning,
-                stacklevel=5,
+                "loss_weights among its parameters, or pass weight_lr, and they are stepped here"
             )
 
     def rest(self, weights: paddle.Tensor, step: int, frozen: bool) -> None:

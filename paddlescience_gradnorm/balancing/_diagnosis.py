@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from paddlescience_gradnorm.balancing._equations import is_equation
 from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import Rule, RuleState
 
 # The gradients of a dead network are parallel to rounding.
 _PARALLEL = 0.99999
-_OF_EQUATIONS = {"pde", "ode", "residual", "equation", "momentum", "continuity", "navier"}
 # What to do about a loss that is left out, by a word of the fault.
 _REMEDIES = {
     "nan": "Look for a division by 0, a root or a logarithm in it.",
@@ -61,9 +60,8 @@ def diagnose(
             "learning rate or another initialisation. Or the losses are multiples of one loss: "
             "keep one of them."
         ]
-    left_out = {**_left_out(names, measurement), **(stopped or {})}
     found = []
-    for (since, fault), group in _grouped(left_out).items():
+    for (since, fault), group in _grouped(stopped or {}).items():
         has, it = ("has", "it") if len(group) == 1 else ("have", "each of them")
         remedy = next((text for word, text in _REMEDIES.items() if word in fault), "")
         found.append(
@@ -112,19 +110,6 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _left_out(names: Sequence[str], measurement: Measurement) -> dict[str, tuple[int, str]]:
-    """Losses that this measurement shows to be left out, as in ``stopped``."""
-    found = {}
-    for name, loss, norm in zip(names, measurement.losses, measurement.norms):
-        if not np.isfinite(loss):
-            found[name] = (measurement.step, f"is {loss}")
-        elif measurement.gram is not None and not np.isfinite(norm):
-            found[name] = (measurement.step, f"has a gradient of norm {norm}")
-        elif norm == 0:
-            found[name] = (measurement.step, "has no gradient on the shared parameters")
-    return found
-
-
 def _grouped(left_out: Mapping[str, tuple[int, str]]) -> dict[tuple[int, str], list[str]]:
     groups: dict[tuple[int, str], list[str]] = {}
     for name, reason in left_out.items():
@@ -137,7 +122,7 @@ def _misnamed(names: Sequence[str], are_equations: np.ndarray) -> list[str]:
 
     If some of the equations have such a name, leaving out another may well be meant.
     """
-    like = [not _OF_EQUATIONS.isdisjoint(re.split("[^a-z]+", name.lower())) for name in names]
+    like = [is_equation(name) is True for name in names]
     among = [name for name, is_like, e in zip(names, like, are_equations) if is_like and not e]
     equations = [name for name, is_equation in zip(names, are_equations) if is_equation]
     if not among or not equations or (np.array(like) & are_equations).any():

@@ -1,42 +1,86 @@
-"""Which losses are residuals of equations."""
+"""Which losses are residuals of equations: as the user says, or as their names say."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Union
+
+import numpy as np
 
 from paddlescience_gradnorm import _arguments
 
+Equations = Sequence[Union[int, str]]
 
-def checked(equations: Sequence[Union[int, str]], n_loss: int) -> tuple[Union[int, str], ...]:
+# Words in names of losses. A name tells only if all of its words are known, because any other may
+# turn the meaning: "heat" is an equation, "heat_flux" may be anything, and so may "data_free". A
+# name with words of both kinds tells nothing: "heat_boundary" is an equation in PaddleScience.
+_EQUATION = frozenset(
+    "pde pdes ode odes ide ides dae fpde eq eqs eqn eqns equation equations governing "
+    "residual residuals".split()
+)
+# Laws, which go without fields: "u_continuity" may be a condition on u at an interface.
+_LAW = frozenset(
+    "res physics interior collocation continuity momentum vorticity energy conservation "
+    "equilibrium divergence laplace laplacian poisson helmholtz biharmonic heat wave advection "
+    "diffusion burgers navier stokes euler darcy maxwell schrodinger bloch allen cahn kdv "
+    "volterra fredholm eikonal elasticity".split()
+)
+_CONDITION = frozenset(
+    "bc bcs boundary boundaries ic ics initial init data obs observation observations observed "
+    "measured measurement measurements sensor sensors supervised label labels dirichlet neumann "
+    "robin periodic interface symmetry wall walls lid inlet outlet inflow outflow noslip slip "
+    "edge edges end ends left right top bottom".split()
+)
+_NEUTRAL = frozenset("loss losses mse error term x y z t r mass".split())
+_OF_FIELDS = frozenset("u v w p h".split())
+_WITH_CONDITIONS = frozenset(
+    "condition conditions no of at on velocity pressure temperature displacement field".split()
+)
+# "u0", "ut0": a field, or its derivative, at the start.
+_AT_THE_START = re.compile(r"[uvwpThc]t?_?0")
+# "u >= -50", "u(0) = 1": what a field is to be.
+_VALUE_OF_A_FIELD = re.compile(r"[uvwpThc]\d?(\([^()]*\))? *(<=|>=|==?|<|>) *[-+.\deE]+")
+_WORD = re.compile(r"[A-Z]{2,}s(?![a-z])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+def checked(equations: Equations | None, n_loss: int | None) -> tuple[Union[int, str], ...] | None:
     """A balancer's ``equations``, checked before the losses' names are known.
 
     Raises:
         TypeError: ``equations`` is not a list of numbers and names.
         ValueError: No loss has one of the numbers.
     """
+    if equations is None:
+        return None
+    if isinstance(equations, np.ndarray):
+        equations = equations.tolist()
     if isinstance(equations, str) or not isinstance(equations, Sequence):
+        hint = f"; pass [{equations!r}]" if isinstance(equations, str) else ""
         raise TypeError(
-            f"equations must be a list of numbers or names of losses, got {equations!r}"
+            f"equations must be a list of numbers or names of losses, got {equations!r}{hint}"
         )
     for equation in equations:
         if not isinstance(equation, str):
             _arguments.integer("equations", equation, at_least=0)
-            if equation >= n_loss:
+            if n_loss is not None and equation >= n_loss:
                 raise ValueError(f"equations has {equation}, but n_loss is {n_loss}")
     return tuple(equations)
 
 
-def are_equations(equations: Sequence[Union[int, str]], names: Sequence[str]) -> list[bool]:
+def are_equations(
+    equations: Equations, names: Sequence[str], open_ended: bool = False
+) -> list[bool]:
     """Whether each loss is one of these equations.
 
     Args:
         equations: Numbers or names of losses; duplicates count once.
         names: Names of all losses.
+        open_ended: Whether more losses may join, so that a name need not be there yet.
 
     Raises:
-        ValueError: No loss has one of the names.
+        ValueError: No loss has one of the names or numbers.
 
     Examples:
         >>> are_equations(["pde", 2], ["bc", "pde", "flux"])
@@ -44,11 +88,89 @@ def are_equations(equations: Sequence[Union[int, str]], names: Sequence[str]) ->
     """
     numbers = set()
     for equation in equations:
-        if isinstance(equation, str) and equation not in names:
-            near = difflib.get_close_matches(equation, names, n=1)
+        if isinstance(equation, str) and equation in names:
+            numbers.add(names.index(equation))
+        elif isinstance(equation, str):
+            # A loss that may join later need not be like one that is there.
+            alike = 0.75 if open_ended else 0.6
+            near = difflib.get_close_matches(equation, names, n=1, cutoff=alike)
+            if open_ended and not near:
+                continue
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
                 f"equations names {equation!r}, but there is no such loss, only {list(names)}{hint}"
             )
-        numbers.add(names.index(equation) if isinstance(equation, str) else equation)
+        else:
+            if equation >= len(names):
+                raise ValueError(f"equations has {equation}, but there are {len(names)} losses")
+            numbers.add(equation)
     return [number in numbers for number in range(len(names))]
+
+
+def is_equation(name: str) -> bool | None:
+    """Whether a loss of this name is the residual of an equation; None if the name leaves doubt.
+
+    Examples:
+        >>> is_equation("momentum_x"), is_equation("lossBC"), is_equation("u")
+        (True, False, None)
+        >>> is_equation("heat"), is_equation("heat_flux"), is_equation("u >= -50")
+        (True, None, False)
+    """
+    if _AT_THE_START.fullmatch(name) or _VALUE_OF_A_FIELD.fullmatch(name):
+        return False
+    words = {word.lower() for word in _WORD.findall(name)}
+    if words & _CONDITION:
+        known = _CONDITION | _NEUTRAL | _OF_FIELDS | _WITH_CONDITIONS
+        return False if words <= known else None
+    equation = words & _EQUATION
+    if not equation and not words & _LAW:
+        return None
+    known = _EQUATION | _LAW | _NEUTRAL | (_OF_FIELDS if equation else frozenset())
+    # "ode_x0" may be a value at the start, while "eq0" is the first equation.
+    at_zero = len(words) > 1 and re.search(r"(?<!\d)0(?!\d)", name)
+    return True if words <= known and not at_zero else None
+
+
+def by_name(names: Sequence[str], rule: str, known: Mapping[str, bool] | None = None) -> list[str]:
+    """The equations among losses of these names.
+
+    Args:
+        names: Names of all losses.
+        rule: Name of the rule that asks, for the error.
+        known: Whether a loss is an equation, where that is known; its name is not asked then.
+
+    Raises:
+        ValueError: A name leaves doubt.
+
+    Examples:
+        >>> by_name(["pde", "left"], "R"), by_name(["pde", "u"], "R", known={"u": False})
+        (['pde'], ['pde'])
+    """
+    found = {name: is_equation(name) for name in names}
+    found.update({name: is_one for name, is_one in (known or {}).items() if name in found})
+    doubtful = [name for name, is_one in found.items() if is_one is None]
+    equations = [name for name, is_one in found.items() if is_one]
+    if not doubtful:
+        return equations
+    given = f"equations={equations} if these are all" if equations else "equations=[...]"
+    raise ValueError(
+        f"{rule} treats equations and conditions differently, and of the losses "
+        f"{', '.join(map(repr, names))} the names do not tell which {_are(doubtful)}. Pass the "
+        f"names of all residuals of equations: {given}, and equations=[] if there are none. "
+        'rule="published" makes no difference between losses'
+    )
+
+
+def without_names(n_loss: int, rule: str) -> ValueError:
+    """The error for losses that have no names to tell by."""
+    return ValueError(
+        f"{rule} treats equations and conditions differently, and losses in a list have no names "
+        f"to tell which of the {n_loss} are equations. Pass their numbers, equations=[0] if it is "
+        'the first, or a dict of losses such as {"pde": ..., "boundary": ...}. '
+        'rule="published" makes no difference between losses'
+    )
+
+
+def _are(doubtful: Sequence[str]) -> str:
+    names = " and ".join(map(repr, doubtful))
+    return f"{names} is" if len(doubtful) == 1 else f"{names} are"

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+
+
+def warn_the_caller(message: str) -> None:
+    """Give a ``RuntimeWarning`` that points at the line outside of this package."""
+    level, frame = 2, sys._getframe(1)
+    package = __name__.partition(".")[0] + "."
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(package):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, RuntimeWarning, stacklevel=level)
 
 
 class FaultReporter:
@@ -45,7 +55,7 @@ class FaultReporter:
             added = f" ({numbers})" if numbers else ""
             consequence = consequence or self._consequence
             message = f"step {step}: {what} {fault}{added}; {consequence}"
-            warnings.warn(message, RuntimeWarning, stacklevel=6)
+            warn_the_caller(message)
 
     def forget(self, what: str | None = None) -> None:
         """Let the faults of ``what``, or all faults, be reported again."""

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
-from typing import Union
+from typing import Any, Union
 
 import paddle
 
 _FLOATING = (paddle.float32, paddle.float64, paddle.float16, paddle.bfloat16)
 Losses = Union[Sequence[paddle.Tensor], Mapping[str, paddle.Tensor], paddle.Tensor]
+
+
+class NamedLosses(dict[str, paddle.Tensor]):
+    """A dict of losses that knows which of them are residuals of equations.
+
+    Args:
+        losses: Name -> scalar.
+        equations: Names of those that are residuals of equations.
+    """
+
+    def __init__(self, losses: Mapping[str, paddle.Tensor], equations: Sequence[str]) -> None:
+        super().__init__(losses)
+        self.equations = tuple(equations)
 
 
 class LossOrder:
@@ -17,23 +31,58 @@ class LossOrder:
     Args:
         n_loss: Number of losses T, at least 2.
         reason: Why there are T losses, for error messages.
+        absent: ``"error"``: every dict must name the same losses. ``"skip"``: a dict may lack
+            some of them, and may bring new ones until there are T.
+
+    Attributes:
+        names: Names of all T losses; ``losses[i]`` for one whose name is not known.
+        equations: The names of the equations, if a ``NamedLosses`` has told them.
     """
 
-    def __init__(self, n_loss: int, reason: str | None = None) -> None:
+    def __init__(self, n_loss: int, reason: str | None = None, absent: str = "error") -> None:
         self.n_loss = n_loss
+        self.absent = absent
+        self.names = _placeholders(n_loss)
+        self.equations: tuple[str, ...] | None = None
+        # Whether the next dict must name all losses, because their names tell the order.
+        self.whole_first = False
         self._reason = reason or f"n_loss is {n_loss}"
-        self.names: list[str] = [f"losses[{i}]" for i in range(n_loss)]
         self._keys: list[str] | None = None
+        self._zero: paddle.Tensor | None = None
+
+    @property
+    def known(self) -> list[str]:
+        """The names that a dict has set; empty if none has."""
+        return self._keys or []
 
     @property
     def named(self) -> bool:
-        """Whether a dict has set the names, which every later dict must have."""
+        """Whether a dict has set the names."""
         return self._keys is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether no loss can join any more."""
+        return self._keys is None or len(self._keys) == self.n_loss
+
+    def is_absent(self, loss: paddle.Tensor) -> bool:
+        """Whether ``scalars`` has put this in the place of a loss that is absent."""
+        return loss is self._zero
+
+    def memento(self) -> tuple[Any, ...]:
+        """All that ``scalars`` may change, for ``put_back``."""
+        return self.names, self.equations, self._keys
+
+    def put_back(self, memento: tuple[Any, ...]) -> None:
+        """Forget what has been learned since ``memento``."""
+        self.names, self.equations, self._keys = memento
 
     def resume(self, names: Sequence[str] | None) -> None:
         """Restore the names that a dict set in an earlier process; ``None`` if there was none."""
-        self._keys = None if names is None else list(names)
-        self.names = self._keys or [f"losses[{i}]" for i in range(self.n_loss)]
+        placeholders = _placeholders(self.n_loss)
+        self.names = placeholders if names is None else list(names)
+        known = [name for name, i in zip(self.names, placeholders) if name != i]
+        self._keys = None if names is None else known
 
     def scalars(self, losses: Losses) -> list[paddle.Tensor]:
         """The losses as 0-D tensors, in the order of the first step.
@@ -43,11 +92,16 @@ class LossOrder:
                 name -> scalar tensor. A dict's names label errors and reports. From the
                 second step on they decide the order.
 
+        Returns:
+            T tensors; a constant 0 for a loss that is absent.
+
         Raises:
             TypeError: ``losses`` or an entry has the wrong type, or is not floating point.
             ValueError: There are not ``n_loss`` losses, one is not scalar, or a dict's names
                 differ from the first step's.
         """
+        if isinstance(losses, Mapping):
+            return self._by_name(losses)
         if isinstance(losses, paddle.Tensor):
             if losses.ndim != 1:
                 raise ValueError(
@@ -56,8 +110,8 @@ class LossOrder:
                 )
             with paddle.enable_grad():  # so that the entries keep the graph
                 scalars = paddle.unbind(losses)
-        elif isinstance(losses, (list, tuple, Mapping)):
-            scalars = list(losses)  # the names, if it is a dict
+        elif isinstance(losses, (list, tuple)):
+            scalars = list(losses)
         else:
             raise TypeError(
                 "losses must be a list or tuple of scalar tensors, a 1-D tensor or a "
@@ -65,24 +119,71 @@ class LossOrder:
             )
         if len(scalars) != self.n_loss:
             raise ValueError(f"losses has {len(scalars)} entries, but {self._reason}")
-        names = self.names
-        if isinstance(losses, Mapping):
-            by_name = {str(key): loss for key, loss in losses.items()}
-            names = self._keys or list(by_name)
-            if set(by_name) != set(names) or len(by_name) != len(losses):
-                raise ValueError(
-                    f"losses has the names {list(losses)}, but on the first step they "
-                    f"were {names}; every step must name the same losses"
-                )
-            scalars = [by_name[name] for name in names]
-        for i, (loss, name) in enumerate(zip(scalars, names)):
-            usual = isinstance(loss, paddle.Tensor) and not loss.shape and loss.dtype in _FLOATING
-            if not usual:
-                scalars[i] = _scalar(loss, name)
+        return _checked(scalars, self.names)
+
+    def _by_name(self, losses: Mapping[Any, paddle.Tensor]) -> list[paddle.Tensor]:
+        by_name = {str(key): loss for key, loss in losses.items()}
+        if len(by_name) != len(losses):
+            raise ValueError(f"losses has names that are the same as text: {list(losses)}")
+        keys = self._keys
+        if keys is None or by_name.keys() != set(keys):
+            keys = self._extended(keys or [], by_name)
+        present = [key for key in keys if key in by_name]
+        scalars = _checked([by_name[key] for key in present], present)
         # Last, because faulty losses must not set the names.
-        if names is not self.names:
-            self.names = self._keys = names
-        return scalars
+        told = getattr(losses, "equations", None)
+        if told is not None and not set(told) <= set(self.equations or ()):
+            self.equations = (*(self.equations or ()), *told)
+            keys = list(keys)  # so that this counts as news
+        if keys is not self._keys:
+            self._keys = keys
+            self.names = keys + _placeholders(self.n_loss)[len(keys) :]
+        if len(scalars) == self.n_loss:
+            return scalars
+        if self._zero is None:
+            self._zero = paddle.zeros([])
+        of_present = dict(zip(present, scalars))
+        return [of_present.get(name, self._zero) for name in self.names]
+
+    def _extended(self, keys: list[str], by_name: Mapping[str, Any]) -> list[str]:
+        """The names after this step, which has other ones than were known."""
+        new = [name for name in by_name if name not in keys]
+        if not keys and self.whole_first and len(new) < self.n_loss:
+            raise ValueError(
+                f"losses has the names {new}, but a state dict of {self.n_loss} losses has been "
+                "loaded, which holds no names: the first step after that must name all of them, "
+                "in the order that they had"
+            )
+        if self.absent == "skip" and len(keys) + len(new) <= self.n_loss and by_name:
+            return keys + new if new else keys
+        if self.absent == "error" and not keys:
+            if len(new) != self.n_loss:
+                raise ValueError(f"losses has {len(new)} entries, but {self._reason}")
+            return new
+        what = f"losses has the names {list(by_name)}, but on the first step they were {keys}"
+        if self.absent == "skip":
+            near = difflib.get_close_matches(new[0], keys, n=1) if new else []
+            hint = f" (did you mean {near[0]!r} by {new[0]!r}?)" if near else ""
+            raise ValueError(
+                f"losses has the names {list(by_name)}; with {keys} these are "
+                f"{len(keys) + len(new)} losses{hint}, but {self._reason}"
+            )
+        raise ValueError(
+            f"{what}; every step must name the same losses. If a loss may be absent from a step, "
+            'pass absent="skip"'
+        )
+
+
+def _placeholders(n_loss: int) -> list[str]:
+    return [f"losses[{i}]" for i in range(n_loss)]
+
+
+def _checked(scalars: list[paddle.Tensor], names: Sequence[str]) -> list[paddle.Tensor]:
+    for i, (loss, name) in enumerate(zip(scalars, names)):
+        usual = isinstance(loss, paddle.Tensor) and not loss.shape and loss.dtype in _FLOATING
+        if not usual:
+            scalars[i] = _scalar(loss, name)
+    return scalars
 
 
 def _scalar(loss: paddle.Tensor, name: str) -> paddle.Tensor:
@@ -99,3 +200,14 @@ def _scalar(loss: paddle.Tensor, name: str) -> paddle.Tensor:
         )
     with paddle.enable_grad():  # so that it keeps the graph
         return loss.reshape([])
+
+
+def count(losses: Losses) -> int:
+    """How many losses these are, after the same checks as in ``LossOrder.scalars``."""
+    n_loss = 0  # of something that is checked below
+    if isinstance(losses, paddle.Tensor):
+        n_loss = int(losses.size)
+    elif isinstance(losses, (list, tuple, Mapping)):
+        n_loss = len(losses)
+    LossOrder(n_loss).scalars(losses)
+    return n_loss

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 import paddle
@@ -19,6 +19,9 @@ Rows = Union[np.ndarray, paddle.Tensor]
 # Extra cost of a node for each parameter next to it, because it is a matrix product there. Other
 # nodes are elementwise and cost 1. This is rough, but the choice is seldom close.
 _PRODUCT = 20
+# The nodes of static programs, by Paddle's names in 3.3 and in 2.6.
+_STATIC_PROGRAMS = ("Dy2StGradNode", "GradNodeBase")
+_PYTHON_FUNCTIONS = ("GradNodePyLayer",)
 
 
 def backward_by_loss(
@@ -32,12 +35,13 @@ def backward_by_loss(
 
     The ``.grad`` of every parameter grows by the gradient of the sum, as in one backward pass of
     the sum. Both cost the same for losses at different collocation points, because these share
-    only parameters. The losses are detached, which frees their graphs.
+    only parameters. The losses are detached, which frees their graphs. A loss without a graph
+    adds nothing.
 
     Args:
         losses: T scalar tensors, shape [] each.
-        factors: Their factors, shape [T], positive.
-        shared: The shared parameters W.
+        factors: Their factors, shape [T].
+        shared: The shared parameters W. Those that are frozen get no gradient.
         names: T names for error messages.
         in_two_passes: Whether to take the gradients first and then go backward once from the
             sum: see ``two_passes_are_cheaper``.
@@ -47,40 +51,43 @@ def backward_by_loss(
         ``factors``; 0 where a loss does not depend on a parameter.
 
     Raises:
-        ValueError: A loss does not depend on any shared parameter. By then the gradients of the
-            losses after it have been added.
+        ValueError: No loss depends on any shared parameter. By then the gradients of the
+            losses have been added.
         RuntimeError: A loss's graph has been freed.
     """
     if in_two_passes:
         rows = gradients_alone(losses, factors, shared, names)
-        backward_of_sum(losses, factors, shared, names)
+        backward_of_sum(losses, factors, names)
         return rows
-    starts = _starts(losses, factors, shared, names)
+    starts = _starts(losses, factors, names)
     # Hooks, because differences of the running sum would lose small gradients in float32:
     # the gradients of two losses can differ by 1e4 and more.
     passing: list[list[paddle.Tensor]] = [[] for _ in shared]
     hooks = [
         p.register_hook(kept.append) for p, kept in zip(shared, passing) if not p.stop_gradient
     ]
-    by_loss = []
+    by_loss, reached = [], False
     # From the last loss to the first, because only the final backward frees its graph as it goes.
     # This saves most for the largest graph, usually that of the equation, the first loss.
     i = len(losses)
     try:
         while i > 0:
             i -= 1
-            with explaining_a_used_graph(names[i]):
-                losses[i].backward(starts[i], retain_graph=i > 0)  # others may share its graph
-            if all(other is not losses[i] for other in losses[:i]):
-                losses[i].detach_()
-            if not any(passing):
-                raise _no_dependence(names[i], shared)
+            start = starts[i]
+            if start is not None:
+                with explaining_a_used_graph(names[i]):
+                    losses[i].backward(start, retain_graph=i > 0)  # others may share its graph
+                if all(other is not losses[i] for other in losses[:i]):
+                    losses[i].detach_()
+                reached = reached or any(passing)
             found = [kept.pop() if kept else None for kept in passing]
             # Now, because the first gradient becomes .grad, and the later ones are added to it.
             by_loss.append(_row(found, shared, factors.dtype))
     finally:
         for hook in hooks:
             hook.remove()
+    if hooks and not reached:
+        raise _no_dependence(names, shared)
     by_loss.reverse()
     return np.array(by_loss) if isinstance(by_loss[0], np.ndarray) else paddle.stack(by_loss)
 
@@ -88,33 +95,48 @@ def backward_by_loss(
 def backward_of_sum(
     losses: Sequence[paddle.Tensor],
     factors: paddle.Tensor,
-    shared: Sequence[paddle.Tensor],
     names: Sequence[str],
+    one_by_one: bool = False,
 ) -> None:
-    """Run one backward pass of sum_i f_i L_i, without the gradients of single losses."""
-    starts = _starts(losses, factors, shared, names)
-    with explaining_a_used_graph(", ".join(names)):
-        if len({id(loss) for loss in losses}) == len(losses):
-            paddle.autograd.backward(list(losses), starts)
-        else:  # because Paddle refuses the same tensor twice
-            for i in reversed(range(len(losses))):
-                losses[i].backward(starts[i], retain_graph=i > 0)
-    for loss in losses:
-        loss.detach_()
+    """Run the backward pass of sum_i f_i L_i, without the gradients of single losses.
+
+    Args:
+        losses: As for ``backward_by_loss``, like the others.
+        factors: Their factors.
+        names: Their names.
+        one_by_one: Whether each loss gets a pass of its own. Then an error about its graph names
+            the loss alone.
+    """
+    starts = _starts(losses, factors, names)
+    with_graph = [i for i, start in enumerate(starts) if start is not None]
+    if one_by_one or len({id(losses[i]) for i in with_graph}) < len(with_graph):
+        # Paddle refuses the same tensor twice in one pass.
+        for i in reversed(with_graph):
+            with explaining_a_used_graph(names[i]):
+                losses[i].backward(starts[i], retain_graph=i > with_graph[0])
+    else:
+        with explaining_a_used_graph(*(names[i] for i in with_graph)):
+            paddle.autograd.backward(
+                [losses[i] for i in with_graph], [starts[i] for i in with_graph]
+            )
+    for i in with_graph:
+        losses[i].detach_()
 
 
 def _starts(
-    losses: Sequence[paddle.Tensor],
-    factors: paddle.Tensor,
-    shared: Sequence[paddle.Tensor],
-    names: Sequence[str],
-) -> list[paddle.Tensor]:
-    """The factors, each in its loss's dtype; raises if a loss has no graph."""
-    for loss, name in zip(losses, names):
-        if loss.stop_gradient:
-            raise _no_dependence(name, shared)
+    losses: Sequence[paddle.Tensor], factors: paddle.Tensor, names: Sequence[str]
+) -> list[paddle.Tensor | None]:
+    """The factors, each in its loss's dtype; None for a loss without a graph."""
+    if all(loss.stop_gradient for loss in losses):
+        raise ValueError(
+            f"no loss has a graph to go backward through: {', '.join(map(repr, names))}. They "
+            "were computed without gradients (no_grad, detached, or all parameters frozen), or "
+            "backward(losses) has used them before"
+        )
     return [
-        factor if loss.dtype == factors.dtype else factor.astype(loss.dtype)
+        None
+        if loss.stop_gradient
+        else (factor if loss.dtype == factors.dtype else factor.astype(loss.dtype))
         for factor, loss in zip(paddle.unbind(factors), losses)
     ]
 
@@ -129,21 +151,50 @@ def gradients_alone(
 
     Arguments, result and errors are the same as in ``backward_by_loss``.
     """
-    rows = []
+    rows, reached = [], False
+    trained = [parameter for parameter in shared if not parameter.stop_gradient]
     for loss, name in zip(losses, names):
-        if loss.stop_gradient:
-            raise _no_dependence(name, shared)
-        with explaining_a_used_graph(name):
-            found = paddle.grad([loss], list(shared), retain_graph=True, allow_unused=True)
-        if all(gradient is None for gradient in found):
-            raise _no_dependence(name, shared)
+        found: dict[int, paddle.Tensor | None] = {}
+        if trained and not loss.stop_gradient:
+            with explaining_a_used_graph(name):
+                gradients = _asked(loss, trained, name)
+            found = {id(parameter): g for parameter, g in zip(trained, gradients)}
+            reached = reached or any(gradient is not None for gradient in gradients)
         with paddle.no_grad():
-            rows.append(_row(found, shared, factors.dtype))
+            rows.append(_row([found.get(id(p)) for p in shared], shared, factors.dtype))
+    if trained and not reached:
+        raise _no_dependence(names, shared)
     with paddle.no_grad():
         column = factors.unsqueeze(1)
         if isinstance(rows[0], np.ndarray):
             return np.array(rows) * column.numpy()
         return paddle.stack(rows) * column
+
+
+def _asked(loss: paddle.Tensor, trained: Sequence[paddle.Tensor], name: str) -> Any:
+    try:
+        return paddle.grad([loss], list(trained), retain_graph=True, allow_unused=True)
+    except (RuntimeError, OSError) as error:
+        raise RuntimeError(
+            f"paddle.grad cannot differentiate loss {name!r} with respect to the shared "
+            "parameters, and only a backward pass can: call backward(losses), which runs the whole "
+            "pass, or write the loss in other operations, such as x * x in place of x ** 2"
+        ) from error
+
+
+def can_ask_for_gradients(losses: Sequence[paddle.Tensor], shared: Sequence[paddle.Tensor]) -> bool:
+    """Whether ``paddle.grad`` works on these graphs.
+
+    For some graphs it fails although a backward pass works, such as for the second derivative of
+    ``x ** 2`` times a network's output.
+    """
+    trained = [parameter for parameter in shared if not parameter.stop_gradient]
+    try:
+        for loss in losses:
+            _asked(loss, trained, "")
+    except RuntimeError:
+        return False
+    return True
 
 
 def measured(
@@ -177,10 +228,11 @@ def measured(
         joined = paddle.concat([x.astype("float64").flatten() for x in parts]).numpy()
         numbers = np.split(joined, np.cumsum([x.size for x in parts])[:-1])
     found, acted = {"losses": numbers[0]}, numbers[1]
+    factors = np.where(acted == 0, 1.0, acted) if 0.0 in acted.tolist() else acted
     if rows is not None:
-        found["gram"] = numbers[2].reshape(len(acted), -1) / (acted * acted[:, None])
+        found["gram"] = numbers[2].reshape(len(acted), -1) / (factors * factors[:, None])
     if of_entries:
-        found["largest"], found["mean"] = numbers[3] / acted, numbers[4] / acted
+        found["largest"], found["mean"] = numbers[3] / abs(factors), numbers[4] / abs(factors)
     return found, acted
 
 
@@ -191,19 +243,34 @@ def _row(
 ) -> Rows:
     """One loss's gradients in a row, 0 where there is none, shape [values of W].
 
-    On the host the row is an array, because numpy takes a fifth of the time of Paddle's
-    operators. On an accelerator it stays a tensor there.
+    A complex gradient gives two values for each entry, so that its norm is the true one. On the
+    host the row is an array, because numpy takes a fifth of the time of Paddle's operators. On an
+    accelerator it stays a tensor there.
     """
     if shared[0].place.is_cpu_place():
-        parts = [
-            np.zeros(math.prod(p.shape), np.float32)
-            if g is None
-            else (g if g.dtype == dtype else g.astype(dtype)).numpy().ravel()
-            for g, p in zip(gradients, shared)
-        ]
+        parts = [_entries(g, p, dtype) for g, p in zip(gradients, shared)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
-    tensors = [paddle.zeros_like(p) if g is None else g for g, p in zip(gradients, shared)]
-    return paddle.concat([tensor.astype(dtype).flatten() for tensor in tensors])
+    tensors = [
+        paddle.zeros_like(p) if g is None else _paddle.dense(g, p)
+        for g, p in zip(gradients, shared)
+    ]
+    real = [paddle.as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors]
+    return paddle.concat([tensor.astype(dtype).flatten() for tensor in real])
+
+
+def _entries(
+    gradient: paddle.Tensor | None, parameter: paddle.Tensor, dtype: paddle.dtype
+) -> np.ndarray:
+    """The entries of a gradient on the host, real, in one row."""
+    if gradient is None:
+        size = math.prod(parameter.shape) * (1 + parameter.is_complex())
+        return np.zeros(size, np.float32)
+    if gradient.dtype == dtype and gradient.is_dense():
+        return gradient.numpy().ravel()
+    gradient = _paddle.dense(gradient, parameter)
+    if gradient.is_complex():
+        gradient = paddle.as_real(gradient)
+    return gradient.astype(dtype).numpy().ravel()
 
 
 def overwrite(tensor: paddle.Tensor, values: np.ndarray) -> None:
@@ -229,7 +296,7 @@ def two_passes_are_cheaper(
         losses: T scalar tensors with their graphs.
         shared: The shared parameters W.
     """
-    targets = {_paddle.graph_node(parameter).node_ptr() for parameter in shared}
+    targets = {_paddle.graph_node(p).node_ptr() for p in shared if not p.stop_gradient}
     visits: Counter[int] = Counter()
     costs: dict[int, int] = {}
     between = 0
@@ -242,6 +309,39 @@ def two_passes_are_cheaper(
         between += sum(costs[pointer] for pointer in _leading_to(targets, below))
     repeated = sum(costs[pointer] * (times - 1) for pointer, times in visits.items())
     return between < repeated
+
+
+def refuse_a_static_program(losses: Sequence[paddle.Tensor], names: Sequence[str]) -> None:
+    """Raise a ``ValueError`` if several losses come from one run of a static program.
+
+    Paddle goes backward through such a run only once, so it cannot tell the losses apart.
+    """
+    for together in _sharing(losses, _STATIC_PROGRAMS):
+        raise ValueError(
+            f"the losses {', '.join(repr(names[i]) for i in together)} come from one run of a "
+            "static program (paddle.jit.to_static), which Paddle cannot differentiate loss by "
+            "loss: train the network as it was before to_static, or call it once for each loss"
+        )
+
+
+def share_a_python_function(losses: Sequence[paddle.Tensor]) -> bool:
+    """Whether losses share a ``PyLayer``, which ends the process in a second ``backward``."""
+    return bool(_sharing(losses, _PYTHON_FUNCTIONS))
+
+
+def _sharing(losses: Sequence[paddle.Tensor], kinds: tuple[str, ...]) -> list[list[int]]:
+    """Numbers of the losses that share a node whose name begins so, a list for each node."""
+    of_node: dict[int, list[int]] = {}
+    for i, loss in enumerate(losses):
+        waiting, seen = [] if loss.stop_gradient else [_paddle.graph_node(loss)], set()
+        while waiting:
+            node = waiting.pop()
+            if node.node_ptr() not in seen:
+                seen.add(node.node_ptr())
+                if node.name().startswith(kinds):
+                    of_node.setdefault(node.node_ptr(), []).append(i)
+                waiting.extend(child for child in node.next_functions if child is not None)
+    return [together for together in of_node.values() if len(together) > 1]
 
 
 def _nodes_below(loss: paddle.Tensor) -> dict[int, list[int]]:
@@ -274,25 +374,26 @@ def _leading_to(targets: set[int], below: dict[int, list[int]]) -> set[int]:
     return found
 
 
-def _no_dependence(name: str, shared: Sequence[paddle.Tensor]) -> ValueError:
+def _no_dependence(names: Sequence[str], shared: Sequence[paddle.Tensor]) -> ValueError:
     described = ", ".join(f"{p.name} {list(p.shape)}" for p in shared)
     return ValueError(
-        f"loss {name!r} does not depend on the shared parameters ({described}); "
-        "pass as shared= parameters that every loss goes through (a loss also loses its "
-        "dependence when backward(losses) has used it once)"
+        f"none of the losses {', '.join(map(repr, names))} depends on the shared parameters "
+        f"({described}); pass as shared= parameters that the losses go through"
     )
 
 
 @contextmanager
-def explaining_a_used_graph(name: str) -> Iterator[None]:
-    """Turn Paddle's error for a freed graph into one that names the loss."""
+def explaining_a_used_graph(*names: str) -> Iterator[None]:
+    """Turn Paddle's error for a freed graph into one that names the losses it may be about."""
     try:
         yield
     except SystemError as error:
         if "retain_graph" in str(error):
+            which = f"loss {names[0]!r}" if len(names) == 1 else f"one of the losses {names}"
             raise RuntimeError(
-                f"the graph of loss {name!r} is gone: an earlier backward has used it up. "
-                "Call that one with retain_graph=True, or let backward(losses) run the "
-                "whole backward pass"
+                f"the graph of {which} is gone, because an earlier backward pass has used it "
+                "up. Either something in it was computed once, before the loop: compute it in "
+                "every step, or detach it. Or the loss itself was differentiated before: call "
+                "that backward with retain_graph=True, or let backward(losses) run the whole pass"
             ) from error
         raise

@@ -16,7 +16,9 @@ Shared = Union[paddle.Tensor, paddle.nn.Layer, Sequence[Union[paddle.Tensor, pad
 
 
 def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:
-    """The trainable parameters that ``shared`` names.
+    """The parameters that ``shared`` names.
+
+    Frozen ones are among them, because they may be trained later.
 
     Args:
         shared: A parameter, a layer, or a list or tuple of either.
@@ -36,8 +38,8 @@ def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:
                 "shared must be a parameter, a layer, or a list of either, got "
                 f"{type(item).__name__} {item!r}"
             )
-        found.update({id(p): p for p in parameters if not p.stop_gradient})
-    if not found:
+        found.update({id(p): p for p in parameters})
+    if all(p.stop_gradient for p in found.values()):
         raise ValueError(
             f"shared holds no trainable parameter, got {shared!r}; pass parameters "
             "that every loss depends on and that are trained"
@@ -56,17 +58,25 @@ def checked_rate(weight_lr: float | None, rule: Rule) -> float | None:
     return weight_lr
 
 
+def given_weights(weight_attr: Any) -> np.ndarray:
+    """``weight_attr`` as an array, shape [number of losses]."""
+    try:
+        weights = np.asarray(weight_attr, dtype=np.float64)
+    except (TypeError, ValueError):
+        weights = np.zeros([])
+    if not weights.ndim:
+        raise TypeError(
+            f"weight_attr must be a sequence of numbers, one for each loss, got {weight_attr!r}"
+        )
+    return weights
+
+
 def initial_weights(
     weight_attr: Sequence[float] | None, n_loss: int, floor: float, rule: Rule
 ) -> np.ndarray:
     if weight_attr is None:
         return np.ones(n_loss)
-    try:
-        weights = np.asarray(weight_attr, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"weight_attr must be a sequence of {n_loss} numbers, got {weight_attr!r}"
-        ) from None
+    weights = given_weights(weight_attr)
     if weights.shape != (n_loss,):
         raise ValueError(f"weight_attr must have n_loss = {n_loss} entries, got {weight_attr!r}")
     if not (np.isfinite(weights) & (weights > 0)).all():

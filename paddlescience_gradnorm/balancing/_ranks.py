@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
+
 import paddle
 
 
@@ -26,3 +29,33 @@ def mean(tensor: paddle.Tensor) -> paddle.Tensor:
     tensor = tensor.clone()
     paddle.distributed.all_reduce(tensor)
     return tensor / number()
+
+
+def any_has(flag: bool) -> bool:
+    """Whether the flag is set in any process, in one all-reduce that every process must join."""
+    if number() == 1:
+        return flag
+    joined = paddle.to_tensor([int(flag)])
+    paddle.distributed.all_reduce(joined)
+    return bool(joined.item())
+
+
+def check_alike(names: Sequence[str], complete: bool) -> None:
+    """Raise a ``ValueError`` in every process if they do not all have these names in this order.
+
+    Every process must join, in one all-reduce.
+
+    Args:
+        names: Names of the losses in this process.
+        complete: Whether no loss can join any more.
+    """
+    if number() == 1:
+        return
+    digest = zlib.crc32("\n".join(names).encode())
+    largest = paddle.to_tensor([digest, -digest, int(not complete)], "int64")
+    paddle.distributed.all_reduce(largest, paddle.distributed.ReduceOp.MAX)
+    if largest[0].item() != -largest[1].item() or largest[2].item():
+        raise ValueError(
+            f"the processes must all name the same losses in the same order, and all of them in "
+            f"the first step; this process has {list(names)}"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from collections.abc import Sequence
@@ -19,23 +18,24 @@ from paddlescience_gradnorm.balancing._accumulation import Accumulation, Balance
 from paddlescience_gradnorm.balancing._caller_stepped import CallerStepped, set_grad
 from paddlescience_gradnorm.balancing._diagnosis import diagnose
 from paddlescience_gradnorm.balancing._faults import FaultReporter
-from paddlescience_gradnorm.balancing._losses import Losses, LossOrder
+from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
 from paddlescience_gradnorm.balancing._one_pass import overwrite
 from paddlescience_gradnorm.balancing._options import (
     Shared,
     checked_rate,
+    given_weights,
     initial_weights,
     shared_parameters,
 )
+from paddlescience_gradnorm.balancing._update import SMALLEST_LOSS, Update, only_of, updated
 from paddlescience_gradnorm.balancing.measurement import Measurement
-from paddlescience_gradnorm.balancing.rule import GradientRule, Rule, RuleState, renormalized
+from paddlescience_gradnorm.balancing.rule import Rule, renormalized
 from paddlescience_gradnorm.balancing.rules import find_rule
 
+# What ``missed`` says of a loss that the last update has not balanced: it was empty, which a later
+# step makes up for, or it was one of too few, which is made up for together with that.
+_EMPTY, _ALONE = 1, 2
 _log = logging.getLogger("paddlescience_gradnorm")
-# A loss below this counts as 0, because a denormal number has too few digits for a reference.
-_SMALLEST_LOSS = float(np.finfo(np.float32).tiny)
-# A weight above this counts as infinite, because float32 cannot hold it.
-_LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 
 
 class LossBalancer(PreciseLayer):
@@ -49,7 +49,8 @@ class LossBalancer(PreciseLayer):
         shared: The shared parameters W that every loss depends on: a parameter, a
             layer (all its trainable parameters), or a list of either. Pass the network for
             ``"pinn"``, and usually the weight of the last shared layer for ``"published"``.
-        n_loss: Number of losses T, at least 2.
+        n_loss: Number of losses T, at least 2. By default the first step tells it, which needs a
+            ``weight_lr``. A checkpoint that is loaded before the first step tells it too.
         alpha: Strength of the pull towards equal training rates, at least 0.
         weight_lr: Learning rate of the weights. ``None`` leaves the step to the caller's
             optimizer, which must hold ``loss_weights`` and step after every update. Only rules
@@ -63,7 +64,11 @@ class LossBalancer(PreciseLayer):
         rule: A name, ``"published"`` or ``"pinn"``, or a ``Rule``, which may be your own. By
             default ``"pinn"`` if alpha is not given, and ``"published"`` if it is.
         equations: The losses that are residuals of equations, by number or by name in the dict
-            of losses. All others are conditions. Only rules that tell them apart use this.
+            of losses. All others are conditions. Only rules that tell them apart use this, such as
+            ``"pinn"``. By default the names of the losses decide, such as ``pde`` and
+            ``boundary``; if one of them leaves doubt, the first step raises an error.
+        absent: What follows if a dict of losses lacks one: ``"error"``, or ``"skip"``: the loss is
+            left out of this step. Then a loss may also join later, up to ``n_loss``.
         **unknown: Not accepted; the error suggests the option that was meant.
 
     Raises:
@@ -91,7 +96,7 @@ class LossBalancer(PreciseLayer):
     def __init__(
         self,
         shared: Shared,
-        n_loss: int,
+        n_loss: int | None = None,
         alpha: float | None = None,
         weight_lr: float | None = 0.01,
         warmup_steps: int = 0,
@@ -99,15 +104,26 @@ class LossBalancer(PreciseLayer):
         update_every: int | None = None,
         floor: float = 1e-3,
         rule: Union[str, Rule, None] = None,
-        equations: Sequence[Union[int, str]] = (0,),
+        equations: Sequence[Union[int, str]] | None = None,
+        absent: str = "error",
         **unknown: Any,
     ) -> None:
         super().__init__()
         _arguments.refuse("LossBalancer", unknown, type(self).__init__)
-        self.n_loss = _arguments.integer("n_loss", n_loss, at_least=2)
+        if n_loss is None and weight_attr is not None:
+            n_loss = len(given_weights(weight_attr))
+        self.n_loss = None if n_loss is None else _arguments.integer("n_loss", n_loss, at_least=2)
         self.rule = find_rule(rule, alpha)
         self.equations = _equations.checked(equations, self.n_loss)
+        if absent not in ("error", "skip"):
+            raise ValueError(f"absent must be 'error' or 'skip', got {absent!r}")
+        self.absent = absent
         self.weight_lr = checked_rate(weight_lr, self.rule)
+        if weight_lr is None and n_loss is None:
+            raise ValueError(
+                "n_loss is missing: with weight_lr=None your optimizer steps loss_weights, so they "
+                "must be there before the first step. Pass n_loss, or a weight_lr such as 0.01"
+            )
         self.warmup_steps = _arguments.integer("warmup_steps", warmup_steps, at_least=0)
         if weight_lr is None and warmup_steps:
             raise ValueError(
@@ -123,26 +139,67 @@ class LossBalancer(PreciseLayer):
         self.rule.check(self.floor)
         # A tuple, because a Layer would register a bare parameter as its own.
         self.shared = shared_parameters(shared)
+        self.register_buffer("step_count", on_host(np.zeros([], np.int64)))
+        self._remembered: tuple[str, ...] = ()
+        nothing = Measurement(np.zeros(0), np.zeros([0, 0]), step=-1)
+        self._run = _Run(LossOrder(0), None, nothing)
+        if self.n_loss is not None:
+            self._make_weights(initial_weights(weight_attr, self.n_loss, self.floor, self.rule))
+        self.register_state_dict_hook(self._settle_for_saving)
+
+    def set_n_loss(self, n_loss: int) -> None:
+        """Make the weights of ``n_loss`` losses, if the number has not been given before.
+
+        Call it to read or save the weights before the first step, which would do it otherwise.
+
+        Raises:
+            TypeError: ``n_loss`` is no integer.
+            ValueError: It is below 2, or another number has been given.
+        """
+        _arguments.integer("n_loss", n_loss, at_least=2)
+        if self.n_loss is None:
+            self.equations = _equations.checked(self.equations, n_loss)
+            self._make_weights(np.ones(n_loss), "the first step had so many: pass n_loss=")
+            self.n_loss = n_loss
+        elif n_loss != self.n_loss:
+            raise ValueError(f"n_loss is {self.n_loss} already, got {n_loss}")
+
+    def _make_weights(self, start: np.ndarray, told_by: str = "") -> None:
         dtype = self.shared[0].dtype
         if dtype not in (paddle.float32, paddle.float64):
             dtype = paddle.float32  # half precision cannot resolve a step of the weights
-        start = initial_weights(weight_attr, self.n_loss, self.floor, self.rule)
         self.loss_weights = shielded_parameter(start, dtype)
         # Otherwise paddle.DataParallel waits for a gradient that no backward pass computes.
         self.loss_weights.no_sync = True
-        self.register_buffer("step_count", on_host(np.zeros([], np.int64)))
-        self._remembered = _registered(self, self.rule, self.n_loss)
+        n_loss = len(start)
+        self.register_buffer("missed", on_host(np.zeros(n_loss, np.int64)))
+        self._remembered = _registered(self, self.rule, n_loss)
+        caller_steps = self.weight_lr is None
+        reason = f"n_loss is {n_loss}"
         self._run = _Run(
-            LossOrder(self.n_loss),
-            None if weight_lr is not None else CallerStepped(self.floor, self.loss_weights),
-            Measurement(np.full(self.n_loss, np.nan), np.full([self.n_loss] * 2, np.nan), step=-1),
+            LossOrder(n_loss, f"{reason} ({told_by})" if told_by else reason, self.absent),
+            CallerStepped(self.floor, self.loss_weights) if caller_steps else None,
+            Measurement(np.full(n_loss, np.nan), np.full([n_loss] * 2, np.nan), step=-1),
+            frozen=self._run.frozen,
+            knows_steps=self._run.knows_steps,
         )
-        self.register_state_dict_hook(self._settle_for_saving)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "loss_weights" and "n_loss" in self.__dict__ and self.n_loss is None:
+                raise AttributeError(
+                    "there are no loss_weights yet, because n_loss was not given and the first "
+                    "step will tell it; call set_n_loss to have them now"
+                ) from None
+            raise
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
+        equations = None if self.equations is None else list(self.equations)
         return (
-            f"rule={self.rule}, n_loss={self.n_loss}, equations={list(self.equations)}, "
+            f"rule={self.rule}, n_loss={self.n_loss}, equations={equations}, "
             f"weight_lr={self.weight_lr}, update_every={self.update_every}, floor={self.floor:g}"
         )
 
@@ -188,12 +245,12 @@ class LossBalancer(PreciseLayer):
             RuntimeWarning: A loss or its gradient cannot be balanced; once for each loss and
                 fault. The loss is left out of the update, but not of the network's gradients.
         """
+        scalars = self._scalars(losses)
         run, weights = self._run, self.loss_weights
-        scalars = run.order.scalars(losses)
         step: int = (
             self._settle() if run.is_unsettled else _paddle.host_count(self.step_count).value
         )
-        due = step % self.update_every == 0 and not run.frozen
+        due = self._is_due(step, scalars)
         with paddle.no_grad():
             scaling = None if scaler is None else loss_scaling(scaler, weights.dtype)
             multiplier = scale if scaling is None else scaling * scale
@@ -202,15 +259,17 @@ class LossBalancer(PreciseLayer):
             values = paddle.stack(
                 [x if x.dtype == weights.dtype else x.astype(weights.dtype) for x in scalars]
             )
-            total, rows = paddle.dot(weights, values), None
+            total, rows, names = paddle.dot(weights, values), None, run.order.names
             if due and self.rule.needs:
-                if run.in_two_passes is None and not any(x.stop_gradient for x in scalars):
+                if run.in_two_passes is None:
                     run.in_two_passes = self._two_passes_are_better(scalars)
                 rows = _one_pass.backward_by_loss(
-                    scalars, factors, self.shared, run.order.names, bool(run.in_two_passes)
+                    scalars, factors, self.shared, names, bool(run.in_two_passes)
                 )
             else:
-                _one_pass.backward_of_sum(scalars, factors, self.shared, run.order.names)
+                # In the second step a graph that was built before the loop is gone.
+                one_by_one = step == 1 and run.in_two_passes is False
+                _one_pass.backward_of_sum(scalars, factors, names, one_by_one)
             if may_not_stand or not update or (due and paddle.distributed.is_initialized()):
                 run.accumulation = run.accumulation or Accumulation()
             if not due:
@@ -225,7 +284,7 @@ class LossBalancer(PreciseLayer):
                 before = self._state() if may_not_stand else None
                 if due:
                     is_scaled = scaling is not None or scale > 1  # not for micro-batches
-                    self._update(step, values, rows, is_scaled, scaling)
+                    self._update(step, scalars, values, rows, is_scaled, scaling)
                 else:
                     self._rest(step)
                 if before is None:
@@ -254,15 +313,15 @@ class LossBalancer(PreciseLayer):
             TypeError: As for ``backward``.
             ValueError: As for ``backward``.
         """
+        scalars = self._scalars(losses)
         run, weights = self._run, self.loss_weights
-        scalars = run.order.scalars(losses)
         step = self._settle()
         if run.accumulation is not None and run.accumulation.is_within_a_step:
             raise RuntimeError(
                 "step(losses) was called between the micro-batches of backward(losses, "
                 "update=False); call backward(losses) for the last of them first"
             )
-        due, rows = step % self.update_every == 0 and not run.frozen, None
+        due, rows = self._is_due(step, scalars), None
         if due and self.rule.needs:
             names = run.order.names
             rows = _one_pass.gradients_alone(scalars, weights, self.shared, names)
@@ -275,7 +334,7 @@ class LossBalancer(PreciseLayer):
                     processes = Accumulation()
                     processes.add(values, rows)
                     values, rows = processes.means()
-                self._update(step, values, rows, wants_imbalance=True)
+                self._update(step, scalars, values, rows, wants_imbalance=True)
             else:
                 run.unchecked = (step, paddle.dot(weights, values), values)
                 self._rest(step)
@@ -318,12 +377,15 @@ class LossBalancer(PreciseLayer):
     def training_rates(self) -> np.ndarray:
         """Inverse training rates r_i of the last update, shape [n_loss].
 
-        They are NaN before the first update, and for a rule without references L(0).
+        They are NaN before the first update, and where there is no reference L(0).
         """
-        initial = self.rule_state.get("initial_losses", np.full(self.n_loss, np.nan))
-        with np.errstate(all="ignore"):
-            ratios = self._run.last.losses / initial
-            return ratios / ratios.mean()
+        losses = self._run.last.losses
+        initial = self.rule_state.get("initial_losses", np.full(len(losses), np.nan))
+        ratios = np.full(len(losses), np.nan)
+        known = (initial > 0) & np.isfinite(losses)
+        with np.errstate(over="ignore", invalid="ignore"):
+            ratios[known] = losses[known] / initial[known]
+            return ratios / ratios[known].mean() if known.any() else ratios
 
     @property
     def cosines(self) -> np.ndarray:
@@ -342,8 +404,11 @@ class LossBalancer(PreciseLayer):
         """
         if self._run.last.step < 0:
             raise RuntimeError("there is nothing to diagnose yet: call backward(losses) first")
-        names, weights = self._run.order.names, self.get_weights().astype(np.float64)
-        return diagnose(names, weights, self.rule, self.rule_state, self._run.last)
+        run, weights = self._run, self.get_weights().astype(np.float64)
+        # Once may be a batch without points; twice in succession is a loss that has stopped.
+        lasting = {n: reason for n, reason in run.stopped.items() if reason[0] < run.last.step}
+        names = run.order.names
+        return diagnose(names, weights, self.rule, self.rule_state, run.last, lasting)
 
     def take_back(self) -> None:
         """Undo the last step, and let the next ``backward`` add to its micro-batches.
@@ -386,8 +451,10 @@ class LossBalancer(PreciseLayer):
 
     def reset_initial_losses(self) -> None:
         """Forget L(0) and all else that the rule remembers; the next update starts anew."""
+        if self.n_loss is None:
+            return
         self._take_back_overflow()
-        for name, array in self.rule.start(self.n_loss).items():
+        for name, array in self.rule.start(len(self._run.last.losses)).items():
             overwrite(getattr(self, name), np.asarray(array, np.float64))
         self._run.faults.forget()
 
@@ -405,16 +472,27 @@ class LossBalancer(PreciseLayer):
                 "the optimizer's step"
             )
         last = run.last
-        gram = np.full([self.n_loss] * 2, np.nan) if last.gram is None else last.gram
+        gram = np.full([len(last.losses)] * 2, np.nan) if last.gram is None else last.gram
         return {
             "frozen": run.frozen,
             "passes": {None: 0, False: 1, True: 2}[run.in_two_passes],
             "names": list(run.order.names),
             "named": run.order.named,
             "imbalance": run.imbalance,
-            "last": {"step": last.step, "rate": last.rate, "losses": last.losses, "gram": gram},
+            "last": {
+                "step": last.step,
+                "rate": last.rate,
+                "losses": last.losses,
+                "gram": gram,
+                "equations": last.equations.tolist(),
+            },
             "caller": {} if run.caller is None else run.caller.extra_state(),
         }
+
+    def expect_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the number of losses from a state that is to be loaded, if it is not known."""
+        if self.n_loss is None and state["names"]:
+            self.set_n_loss(len(state["names"]))
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore the ``extra_state`` of an equal balancer."""
@@ -422,25 +500,22 @@ class LossBalancer(PreciseLayer):
         run.order.resume(state["names"] if state["named"] else None)
         if run.caller is not None:
             run.caller.set_extra_state(state["caller"])
-        last = state["last"]
+        last = {**state["last"], "equations": np.array(state["last"]["equations"], bool)}
         if not self.rule.needs:
             last = {**last, "gram": None}
-        if last["step"] >= 0:  # otherwise the names are not known
-            are_equations = _equations.are_equations(self.equations, run.order.names)
-            last = {**last, "equations": np.array(are_equations)}
         self._run = _Run(
             run.order,
             run.caller,
             Measurement(**last, interval=self.update_every, floor=self.floor),
             frozen=state["frozen"],
+            knows_steps=run.knows_steps,
             in_two_passes={1: False, 2: True}.get(state["passes"]),
             imbalance=state["imbalance"],
         )
 
     def set_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """Load weights, rule state and step count; see ``paddle.nn.Layer.set_state_dict``."""
-        self.discard_micro_batches()
-        return super().set_state_dict(self._in_double(state_dict), *args, **kwargs)
+        return super().set_state_dict(self._completed(state_dict), *args, **kwargs)
 
     def discard_micro_batches(self) -> None:
         """Forget the micro-batches of a step that will not be finished, and how to undo a step.
@@ -450,19 +525,30 @@ class LossBalancer(PreciseLayer):
         """
         run = self._run
         run.accumulation = run.unchecked = None
+        run.decided = -1
         if run.caller is not None:
             run.caller.awaited = -1
 
     set_dict = set_state_dict
     load_dict = set_state_dict
 
-    def _in_double(self, state_dict: Any, prefix: str = "") -> dict[str, Any]:
-        """The state dict with the rule's arrays as float64, which version 0.1 did not use."""
-        remembered = {prefix + name for name in self._remembered}
-        return {
-            key: np.asarray(value, np.float64) if key in remembered else value
-            for key, value in state_dict.items()
-        }
+    def _completed(self, state_dict: Any, prefix: str = "") -> dict[str, Any]:
+        """A balancer's state dict as this version writes it; also prepares for loading it.
+
+        Version 0.1 wrote the rule's arrays in float32, and not all of them.
+        """
+        weights = state_dict.get(prefix + "loss_weights")
+        if weights is None:
+            return dict(state_dict)
+        if self.n_loss is None:
+            self.set_n_loss(len(weights))
+        self.discard_micro_batches()
+        self._run.order.whole_first = not self._run.order.known
+        completed = {prefix + "missed": np.zeros(len(weights), np.int64), **state_dict}
+        for name, array in self.rule.start(len(weights)).items():
+            key = prefix + name
+            completed[key] = np.asarray(state_dict.get(key, array), np.float64)
+        return completed
 
     def _settle(self) -> int:
         """Handle what has happened since the last step; return the number of the next one.
@@ -500,9 +586,92 @@ class LossBalancer(PreciseLayer):
                     if not math.isfinite(loss):
                         run.faults.report(step, f"loss {name!r}", f"is {loss}")
 
+    def _scalars(self, losses: Losses) -> list[paddle.Tensor]:
+        """The losses as scalars; nothing is kept of losses that raise an error."""
+        if self.n_loss is None:
+            n_loss = count(losses)
+            if n_loss < 2:
+                raise ValueError(
+                    f"losses has {n_loss} entry, and there is nothing to balance: pass n_loss= if "
+                    "others join later, or leave the balancing out"
+                )
+            self.set_n_loss(n_loss)
+        run = self._run
+        before = run.order.memento()
+        scalars = run.order.scalars(losses)
+        if run.names is not run.order.names:
+            try:
+                self._meet(scalars)
+            except ValueError:
+                run.order.put_back(before)
+                raise
+        return scalars
+
+    def _meet(self, losses: Sequence[paddle.Tensor]) -> None:
+        """Find out which losses are equations when their names have become known."""
+        run, rule = self._run, self.rule
+        names = run.order.names
+        _ranks.check_alike(names, run.order.complete)
+        _one_pass.refuse_a_static_program(losses, names)
+        equations: _equations.Equations | None = self.equations
+        if equations is None and rule.tells_equations:
+            equations = run.order.equations
+            if equations is None and not run.order.known:
+                raise _equations.without_names(len(names), type(rule).__name__)
+            if equations is None:
+                equations = _equations.by_name(run.order.known, type(rule).__name__)
+        open_ended = not run.order.complete
+        are_equations = _equations.are_equations(equations or (), names, open_ended)
+        run.equations, run.names = np.array(are_equations), names
+        self._announce(run.equations, run.order.known or names)
+
+    def _is_due(self, step: int, losses: Sequence[paddle.Tensor]) -> bool:
+        """Whether this step updates the weights: by the schedule, or to make up for an update."""
+        run = self._run
+        if step == run.decided:  # all micro-batches of a step are measured, or none
+            if not (run.due or run.frozen):
+                run.seen_too_late = run.seen_too_late or self._has_missed(losses)
+            return run.due and not run.frozen
+        run.decided, seen_too_late = step, run.seen_too_late
+        run.due, run.makes_up = step % self.update_every == 0 and not run.frozen, False
+        run.seen_too_late = False
+        if not (run.frozen or run.knows_steps) and _paddle.is_in_a_closure():
+            run.due = False
+            run.faults.report(
+                step,
+                "backward(losses)",
+                "was called in the closure of L-BFGS",
+                consequence="its function must not change within a step, so the weights rest. "
+                "Train with Adam first, and call freeze() before L-BFGS, which leaves the weights "
+                "as they are and this warning out",
+            )
+            return False
+        if not run.due and not run.frozen:
+            # What only a later micro-batch had in the last step may be there again in this one.
+            run.due = run.makes_up = self._has_missed(losses) or seen_too_late
+        return run.due
+
+    def _has_missed(self, losses: Sequence[paddle.Tensor]) -> bool:
+        """Whether there is a loss now, in any process, that the last update found empty."""
+        missed = _paddle.host_counts(self.missed)
+        if _EMPTY not in missed:
+            return False
+        least = SMALLEST_LOSS if self.rule.needs_positive_losses else -math.inf
+        return _ranks.any_has(
+            any(
+                state == _EMPTY
+                and not loss.stop_gradient
+                and (value := loss.item()) != 0
+                and least <= value < math.inf
+                and value > -math.inf
+                for state, loss in zip(missed, losses)
+            )
+        )
+
     def _update(
         self,
         step: int,
+        scalars: Sequence[paddle.Tensor],
         values: paddle.Tensor,
         rows: _one_pass.Rows | None,
         is_scaled: bool = False,
@@ -512,9 +681,6 @@ class LossBalancer(PreciseLayer):
         """Put the rule's weights in place and count the step."""
         run, rule, loss_weights = self._run, self.rule, self.loss_weights
         numbers, weights = _one_pass.measured(values, loss_weights, rows, rule.needs)
-        if run.equations is None:
-            run.equations = np.array(_equations.are_equations(self.equations, run.order.names))
-            self._announce(run.equations)
         rate = math.nan if self.weight_lr is None else self.weight_lr
         if self.warmup_steps:
             rate *= min(1.0, (step // self.update_every + 1) / self.warmup_steps)
@@ -526,23 +692,52 @@ class LossBalancer(PreciseLayer):
             rate=rate,
             floor=self.floor,
         )
-        before, caller = self.rule_state, run.caller
-        largest_norm = None if caller is None else caller.largest_norm
-        new, state, good = updated(rule, weights, before, measurement, largest_norm, is_scaled)
-        if not good.all() and scaling is None:  # a scaler reports overflows itself
-            self._report(step, measurement)
+        before, caller, missed = self.rule_state, run.caller, _paddle.host_counts(self.missed)
+        update = updated(
+            rule,
+            weights,
+            before,
+            measurement,
+            None if caller is None else caller.largest_norm,
+            is_scaled,
+            [was != 0 for was in missed] if run.makes_up else None,
+        )
+        if scaling is None and (any(update.faults) or not update.balanced.any()):
+            self._report(step, update, scalars)  # a scaler reports overflows itself
         if caller is not None:
-            caller.offer(loss_weights, new, weights, good, step + 1, scaling)
+            caller.offer(loss_weights, update.values, weights, update.balanced, step + 1, scaling)
         else:
             if loss_weights.grad is not None:
                 loss_weights.clear_gradient(False)  # so that no optimizer steps them
-            overwrite(loss_weights, new)
-        for name, array in state.items():
+            overwrite(loss_weights, update.values)
+        for name, array in update.state.items():
             if array is not before[name]:
                 overwrite(getattr(self, name), array)
+        if any(update.faults) or any(missed):
+            missed[:] = [
+                0
+                if (run.makes_up and not was) or balanced
+                else _ALONE
+                if not fault
+                else _EMPTY
+                if loss == 0 or not math.isfinite(loss)
+                else 0
+                for was, fault, loss, balanced in zip(
+                    *(list(missed), update.faults, measurement.losses.tolist()),
+                    update.balanced.tolist(),
+                )
+            ]
+        of_names = zip(run.order.names, update.faults)
+        run.stopped = {
+            name: run.stopped.get(name) or (step, fault)
+            for name, fault in of_names
+            if fault
+            and (name in run.stopped or not run.makes_up)
+            and (name in run.order.known or not run.order.known)
+        }
         if wants_imbalance:
-            some = _only(good, weights, state, measurement)
-            run.imbalance = rule.imbalance(*some) if good.any() else math.nan
+            some = only_of(update.balanced, weights, update.state, measurement)
+            run.imbalance = rule.imbalance(*some) if update.balanced.any() else math.nan
         run.last = measurement
         _paddle.host_count(self.step_count).value = step + 1
 
@@ -558,7 +753,9 @@ class LossBalancer(PreciseLayer):
     def _state(self) -> BalancerState:
         """Everything that a step may change."""
         weights = self.loss_weights.numpy().astype(np.float64)
-        return BalancerState(self.step_count.item(), weights, self.rule_state, self._run.last)
+        return BalancerState(
+            self.step_count.item(), weights, self.rule_state, self._run.last, self.missed.numpy()
+        )
 
     def _restore(self, before: BalancerState) -> None:
         """Restore this state."""
@@ -567,38 +764,51 @@ class LossBalancer(PreciseLayer):
         for name, array in before.rule.items():
             overwrite(getattr(self, name), array)
         self._run.last = before.last
+        _paddle.host_counts(self.missed)[:] = before.missed.tolist()
         _paddle.host_count(self.step_count).value = before.step
 
     def _settle_for_saving(self, state: Any) -> None:
         self._settle()
 
-    def _two_passes_are_better(self, losses: Sequence[paddle.Tensor]) -> bool:
+    def _two_passes_are_better(self, losses: Sequence[paddle.Tensor]) -> bool | None:
+        """Whether to take two passes; None if a loss without a graph hides that in this step."""
         # With several processes there must be only one backward pass, because
         # paddle.DataParallel averages gradients only in the first pass that reaches them.
-        return _ranks.number() > 1 or _one_pass.two_passes_are_cheaper(losses, self.shared)
+        if _ranks.number() > 1 or _one_pass.share_a_python_function(losses):
+            return True
+        if any(loss.stop_gradient for loss in losses):
+            return None
+        return _one_pass.two_passes_are_cheaper(
+            losses, self.shared
+        ) and _one_pass.can_ask_for_gradients(losses, self.shared)
 
-    def _report(self, step: int, measurement: Measurement) -> None:
+    def _report(self, step: int, update: Update, losses: Sequence[paddle.Tensor]) -> None:
         """Warn of losses that cannot be balanced, once for each loss and fault."""
         run = self._run
-        largest_norm = None if run.caller is None else run.caller.largest_norm
-        names = run.order.names
-        faults = [fault_of(self.rule, measurement, i, largest_norm) for i in range(self.n_loss)]
-        for name, fault in zip(names, faults):
-            if fault:
+        for name, fault, loss in zip(run.order.names, update.faults, losses):
+            if fault and not run.order.is_absent(loss):
                 run.faults.report(step, f"loss {name!r}", fault)
-        if not any(faults):
+        if not any(update.faults):
             run.faults.report(step, str(self.rule), "gives no finite weights")
 
-    def _announce(self, are_equations: np.ndarray) -> None:
-        """Log the rule, its pace and the losses that it balances."""
-        names = np.array(self._run.order.names)
-        groups = {"losses": names}
+    def _announce(self, are_equations: np.ndarray, known: Sequence[str]) -> None:
+        """Log the rule, its pace, the losses, and what it does to them."""
+        names = dict(zip(known, are_equations.tolist()))
+        groups = [("losses", list(names), "")]
         if self.rule.tells_equations:
-            groups = {"equations": names[are_equations], "conditions": names[~are_equations]}
+            equations = [name for name, is_one in names.items() if is_one]
+            conditions = [name for name, is_one in names.items() if not is_one]
+            # A rule treats them alike if all are of one kind.
+            alike = not (equations and conditions)
+            of_equations, of_conditions = ("", "") if alike else self.rule.effects
+            groups = [
+                ("equations", equations, of_equations),
+                ("conditions", conditions, of_conditions),
+            ]
         losses = "; ".join(
-            f"{kind} {', '.join(map(repr, group.tolist()))}"
-            for kind, group in groups.items()
-            if len(group)
+            f"{kind} {', '.join(map(repr, group))} {effect}".rstrip()
+            for kind, group, effect in groups
+            if group
         )
         pace = "in every step" if self.update_every == 1 else f"every {self.update_every} steps"
         _log.info("loss weights by %s, updated %s: %s", self.rule, pace, losses)
@@ -616,7 +826,16 @@ class _Run:
     last: Measurement  # of the last update
     frozen: bool = False
     in_two_passes: bool | None = None  # None until a step has shown the losses' graphs
-    equations: np.ndarray | None = None  # None until a step has shown the losses' names
+    names: list[str] | None = None  # those for which ``equations`` has been found
+    equations: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    # Whether the caller sees to it that a step is evaluated once, whatever the optimizer.
+    knows_steps: bool = False
+    decided: int = -1  # number of the step for which it is known
+    seen_too_late: bool = False  # whether a later micro-batch had a loss that is missed
+    due: bool = True  # whether it updates the weights,
+    makes_up: bool = False  # and whether to make up for an update that found a loss empty
+    # The losses that the last update left out: name -> step since when, and why.
+    stopped: dict[str, tuple[int, str]] = field(default_factory=dict)
     accumulation: Accumulation | None = None
     imbalance: float = math.nan  # of the last update by step()
     # Number, total and losses of a step between updates, until they have been checked.
@@ -630,128 +849,6 @@ class _Run:
     def is_unsettled(self) -> bool:
         """Whether there may be anything for ``LossBalancer._settle`` to do."""
         return not (self.caller is None and self.accumulation is None and self.unchecked is None)
-
-
-def updated(
-    rule: Rule,
-    weights: np.ndarray,
-    state: RuleState,
-    measurement: Measurement,
-    largest_norm: float | None = None,
-    is_scaled: bool = False,
-) -> tuple[np.ndarray, RuleState, np.ndarray]:
-    """Apply a rule to the losses that can be balanced; the others keep their weights.
-
-    Args:
-        rule: The rule.
-        weights: The current weights, shape [T].
-        state: What the rule remembers.
-        measurement: The measurement of this step, which may hold NaN and infinity.
-        largest_norm: None to get weights. To get a gradient for the caller's optimizer: the
-            largest norm that it can square.
-        is_scaled: Whether the gradients are scaled. Then a gradient that is not finite is an
-            overflow, and nothing is balanced, because the step will not count.
-
-    Returns:
-        The new weights, or the gradient, shape [T], which is 0 where a weight must not move; the
-        new state; and which losses have been balanced, boolean, shape [T].
-
-    Raises:
-        ValueError: The rule returns weights of the wrong shape.
-    """
-    least = _SMALLEST_LOSS if rule.needs_positive_losses else -math.inf
-    most = math.inf if largest_norm is None else largest_norm
-    # Python numbers, because each numpy operation takes 5 us after a network's pass.
-    losses, norms = measurement.losses.tolist(), measurement.norms.tolist()
-    finite = [math.isfinite(loss) for loss in losses]
-    good = [is_finite and loss >= least for is_finite, loss in zip(finite, losses)]
-    overflows = False
-    if rule.needs:
-        overflows = any(f and not math.isfinite(norm) for f, norm in zip(finite, norms))
-        good = [is_good and 0 < norm < most for is_good, norm in zip(good, norms)]
-    stays = weights if largest_norm is None else np.zeros_like(weights)
-    # The conditions have no reference if no equation can be balanced.
-    equations = measurement.equations.tolist()
-    lacks_equation = rule.tells_equations and any(equations) and not any(map(min, equations, good))
-    if sum(good) < 2 or lacks_equation or (is_scaled and overflows):
-        return stays, state, np.zeros(len(good), bool)
-    which, whole = np.array(good), all(good)
-    some, share = (weights, state, measurement), 1.0
-    if not whole:
-        some = _only(which, *some)
-        if rule.keeps_sum:  # the sum of these weights stays the same
-            share = len(some[0]) / some[0].sum()
-            floor = measurement.floor * share
-            if floor > 1 - 1e-9:  # all of them are on the floor
-                return stays, state, np.zeros(len(good), bool)
-            some = (some[0] * share, some[1], dataclasses.replace(some[2], floor=floor))
-    if largest_norm is None:
-        new, new_state = rule.weigh(*some)
-        limit = _LARGEST_WEIGHT
-    else:
-        assert isinstance(rule, GradientRule)  # as checked_rate ensures
-        _, new, new_state = rule.gradient(*some)
-        limit = math.inf
-    if np.shape(new) != some[0].shape:
-        raise ValueError(f"{rule} must give {len(some[0])} weights, got {new!r}")
-    values = np.asarray(new, np.float64).tolist()
-    if largest_norm is None:
-        values = [max(value / share, measurement.floor) for value in values]  # NaN stays NaN
-    if not all(abs(value) < limit for value in values):
-        return stays, state, np.zeros(len(good), bool)
-    if new_state is not some[1]:
-        _check_state(rule, new_state, some[1])
-    if whole:
-        return np.array(values), new_state, which
-    all_new = stays.copy()
-    all_new[which] = values
-    return all_new, {k: _spread(which, new_state[k], old) for k, old in state.items()}, which
-
-
-def fault_of(rule: Rule, measurement: Measurement, i: int, largest_norm: float | None) -> str:
-    """Why loss i cannot be balanced; empty if it can. Arguments are as for ``updated``."""
-    loss = measurement.losses[i]
-    if not math.isfinite(loss):
-        return f"is {loss}"
-    if rule.needs_positive_losses and loss < _SMALLEST_LOSS:
-        if loss < 0:
-            return "is negative and has no training rate"
-        return f"is {loss:.3g} and has no training rate"
-    norm = measurement.norms[i]
-    if not rule.needs or measurement.gram is None:
-        return ""
-    if not math.isfinite(norm):
-        return f"has a gradient of norm {norm}"
-    if norm == 0:
-        return "has no gradient on the shared parameters"
-    if largest_norm is not None and norm >= largest_norm:
-        most = f"{largest_norm:.0e}"
-        return f"has a gradient of norm above {most}, too large for an optimizer to square"
-    return ""
-
-
-def _check_state(rule: Rule, new: RuleState, old: RuleState) -> None:
-    """Raise a ``ValueError`` if a rule returns other names or shapes than it has been given."""
-    shapes, expected = ({name: np.shape(x) for name, x in s.items()} for s in (new, old))
-    if shapes != expected:
-        raise ValueError(f"{rule} must return a state of shapes {expected}, got {shapes}")
-
-
-def _only(
-    which: np.ndarray, weights: np.ndarray, state: RuleState, measurement: Measurement
-) -> tuple[np.ndarray, RuleState, Measurement]:
-    """A rule's arguments for some losses only; ``which`` is boolean, shape [T]."""
-    of_state = {name: array[which] if array.ndim else array for name, array in state.items()}
-    return weights[which], of_state, measurement.of(which)
-
-
-def _spread(which: np.ndarray, new: np.ndarray, old: np.ndarray) -> np.ndarray:
-    """The array of all losses, with new values for the losses in ``which``."""
-    if not old.ndim:
-        return new
-    spread = old.copy()
-    spread[which] = new
-    return spread
 
 
 def _registered(layer: paddle.nn.Layer, rule: Rule, n_loss: int) -> tuple[str, ...]:

@@ -45,11 +45,18 @@ class Rule(ABC):
     tells_equations: ClassVar[bool] = False
     # Whether the weights always sum to T.
     keeps_sum: ClassVar[bool] = False
+    # How many losses must be left in a step for the rule to be asked.
+    fewest_losses: ClassVar[int] = 2
 
     @property
     def needs_positive_losses(self) -> bool:
         """Whether a loss at or below zero is left out, such as because the rule forms ratios."""
         return False
+
+    @property
+    def effects(self) -> tuple[str, str]:
+        """What the rule does to equations and to conditions, for the log: two predicates."""
+        return "", ""
 
     def start(self, n_loss: int) -> RuleState:
         """What the rule remembers before the first update.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Union
 
@@ -9,6 +11,7 @@ import numpy as np
 import paddle
 
 from paddlescience_gradnorm import _paddle
+from paddlescience_gradnorm._layers import PICKLED_AS
 from paddlescience_gradnorm.balancing._losses import Losses
 from paddlescience_gradnorm.balancing._options import Shared
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
@@ -20,6 +23,12 @@ from paddlescience_gradnorm.network.network_base import NetworkBase
 # Default weight_lr for a rule without a gradient, whose weights no optimizer can step.
 _OWN_RATE = 0.01
 
+# What makes a network a container: net[0], len(net), iteration, ``in``.
+_CONTAINER_METHODS = (
+    *("__getitem__", "__setitem__", "__delitem__", "__len__"),
+    *("__iter__", "__reversed__", "__contains__"),
+)
+
 
 class _ForwardOfTheNetwork:
     """The wrapped network's own forward, because exporting needs its signature."""
@@ -28,7 +37,8 @@ class _ForwardOfTheNetwork:
         if instance is None:
             return NetworkBase.forward  # paddle.jit.save looks for functions of the class
         net = instance.net
-        forward: Callable[..., Any] = net.__call__ if _paddle.has_hooks(net) else net.forward
+        calls_more = _paddle.has_hooks(net) or type(net).__call__ is not paddle.nn.Layer.__call__
+        forward: Callable[..., Any] = net.__call__ if calls_more else net.forward
         return forward
 
     def __set__(self, instance: Any, value: Callable[..., Any]) -> None:
@@ -39,11 +49,14 @@ class GradNorm(NetworkBase):
     """Wraps a network and balances its losses; use it in place of the bare network.
 
     Source: Chen et al., "GradNorm", ICML 2018, arXiv:1711.02257. Attributes that GradNorm does
-    not have itself are read from, and written to, the wrapped network.
+    not have itself are read from, and written to, the wrapped network. ``net[0]``, ``len(net)``,
+    iteration and ``in`` are the network's too. The network itself is ``net.net``, and
+    ``net.net.state_dict()`` is what a bare network loads.
 
     Args:
-        net: The network, any Paddle layer.
-        n_loss: Number of losses T, at least 2.
+        net: The network, any Paddle layer. Nothing in it may balance losses already.
+        n_loss: Number of losses T, at least 2. It may be left out if GradNorm steps the weights
+            itself; then the first step tells it.
         alpha: Strength of the pull towards equal training rates, at least 0. It selects the
             paper's rule if ``rule`` is not given. Without both the rule is ``"pinn"``, which is
             made for PINNs.
@@ -61,13 +74,18 @@ class GradNorm(NetworkBase):
             gradient, so an optimizer leaves them alone.) With a rule without a gradient, such as
             ``"pinn"``, GradNorm always steps them itself, by default at 0.01.
         rule: ``"published"``, ``"pinn"``, or a ``Rule``, which may be your own.
-        **options: Further options of ``LossBalancer``: ``equations``, ``update_every``,
-            ``warmup_steps``, ``floor``.
+        **options: Further options of ``LossBalancer``: ``equations``, ``absent``,
+            ``update_every``, ``warmup_steps``, ``floor``.
 
     Raises:
-        TypeError: An argument is of the wrong type, such as a ``net`` that is not a layer, or an
-            option does not exist.
-        ValueError: An argument is out of range, or no shared layer is found.
+        TypeError: An argument is of the wrong type, such as a ``net`` that is not a layer or that
+            holds a ``GradNorm``, or an option does not exist.
+        ValueError: An argument is out of range, no shared layer is found, or a parameter of the
+            network has a name that GradNorm has itself, such as ``alpha``.
+
+    Warns:
+        UserWarning: The network has other attributes or methods whose names GradNorm has itself,
+            such as ``freeze``. The network's own are ``net.net.freeze`` and so on.
 
     Examples:
         >>> import paddle
@@ -86,7 +104,7 @@ class GradNorm(NetworkBase):
     def __init__(
         self,
         net: paddle.nn.Layer,
-        n_loss: int,
+        n_loss: int | None = None,
         alpha: float | None = None,
         weight_attr: Sequence[float] | None = None,
         *,
@@ -98,6 +116,7 @@ class GradNorm(NetworkBase):
         super().__init__()
         if not isinstance(net, paddle.nn.Layer):
             raise TypeError(f"net must be a paddle.nn.Layer, got {type(net).__name__} {net!r}")
+        _check_that_nothing_balances(net)
         rule = find_rule(rule, alpha)
         if weight_lr is None and not isinstance(rule, GradientRule):
             weight_lr = _OWN_RATE
@@ -111,6 +130,8 @@ class GradNorm(NetworkBase):
         )
         self._caller_steps = weight_lr is None  # first, or a network could claim it
         self.net = net
+        self._say_clashes(net)
+        object.__setattr__(self, "__class__", _as_container(type(self), type(net)))
 
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         """The wrapped network's output, after the weights of the last step have been settled."""
@@ -156,16 +177,53 @@ class GradNorm(NetworkBase):
         net = self._wrapped()
         return net is not None and name not in dir(self) and hasattr(net, name)
 
+    def _own_names(self) -> set[str]:
+        """Names that hide the network's: all that GradNorm has beyond what any network has."""
+        beyond = set(dir(self)) - set(dir(NetworkBase()))
+        return {"backward", *(name for name in beyond if not name.startswith("__"))}
+
+    def _say_clashes(self, net: paddle.nn.Layer) -> None:
+        clashes = self._own_names() & set(dir(net))
+        if getattr(net.backward, "__func__", None) is paddle.nn.Layer.backward:
+            clashes.discard("backward")  # which only raises an error
+        kind = type(net).__name__
+        for name, _ in paddle.nn.Layer.named_parameters(net, include_sublayers=False):
+            # A warning would not do: a loss that reads net.alpha would train without the parameter.
+            if name in clashes:
+                raise ValueError(
+                    f"{kind} has a parameter {name!r}, which GradNorm would hide, because "
+                    f"net.{name} is GradNorm's own: rename the parameter, or leave the network "
+                    "unwrapped and use LossBalancer(net, n_loss=...)"
+                )
+        if clashes:
+            names = sorted(clashes)
+            warnings.warn(
+                f"{kind} has attributes whose names GradNorm has itself: {', '.join(names)}. "
+                f"For net = GradNorm(...), net.{names[0]} is GradNorm's, and the network's own "
+                f"is net.net.{names[0]}",
+                stacklevel=3,
+            )
+
+    def _refuse_own(self, name: str) -> None:
+        if name in self._own_names():
+            raise ValueError(
+                f"nothing can be added to the network as {name!r} through GradNorm, which has an "
+                "attribute of this name itself: choose another name"
+            )
+
     def add_sublayer(self, name: str, sublayer: paddle.nn.Layer) -> Any:
         """Add a layer to the wrapped network."""
+        self._refuse_own(name)
         return self.net.add_sublayer(name, sublayer)
 
     def add_parameter(self, name: str, parameter: Any) -> Any:
         """Add a parameter to the wrapped network."""
+        self._refuse_own(name)
         return self.net.add_parameter(name, parameter)
 
     def register_buffer(self, name: str, tensor: Any, persistable: bool = True) -> None:
         """Add a buffer to the wrapped network."""
+        self._refuse_own(name)
         self.net.register_buffer(name, tensor, persistable)
 
     def astype(self, dtype: Any = None) -> GradNorm:
@@ -176,7 +234,7 @@ class GradNorm(NetworkBase):
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """As for any layer, but without the loss weights if GradNorm steps them itself."""
-        weights = self.balancer.loss_weights
+        weights = getattr(self.balancer, "loss_weights", None)
         for name, parameter in super().named_parameters(*args, **kwargs):
             if self.balancer.weight_lr is None or parameter is not weights:
                 yield name, parameter
@@ -186,8 +244,7 @@ class GradNorm(NetworkBase):
         bare = set(self.net.state_dict())
         if bare and bare <= set(state_dict) and not bare & set(self.state_dict()):
             return self.net.set_state_dict(state_dict, *args, **kwargs)
-        self.balancer.discard_micro_batches()
-        state_dict = self.balancer._in_double(state_dict, "balancer.")
+        state_dict = self.balancer._completed(state_dict, "balancer.")
         return super().set_state_dict(state_dict, *args, **kwargs)
 
     set_dict = set_state_dict
@@ -200,11 +257,11 @@ class GradNorm(NetworkBase):
         If the caller's optimizer steps them, the next call of the network, ``backward`` or
         ``get_weights`` settles them (published rule: renormalises them).
         """
-        return self.balancer.loss_weights
+        return self._of_balancer("loss_weights")
 
     @property
-    def n_loss(self) -> int:
-        """Number of losses."""
+    def n_loss(self) -> int | None:
+        """Number of losses; None if the first step will tell it."""
         return self.balancer.n_loss
 
     @property
@@ -215,7 +272,17 @@ class GradNorm(NetworkBase):
     @property
     def initial_losses(self) -> paddle.Tensor:
         """The references L(0), shape [n_loss]; zeros until the first step."""
-        return self.balancer.initial_losses
+        return self._of_balancer("initial_losses")
+
+    def _of_balancer(self, name: str) -> paddle.Tensor:
+        # An AttributeError would make Python look for the name in the network.
+        found: paddle.Tensor | None = getattr(self.balancer, name, None)
+        if found is None:
+            raise RuntimeError(
+                f"there are no {name} yet, because n_loss was not given and the first step will "
+                "tell it; or the rule has none"
+            )
+        return found
 
     def backward(
         self,
@@ -266,3 +333,50 @@ class GradNorm(NetworkBase):
     def renormalize(self) -> None:
         """Scale weights that were set by hand to the rule's sum: see ``LossBalancer``."""
         self.balancer.renormalize()
+
+
+def _check_that_nothing_balances(net: paddle.nn.Layer) -> None:
+    """Raise a ``TypeError`` if the network is, or holds, something that weighs losses itself."""
+    from paddlescience_gradnorm.rotograd import RotateOnly  # which imports this package
+
+    for path, layer in net.named_sublayers(include_self=True):
+        where = f"net.{path}" if path else "net"
+        for kind, advice in (
+            (GradNorm, f"take the network in it, {where}.net"),
+            (LossBalancer, "use it alone, outside of the network, or GradNorm alone"),
+            (RotateOnly, "call its own backward(losses), and do not wrap it"),
+        ):
+            if isinstance(layer, kind):
+                raise TypeError(
+                    "net must hold nothing that weighs losses itself, but "
+                    f"{where} is a {type(layer).__name__}: {advice}"
+                )
+
+
+def _as_container(cls: Any, network: type) -> Any:
+    """The class for a GradNorm around such a network: with the network's container methods.
+
+    Python looks special methods up on the class, so ``__getattr__`` cannot find them. A GradNorm
+    that always had them would pass for a container: it would be ``Iterable`` and have a ``len``.
+    So there is a subclass for those methods that the network has.
+    """
+    names = (x for x in _CONTAINER_METHODS if hasattr(network, x) and not hasattr(cls, x))
+    return _with_methods(cls, *names)
+
+
+@functools.cache
+def _with_methods(cls: Any, *names: str) -> Any:
+    if not names:
+        return cls
+    attributes = {x: getattr(cls, x) for x in ("__module__", "__qualname__", "__doc__")}
+    attributes.update({name: _of_the_network(name) for name in names})
+    attributes[PICKLED_AS] = (_with_methods, (cls, *names))
+    return type(cls.__name__, (cls,), attributes)
+
+
+def _of_the_network(name: str) -> Callable[..., Any]:
+    def method(self: GradNorm, *arguments: Any) -> Any:
+        return getattr(type(self.net), name)(self.net, *arguments)
+
+    method.__name__ = name
+    return method

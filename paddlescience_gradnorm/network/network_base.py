@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, Union
+
+import numpy as np
 import paddle
 
+from paddlescience_gradnorm import _inputs
 from paddlescience_gradnorm._layers import PicklableLayer
 
 
@@ -31,6 +35,19 @@ class NetworkBase(PicklableLayer):
         """The network's output, shape [N, num_outs], at inputs of shape [N, num_ins]."""
         raise NotImplementedError(f"{type(self).__name__} does not define nn_func")
 
-    def forward(self, ins: paddle.Tensor) -> paddle.Tensor:
-        """Same as ``nn_func``."""
+    def forward(self, ins: Union[paddle.Tensor, np.ndarray]) -> paddle.Tensor:
+        """Same as ``nn_func``, to which a numpy array goes as a tensor of the network's dtype."""
+        if isinstance(ins, np.ndarray):
+            ins = _inputs.as_input("ins", ins, self)
         return self.nn_func(ins)
+
+    def set_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a state dict of this network, or of a ``GradNorm`` around such a network."""
+        own = self.state_dict(use_hook=False)
+        if "balancer.loss_weights" in state_dict and own and not own.keys() & state_dict.keys():
+            of_net = [key for key in state_dict if key.startswith("net.")]
+            state_dict = {key[len("net.") :]: state_dict[key] for key in of_net}
+        return super().set_state_dict(state_dict, *args, **kwargs)
+
+    set_dict = set_state_dict
+    load_dict = set_state_dict

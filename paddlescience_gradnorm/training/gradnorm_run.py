@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import paddle
 
+from paddlescience_gradnorm.balancing._losses import count
 from paddlescience_gradnorm.balancing._options import Shared
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
-from paddlescience_gradnorm.training.trainer import Trainer, as_arguments, count
+from paddlescience_gradnorm.training._batches import as_arguments
+from paddlescience_gradnorm.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,6 +27,7 @@ def train_gradnorm(
     lr: float,
     weight_lr: float,
     log: bool = True,
+    progress: bool | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """Train a multitask network and the weights of its losses, both by Adam.
 
@@ -43,6 +46,7 @@ def train_gradnorm(
         lr: Adam's learning rate for the network.
         weight_lr: Adam's learning rate for the weights: about as much they move in a step.
         log: Whether to return the two arrays.
+        progress: Whether to show how far the run is, as for ``Trainer``.
 
     Returns:
         ``(log_weights, log_loss)``, shape [steps, T] each: the weights that acted in every
@@ -80,7 +84,7 @@ def train_gradnorm(
     optimizers = [paddle.optimizer.Adam(lr, parameters=net.parameters())]
     balancer = LossBalancer(layer, _count_losses(net, dataloader), alpha, weight_lr=None)
     optimizers.append(paddle.optimizer.Adam(weight_lr, parameters=balancer.parameters()))
-    trainer = Trainer(net, lambda net, *batch: net(*batch), optimizers, balancer)
+    trainer = Trainer(net, lambda net, *batch: net(*batch), optimizers, balancer, progress=progress)
     history = trainer.fit(dataloader, num_epochs).to_numpy()
     return (history["weights"], history["losses"]) if log else None
 
@@ -89,7 +93,7 @@ def _count_losses(net: paddle.nn.Layer, dataloader: Iterable[Any]) -> int:
     """How many losses the network gives, found in evaluation mode, which leaves its state alone."""
     net.eval()
     for batch in dataloader:
-        losses = net(*as_arguments(batch))
+        losses = net(*as_arguments(batch, net))
         net.train()
         return count(losses)
     raise ValueError(f"dataloader has no batch: {dataloader!r}")

@@ -62,7 +62,8 @@ class History:
         """Add a step.
 
         Args:
-            names: The losses' names, the same T in every step.
+            names: The losses' names, the same T in every step. A loss without a name,
+                ``losses[i]``, may get one later.
             losses: Shape [T], like the others. All may be tensors or numpy arrays, which nobody
                 may change in place later.
             weights: The weights that acted.
@@ -72,7 +73,8 @@ class History:
         Raises:
             ValueError: The names are not those of the first step.
         """
-        if self.names and list(names) != self.names:
+        kept = (old in (new, f"losses[{i}]") for i, (old, new) in enumerate(zip(self.names, names)))
+        if self.names and not (len(self.names) == len(names) and all(kept)):
             raise ValueError(f"names must be {self.names} as on the first step, got {list(names)}")
         self.names = list(names)
         for quantity, values in zip(QUANTITIES, (losses, weights, gradient_norms, training_rates)):

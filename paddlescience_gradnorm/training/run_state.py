@@ -221,7 +221,11 @@ class _Layer:
         )
 
     def prepare(self, state: Any) -> Apply:
-        own, fields = _LAYER.read(self.state()), _LAYER.read(state)
+        fields = _LAYER.read(state)
+        for name, layer in _with_extra_state(self._layer):
+            if isinstance(fields["extra"], dict) and name in fields["extra"]:
+                layer.expect_extra_state(fields["extra"][name])
+        own = _LAYER.read(self.state())
         is_older = state["version"] < _LAYER.version
         fields["extra"] = filled(own["extra"], fields["extra"], "extra", is_older)
         _check_with_gradients(own, fields, own["parameters"])

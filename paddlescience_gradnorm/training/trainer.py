@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Protocol, Union
 
 import numpy as np
 import paddle
-from paddle.callbacks import Callback, EarlyStopping, LRScheduler, ReduceLROnPlateau
+from paddle.callbacks import (
+    Callback,
+    EarlyStopping,
+    LRScheduler,
+    ProgBarLogger,
+    ReduceLROnPlateau,
+)
 
 from paddlescience_gradnorm import _arguments, _paddle
 from paddlescience_gradnorm.balancing import LossBalancer
-from paddlescience_gradnorm.balancing._losses import Losses, LossOrder
+from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
 from paddlescience_gradnorm.network.grad_norm import GradNorm
+from paddlescience_gradnorm.training._batches import (
+    Data,
+    as_arguments,
+    batches_and_epochs,
+    length,
+)
 from paddlescience_gradnorm.training._checkpoint_file import CheckpointError, PathLike
 from paddlescience_gradnorm.training._diagnosis import broken
 from paddlescience_gradnorm.training._like import as_given, as_plain, check_like
 from paddlescience_gradnorm.training._versions import Schema
 from paddlescience_gradnorm.training.checkpoints import Checkpoints
 from paddlescience_gradnorm.training.history import History
+from paddlescience_gradnorm.training.live import LiveView
+from paddlescience_gradnorm.training.progress import ProgressBar
 from paddlescience_gradnorm.training.run_state import RunState
 
 # Extras of these types have no part in the order of the batches.
 _NOT_DRAWN_FROM = (paddle.nn.Layer, paddle.Tensor, paddle.optimizer.Optimizer)
+# Callbacks that show how far the run is.
+_DISPLAYS = (ProgressBar, LiveView, ProgBarLogger)
 # What Paddle's callbacks count. Other callbacks tell it by state_dict and set_state_dict.
 _COUNTED: dict[type[Callback], tuple[str, ...]] = {
     EarlyStopping: ("wait_epoch", "best_value", "stopped_epoch"),
@@ -62,11 +80,16 @@ class Trainer:
             schedules advance.
         extras: What else belongs into a checkpoint, by name, as for ``RunState``. Layers that
             the losses use and random generators of the sampling are examples.
+        progress: Whether to show a ``ProgressBar`` on the standard error. By default it is shown
+            if that is a terminal, by the first of several processes, and not under pytest.
+            ``True`` shows it in a notebook or a file too. There is none beside a ``ProgressBar``,
+            ``LiveView`` or ``ProgBarLogger`` in ``callbacks``.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: ``schedule_by`` is neither, there is no optimizer, or a schedule needs a
-            number to step by or is in ``callbacks`` too.
+        ValueError: ``schedule_by`` is neither, there is no optimizer, none holds a parameter of
+            ``net``, or none the loss weights with ``weight_lr=None``, or a schedule needs a number
+            to step by or is in ``callbacks`` too.
 
     Examples:
         >>> import paddle
@@ -93,6 +116,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         schedule_by: str = "step",
         extras: Mapping[str, Any] | None = None,
+        progress: bool | None = None,
     ) -> None:
         if not isinstance(net, paddle.nn.Layer):
             raise TypeError(f"net must be a paddle.nn.Layer, got {type(net).__name__} {net!r}")
@@ -113,19 +137,23 @@ class Trainer:
                 )
         if schedule_by not in ("step", "epoch"):
             raise ValueError(f"schedule_by must be 'step' or 'epoch', got {schedule_by!r}")
+        if not (progress is None or isinstance(progress, bool)):
+            raise TypeError(f"progress must be True, False or None, got {progress!r}")
         if balancer is None and isinstance(net, GradNorm):
             balancer = net
         self.net = net
         self.losses = losses
         self.optimizers = list(optimizers)
         self.balancer = balancer.balancer if isinstance(balancer, GradNorm) else balancer
+        self._check_that_they_are_trained()
         self.callbacks = list(callbacks)
         self.schedule_by = schedule_by
+        self.progress = progress
         self.history = History()
         self.step = 0
         self.epoch = 0
         self.stop_training = False
-        self._order: LossOrder | None = None
+        self._order = LossOrder(0)  # the first step tells how many losses there are
         # How many batches the running epoch has had, and what its order was drawn from.
         self._batch = 0
         self._epoch_random: dict[str, Any] | None = None
@@ -135,6 +163,7 @@ class Trainer:
         self._stopped = False
         # What the callbacks had counted, until the next call of fit hands it to them.
         self._resumed: dict[str, Any] | None = None
+        self._bar: ProgressBar | None = None  # beside the callbacks
         self.extras = dict(extras or {})
         drawn_from = {k: x for k, x in self.extras.items() if not isinstance(x, _NOT_DRAWN_FROM)}
         self._sources = RunState(**drawn_from)
@@ -153,8 +182,8 @@ class Trainer:
 
     def fit(
         self,
-        data: Iterable[Any] | None = None,
-        epochs: int = 1,
+        data: Data = None,
+        epochs: int | None = None,
         validate: Callable[[paddle.nn.Layer], Mapping[str, float]] | None = None,
         validate_every: int = 1,
         checkpoints: Checkpoints | None = None,
@@ -165,8 +194,11 @@ class Trainer:
         Args:
             data: The batches of an epoch, such as a ``paddle.io.DataLoader``. A batch is a list
                 or tuple of the arguments that ``losses`` takes after the network, or the only
-                argument itself. Without data an epoch is one step with ``losses(net)``.
-            epochs: Number of epochs, at least 1. An ``EarlyStopping`` may end the call earlier.
+                argument itself. Its numpy arrays of floats become tensors of the network's dtype.
+                Without data an epoch is one step with ``losses(net)``, and ``fit(1000)`` means
+                ``fit(epochs=1000)``.
+            epochs: Number of epochs, at least 1, which is the default. An ``EarlyStopping`` may
+                end the call earlier.
             validate: ``validate(net)`` gives numbers by name, which ``EarlyStopping`` and
                 ``ReduceLROnPlateau`` watch (by ``monitor``). It runs in evaluation mode.
             validate_every: Epochs from one call of ``validate`` to the next.
@@ -182,7 +214,9 @@ class Trainer:
             The history of the whole run.
 
         Raises:
-            TypeError: ``epochs`` or ``validate_every`` is no integer; or as the balancer's
+            TypeError: ``epochs`` or ``validate_every`` is no integer; ``data`` does not hold
+                batches, as a single tensor, a dict or a ``Dataset`` does not, or, as a
+                generator, holds them for one epoch of several; or as the balancer's
                 ``backward`` raises.
             ValueError: One of them is below 1; an early stop without ``validate``; ``data``
                 has no batch; or as the balancer's ``backward`` raises.
@@ -190,6 +224,7 @@ class Trainer:
                 checkpoints of later steps, which have not been loaded.
             OSError: A checkpoint cannot be read or written.
         """
+        data, epochs = batches_and_epochs(data, epochs)
         self._resumed = None
         if resume is not None:
             self._resume(resume, checkpoints)
@@ -222,8 +257,8 @@ class Trainer:
 
     def fit_lbfgs(
         self,
-        data: Iterable[Any] | None = None,
-        epochs: int = 1,
+        data: Data = None,
+        epochs: int | None = None,
         validate: Callable[[paddle.nn.Layer], Mapping[str, float]] | None = None,
         validate_every: int = 1,
         *,
@@ -237,8 +272,9 @@ class Trainer:
 
         Args:
             data: As for ``fit``; best a single batch of all points.
-            epochs: Number of epochs, at least 1. For each batch of an epoch L-BFGS makes up to
-                ``max_iter`` iterations, and the history gets one row with what they start from.
+            epochs: Number of epochs, at least 1, which is the default. For each batch of an epoch
+                L-BFGS makes up to ``max_iter`` iterations, and the history gets one row with what
+                they start from.
             validate: As for ``fit``.
             validate_every: As for ``fit``.
             line_search_fn: As for ``paddle.optimizer.LBFGS``. Without a line search, which is
@@ -252,9 +288,12 @@ class Trainer:
             TypeError: The balancer's gradients are no weighted sum's; or as for ``fit``.
             ValueError: As for ``fit``.
         """
+        data, epochs = batches_and_epochs(data, epochs)
         weights, own = None, set()
         if self.balancer is not None:
-            if not hasattr(self.balancer, "loss_weights"):
+            if not (
+                isinstance(self.balancer, LossBalancer) or hasattr(self.balancer, "loss_weights")
+            ):
                 raise TypeError(
                     "fit_lbfgs minimises a weighted sum, but the balancer has no loss_weights: "
                     f"{type(self.balancer).__name__}"
@@ -273,11 +312,11 @@ class Trainer:
             def closure() -> paddle.Tensor:
                 nonlocal started
                 optimizer.clear_grad()
-                losses = self._losses(batch)
-                values = _stacked(losses.values())
+                _, scalars = self._losses(batch)
+                values = _stacked(scalars)
                 acting = paddle.ones_like(values) if weights is None else weights
                 if not started:
-                    self.history.record(list(losses), values.detach(), acting)
+                    self.history.record(self._order.names, self._recorded(scalars), acting)
                     started = True
                 total = paddle.dot(acting.astype(values.dtype), values)
                 total.backward()
@@ -313,7 +352,6 @@ class Trainer:
         checkpoints: Checkpoints | None = None,
     ) -> History:
         """The epochs with all callbacks; ``advance`` steps the schedules."""
-        _arguments.integer("epochs", epochs, at_least=1)
         _arguments.integer("validate_every", validate_every, at_least=1)
         resumed, self._resumed = self._resumed, None
         self.stop_training = resumed is not None and self._stopped
@@ -321,9 +359,10 @@ class Trainer:
         if resumed is None:
             self._first_epoch = self.epoch
         first = self._first_epoch
-        steps = 1 if data is None else _length(data)
+        steps = 1 if data is None else length(data)
         done = self.epoch - first if steps is None else (self.epoch - first) * steps + self._batch
-        for callback in self.callbacks:
+        self._bar = self._progress_bar()
+        for callback in self._acting_callbacks():
             if validate is None and isinstance(callback, (EarlyStopping, ReduceLROnPlateau)):
                 raise ValueError(
                     f"{type(callback).__name__} watches what validate returns, but validate is "
@@ -355,6 +394,7 @@ class Trainer:
             raise
         finally:
             self._call("on_train_end")
+            self._bar = None
         return self.history
 
     def _epoch(
@@ -368,7 +408,7 @@ class Trainer:
         for batch in self._rest_of_epoch(data):
             number = self._batch
             self._call("on_train_batch_begin", number)
-            total = step(as_arguments(batch))
+            total = step(as_arguments(batch, self.net))
             self.step += 1
             self._batch += 1
             self._call("on_train_batch_end", number, {"loss": total.detach()})
@@ -380,7 +420,9 @@ class Trainer:
             if self.stop_training:
                 break
         if not self._batch:
-            raise ValueError(f"data has no batch: {data!r}; an epoch needs at least one")
+            raise ValueError(
+                f"data has no batch, or none is left: {data!r}; an epoch needs at least one"
+            )
         self._batch = 0
         self.epoch += 1
         stopped = self.stop_training
@@ -425,17 +467,21 @@ class Trainer:
             )
 
     def _step(self, batch: Sequence[Any]) -> paddle.Tensor:
-        losses = self._losses(batch)
-        values = _stacked(loss.detach() for loss in losses.values())
+        losses, scalars = self._losses(batch)
+        values = self._recorded(scalars)
+        if isinstance(self.balancer, LossBalancer) and self.balancer.n_loss is None:
+            self.balancer.set_n_loss(len(scalars))
         weights = self._acting_weights()  # which the balancer's step replaces
         if self.balancer is None:
             weights = paddle.ones_like(values)
-            total = sum(losses.values())
+            total = sum(scalars)
             total.backward()
-        else:
+        elif isinstance(self.balancer, LossBalancer):
             total = self.balancer.backward(losses)
+        else:
+            total = self.balancer.backward(dict(zip(self._order.names, scalars)))
         self.history.record(
-            list(losses),
+            self._order.names,
             values,
             weights,
             getattr(self.balancer, "gradient_norms", None),
@@ -457,18 +503,45 @@ class Trainer:
         weights = getattr(balancer, "loss_weights", None)
         return None if weights is None else weights.detach().clone()
 
-    def _losses(self, batch: Sequence[Any]) -> dict[str, paddle.Tensor]:
+    def _losses(self, batch: Sequence[Any]) -> tuple[Losses, list[paddle.Tensor]]:
+        """The losses of a batch as they are given, and as scalars in the order of their names."""
         losses = self.losses(self.net, *batch)
-        if self._order is None:
-            self._order = LossOrder(count(losses))
-        scalars = self._order.scalars(losses)
-        return dict(zip(self._order.names, scalars))
+        if self._order.n_loss == 0:
+            balancer, n_loss, absent = self.balancer, None, "error"
+            if isinstance(balancer, LossBalancer):
+                n_loss, absent = balancer.n_loss, balancer.absent
+            self._order = LossOrder(n_loss or count(losses), absent=absent)
+        return losses, self._order.scalars(losses)
+
+    def _recorded(self, scalars: Sequence[paddle.Tensor]) -> paddle.Tensor:
+        """The losses for the history, shape [T]; NaN for one that is absent."""
+        nan = [float("nan") if self._order.is_absent(x) else 0.0 for x in scalars]
+        values = _stacked(x.detach() for x in scalars)
+        return values + paddle.to_tensor(nan, values.dtype) if any(map(np.isnan, nan)) else values
 
     def _trained(self) -> Iterator[paddle.Tensor]:
         """What the optimizers step."""
         for optimizer in self.optimizers:
             for group in _paddle.parameter_groups(optimizer):
                 yield from group
+
+    def _check_that_they_are_trained(self) -> None:
+        """Raise if no optimizer steps the network, or the loss weights that wait for one."""
+        held, balancer, weights = {id(p) for p in self._trained()}, self.balancer, None
+        if isinstance(balancer, LossBalancer) and balancer.weight_lr is None:
+            weights = balancer.loss_weights
+        trained = [p for p in self.net.parameters() if p is not weights and not p.stop_gradient]
+        if trained and not any(id(p) in held for p in trained):
+            raise ValueError(
+                "optimizers hold no parameter of net, so it would never change: build the "
+                "optimizer with net.parameters(), not with those of another network or of a copy"
+            )
+        if weights is not None and id(weights) not in held:
+            raise ValueError(
+                "optimizers do not hold the loss weights, which they must step because weight_lr "
+                "is None: build the optimizer with net.parameters() of the GradNorm, or with "
+                "balancer.loss_weights too; or pass weight_lr= to the balancer"
+            )
 
     def _advance_schedules(self) -> None:
         schedules = {id(s): s for s in map(_paddle.schedule_of, self.optimizers) if s is not None}
@@ -486,8 +559,25 @@ class Trainer:
             if _paddle.schedule_of(optimizer) is None:
                 optimizer.set_lr(optimizer.get_lr())
 
+    def _progress_bar(self) -> ProgressBar | None:
+        """The progress bar, if it is wanted and the callbacks have none."""
+        if any(isinstance(callback, _DISPLAYS) for callback in self.callbacks):
+            return None
+        shown = self.progress
+        if shown is None:
+            shown = (
+                sys.stderr is not None  # as in a program without a console
+                and sys.stderr.isatty()
+                and "PYTEST_CURRENT_TEST" not in os.environ
+                and paddle.distributed.get_rank() == 0
+            )
+        return ProgressBar() if shown else None
+
+    def _acting_callbacks(self) -> list[Callback]:
+        return self.callbacks if self._bar is None else [*self.callbacks, self._bar]
+
     def _call(self, name: str, *values: Any) -> None:
-        for callback in self.callbacks:
+        for callback in self._acting_callbacks():
             getattr(callback, name)(*values)
 
 
@@ -507,8 +597,8 @@ class _TrainerPart:
             first_epoch=trainer._first_epoch,
             stopped=trainer._stopped,
             schedule_by=trainer.schedule_by,
-            names=[] if order is None else order.names,
-            named=order is not None and order.named,
+            names=order.names,
+            named=order.named,
             epoch_random=trainer._epoch_random if trainer._batch else None,
             callbacks={n: _counted(callback) for n, callback in _counting(trainer.callbacks)},
         )
@@ -538,8 +628,9 @@ class _TrainerPart:
             trainer.step, trainer.epoch, trainer._batch = numbers
             trainer._first_epoch, trainer._stopped = state["first_epoch"], state["stopped"]
             trainer._epoch_random = state["epoch_random"]
-            trainer._order = LossOrder(len(names)) if names else None
-            if trainer._order is not None and state["named"]:
+            absent = getattr(trainer.balancer, "absent", "error")
+            trainer._order = LossOrder(len(names), absent=absent)
+            if state["named"]:
                 trainer._order.resume(names)
             trainer._resumed = state["callbacks"]
 
@@ -576,29 +667,11 @@ def _count_on(callback: Callback, counted: dict[str, Any]) -> None:
         vars(callback).update(counted)
 
 
-def as_arguments(batch: Any) -> Sequence[Any]:
-    """The arguments that a batch has for the losses: its parts, or itself if it has none."""
-    return batch if isinstance(batch, (list, tuple)) else [batch]
-
-
-def _length(data: Any) -> int | None:
-    """The number of batches, if it is known beforehand."""
-    try:
-        return len(data)
-    except (TypeError, ValueError, RuntimeError):  # of an IterableDataset and its DataLoader
-        return None
-
-
 def _stacked(scalars: Iterable[paddle.Tensor]) -> paddle.Tensor:
     """The scalars as one tensor, shape [T], in a precision that numpy has."""
     scalars = list(scalars)
     dtype = "float64" if any(x.dtype == paddle.float64 for x in scalars) else "float32"
     return paddle.stack([x.astype(dtype) for x in scalars])
-
-
-def count(losses: Losses) -> int:
-    """How many losses these are."""
-    return int(losses.size) if isinstance(losses, paddle.Tensor) else len(losses)
 
 
 def _check_optimizer(optimizer: Any) -> None:

@@ -1,6 +1,7 @@
 """What docs/bad_numbers.md says, for both rules."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import paddle
@@ -10,11 +11,11 @@ from hypothesis import strategies as st
 
 from paddlescience_gradnorm import LossBalancer
 from paddlescience_gradnorm.balancing import GradNormRule, Measurement, PinnRule, Rule
-from paddlescience_gradnorm.balancing.balancer import fault_of, updated
+from paddlescience_gradnorm.balancing._update import faults_of, updated
 
 RULES = {
     "published": {"rule": "published", "alpha": 1.0},
-    "pinn": {"rule": "pinn", "alpha": 1.0, "update_every": 1},
+    "pinn": {"rule": "pinn", "alpha": 1.0, "update_every": 1, "equations": [0]},
 }
 NAN, INF = float("nan"), float("inf")
 TINY = float(np.finfo("float32").tiny)  # a loss below it has no training rate
@@ -111,10 +112,9 @@ def test_the_others_get_what_they_would_get_alone(weight, rule, bad):
     assert abs(weights[2] - 1) > 0.01
 
 
-@for_both_rules
 @pytest.mark.parametrize("bad", [NAN, -1.0, 0.0])
-def test_of_two_losses_none_can_be_balanced_without_the_other(weight, rule, bad, recorded_warnings):
-    balancer = balancer_on(weight, 2, **RULES[rule])
+def test_of_two_losses_none_can_be_balanced_without_the_other(weight, bad, recorded_warnings):
+    balancer = balancer_on(weight, 2, **RULES["published"])
     before = after_step(balancer, weight, [1.0, 2.0], [1.0, 2.0])
     references = balancer.rule_state["initial_losses"]
     for values in ([bad, 2.0], [1.0, bad]):
@@ -125,18 +125,38 @@ def test_of_two_losses_none_can_be_balanced_without_the_other(weight, rule, bad,
     assert after_step(balancer, weight, [1.0, 2.0], [1.0, 2.0])[1] != before[1]
 
 
-def test_without_any_equation_nothing_is_balanced_by_the_pinn_rule(weight, recorded_warnings):
-    balancer = balancer_on(weight, 4, equations=(0, 1), **RULES["pinn"])
+@pytest.mark.parametrize("bad", [NAN, -1.0, 0.0])
+def test_a_condition_goes_on_by_the_pinn_rule_when_its_equation_cannot(
+    weight, bad, recorded_warnings
+):
+    balancer = balancer_on(weight, 2, **RULES["pinn"])
+    # Before any equation has been measured there is no unit.
+    alone = after_step(balancer, weight, [bad, 2.0], [1.0, 2.0])
+    assert alone.tolist() == [1, 1]
+    before = after_step(balancer, weight, [1.0, 2.0], [1.0, 2.0])
+    for _ in range(3):
+        after = after_step(balancer, weight, [bad, 2.0], [1.0, 2.0])
+        np.testing.assert_allclose(after[1] / before[1], np.exp(0.01), rtol=1e-6)
+        assert after[0] == before[0] == 1
+        before = after
+    # And the equation alone has nothing to be compared with.
+    np.testing.assert_array_equal(after_step(balancer, weight, [1.0, bad], [1.0, 2.0]), before)
+    assert len(messages(recorded_warnings)) == 2
+
+
+def test_the_equations_that_are_left_are_the_unit_of_the_pinn_rule(weight, recorded_warnings):
+    balancer = balancer_on(weight, 4, **{**RULES["pinn"], "equations": (0, 1)})
     losses, gradients = [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 0.5, 4.0]
     before = after_step(balancer, weight, losses, gradients)
     after = after_step(balancer, weight, [NAN, NAN, 3.0, 4.0], gradients)
-    np.testing.assert_array_equal(after, before)
+    assert ((after != before) == [False, False, True, True]).all()
+    before = after
     after = after_step(balancer, weight, [NAN, 2.0, 3.0, 4.0], gradients)
     assert ((after != before) == [False, True, True, True]).all()
     assert abs(after[1] - 1) < abs(before[1] - 1)  # the equation that is left is the unit
     assert len(messages(recorded_warnings)) == 2
     # Without equations among the losses all are alike.
-    balancer = balancer_on(weight, equations=(), **RULES["pinn"])
+    balancer = balancer_on(weight, **{**RULES["pinn"], "equations": ()})
     assert (
         (after_step(balancer, weight, [NAN, 2.0, 3.0], GOOD[1]) != 1) == [False, True, True]
     ).all()
@@ -242,7 +262,7 @@ def test_all_losses_become_zero(weight, rule, alpha, recorded_warnings):
 @for_both_rules
 @pytest.mark.parametrize("factor", [1e30, 1e-30])
 def test_a_loss_far_above_or_below_the_others(weight, rule, factor, recorded_warnings):
-    balancer = balancer_on(weight, weight_lr=0.05, equations=(), **RULES[rule])
+    balancer = balancer_on(weight, **{**RULES[rule], "weight_lr": 0.05, "equations": ()})
     for _ in range(100):
         weights = after_step(balancer, weight, [1.0, factor, 1.0], [1.0, factor, 1.0])
     assert not messages(recorded_warnings)
@@ -336,9 +356,9 @@ def test_an_optimizer_that_makes_the_weights_nan(weight, recorded_warnings):
 @for_both_rules
 def test_lgrad_is_no_number_where_nothing_can_be_balanced(weight, rule, recorded_warnings):
     balancer = balancer_on(weight, 2, **RULES[rule])
-    lgrad = balancer.step([loss_of(weight, 1.0, 1.0), loss_of(weight, NAN, 1.0)])
+    lgrad = balancer.step([loss_of(weight, NAN, 1.0), loss_of(weight, NAN, 1.0)])
     assert np.isnan(lgrad.item())
-    assert len(messages(recorded_warnings)) == 1
+    assert len(messages(recorded_warnings)) == 2
 
 
 @for_both_rules
@@ -386,7 +406,7 @@ def measured(losses, norms, equations=(), **others):
 def test_the_published_rule_keeps_the_sum_of_those_that_are_balanced():
     weights, state = np.array([1.5, 0.5, 1.0]), {"initial_losses": np.array([1.0, 2.0, 0.0])}
     measurement = measured([1.0, NAN, 3.0], [2.0, 1.0, 1.0], rate=0.01)
-    new, new_state, good = updated(GradNormRule(0.0), weights, state, measurement)
+    new, new_state, good, _ = updated(GradNormRule(0.0), weights, state, measurement)
     # In the unit in which the two sum to 2 they are 1.2 and 0.8.
     moved = np.array([1.2 - 0.01 * 2, 0.8 + 0.01 * 1])
     expected = moved * 2.5 / moved.sum()
@@ -399,21 +419,21 @@ def test_the_published_rule_keeps_the_sum_of_those_that_are_balanced():
 def test_the_floor_holds_by_any_rule():
     weights, state = np.array([1.0, 0.26, 1.0]), PinnRule().start(3)
     measurement = measured([1.0, 1.0, NAN], [1.0, 1e6, 1.0], [0, 1], rate=1.0, floor=0.25)
-    new, _, _ = updated(PinnRule(strength=1.0), weights, state, measurement)
+    new, *_ = updated(PinnRule(strength=1.0), weights, state, measurement)
     np.testing.assert_allclose(new, [np.e, 0.25, 1], rtol=1e-14)
 
 
 def test_the_floor_holds_for_those_that_are_balanced():
     weights, state = np.array([0.3, 2.4, 0.3]), GradNormRule(0.0).start(3)
     measurement = measured([1.0, NAN, 3.0], [9.0, 1.0, 1.0], rate=1e6, floor=0.25)
-    new, _, _ = updated(GradNormRule(0.0), weights, state, measurement)
+    new, *_ = updated(GradNormRule(0.0), weights, state, measurement)
     np.testing.assert_allclose(new, [0.25, 2.4, 0.35], rtol=1e-14)
 
 
 def test_those_on_the_floor_have_nothing_to_give():
     weights, state = np.array([0.25, 2.5, 0.25]), GradNormRule(0.0).start(3)
     measurement = measured([1.0, NAN, 3.0], [9.0, 1.0, 1.0], rate=1e6, floor=0.25)
-    new, _, _ = updated(GradNormRule(0.0), weights, state, measurement)
+    new, *_ = updated(GradNormRule(0.0), weights, state, measurement)
     assert new.tolist() == weights.tolist()
 
 
@@ -430,21 +450,21 @@ def test_a_number_that_belongs_to_no_loss_is_passed_on():
 
     rule, weights = Counting(), np.array([1.0, 2.0, 3.0])
     state = rule.start(3)
-    new, new_state, good = updated(rule, weights, state, Measurement(np.array([5.0, NAN, 7.0])))
+    new, new_state, good, _ = updated(rule, weights, state, Measurement(np.array([5.0, NAN, 7.0])))
     assert new.tolist() == [2, 2, 6] and good.tolist() == [True, False, True]
     assert new_state["updates"] == 1
     assert new_state["table"].tolist() == [[5, 1], [0, 0], [7, 3]]
     # Nothing to look at but losses, and fewer than two of them.
-    new, new_state, good = updated(rule, weights, state, Measurement(np.array([5.0, NAN, INF])))
+    new, new_state, good, _ = updated(rule, weights, state, Measurement(np.array([5.0, NAN, INF])))
     assert new is weights and new_state is state and not good.any()
 
 
 def test_the_gradient_is_zero_where_a_weight_must_not_move():
     rule, weights = GradNormRule(0.0), np.array([1.5, 0.5, 1.0, 1.0])
     measurement = measured([1.0, 1.0, 3.0, NAN], [2.0, 1e20, 1.0, 1.0])
-    gradient, _, good = updated(rule, weights, rule.start(4), measurement, largest_norm=9e18)
+    gradient, _, good, _ = updated(rule, weights, rule.start(4), measurement, largest_norm=9e18)
     assert gradient.tolist() == [2, 0, -1, 0] and good.tolist() == [True, False, True, False]
-    gradient, _, good = updated(rule, weights, rule.start(4), measurement, largest_norm=2.0)
+    gradient, _, good, _ = updated(rule, weights, rule.start(4), measurement, largest_norm=2.0)
     assert gradient.tolist() == [0, 0, 0, 0] and not good.any()
 
 
@@ -457,7 +477,7 @@ def test_a_scaled_gradient_that_is_infinite_lets_nothing_be_balanced():
         ([1.0, 2.0, 3.0], [1.0, 0.0, 2.0], True),
     ]:
         measurement = measured(losses, norms)
-        new, new_state, good = updated(
+        new, new_state, good, _ = updated(
             GradNormRule(0.0), weights, state, measurement, is_scaled=True
         )
         assert good.tolist() == [can_be, False, can_be]
@@ -480,7 +500,7 @@ def test_a_list_of_weights_is_as_good_as_an_array():
         def weigh(self, weights, state, measurement):
             return [0, 2, 3], state
 
-    new, _, _ = updated(Lists(), np.ones(3), {}, measured([1, 1, 1], [1, 1, 1], floor=0.5))
+    new, *_ = updated(Lists(), np.ones(3), {}, measured([1, 1, 1], [1, 1, 1], floor=0.5))
     assert new.tolist() == [0.5, 2, 3]
 
 
@@ -491,7 +511,7 @@ def test_weights_that_float32_does_not_hold_are_not_taken(given):
             return np.array([1.0, given]), {"a": np.ones(2)}
 
     weights, state = np.array([2.0, 3.0]), {"a": np.zeros(2)}
-    new, new_state, good = updated(Wild(), weights, state, measured([1, 1], [1, 1]))
+    new, new_state, good, _ = updated(Wild(), weights, state, measured([1, 1], [1, 1]))
     assert new is weights and new_state is state and not good.any()
 
 
@@ -512,17 +532,25 @@ def test_weights_that_float32_does_not_hold_are_not_taken(given):
 )
 def test_a_fault_is_put_into_words(loss, norm, fault):
     measurement = measured([1.0, loss], [1.0, norm])
-    assert fault_of(GradNormRule(1.0), measurement, 1, largest_norm=1e10) == fault
-    assert fault_of(GradNormRule(1.0), measurement, 0, largest_norm=1e10) == ""
+    ones = np.ones(2)
+    assert faults_of(GradNormRule(1.0), ones, measurement, largest_norm=1e10) == ["", fault]
     if "square" in fault:
-        assert fault_of(GradNormRule(1.0), measurement, 1, None) == ""
+        assert faults_of(GradNormRule(1.0), ones, measurement) == ["", ""]
     if "training rate" in fault:
-        assert fault_of(GradNormRule(0.0), measured([1.0, loss], [1.0, 1.0]), 1, None) == ""
+        with_gradient = measured([1.0, loss], [1.0, 1.0])
+        assert faults_of(GradNormRule(0.0), ones, with_gradient) == ["", ""]
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, NAN])
+def test_a_loss_whose_weight_is_not_above_zero_is_at_fault(weight):
+    (none, fault) = faults_of(PinnRule(), np.array([1.0, weight]), measured([1, 1], [1, 1]))
+    assert none == ""
+    assert fault == f"has the weight {weight:g}, and only weights above 0 are balanced"
 
 
 def test_between_two_updates_only_losses_can_be_at_fault():
     losses = Measurement(np.array([1.0, NAN, -1.0]))
-    faults = [fault_of(GradNormRule(1.0), losses, i, None) for i in range(3)]
+    faults = faults_of(GradNormRule(1.0), np.ones(3), losses)
     assert faults == ["", "is nan", "is negative and has no training rate"]
 
 
@@ -569,9 +597,8 @@ def healthy_ones(rule, measurement):
     return healthy & (losses >= TINY) if rule.alpha else healthy
 
 
-def alone(rule, weights, initial, measurement):
+def alone(rule, weights, state, measurement):
     """What the rule gives to these losses if there are no others."""
-    state = {"initial_losses": initial}
     if isinstance(rule, PinnRule):
         return rule.weigh(weights, state, measurement)
     # In the unit in which they sum to their number, so that they keep the sum that they have.
@@ -583,51 +610,74 @@ def alone(rule, weights, initial, measurement):
     return new / unit, state
 
 
-def check_update(rule, weights, initial, measurement):
-    """One update; the weights and references after it."""
+def of_some(state, which):
+    return {name: array[which] if array.ndim else array for name, array in state.items()}
+
+
+def check_update(rule, weights, before, measurement):
+    """One update; the weights and the rule's state after it."""
     healthy = healthy_ones(rule, measurement)
-    for array in (weights, initial, measurement.losses, measurement.gram):
+    for array in (weights, *before.values(), measurement.losses, measurement.gram):
         array.flags.writeable = False
     # No overflow, and no warning of one.
     with np.errstate(all="raise", under="ignore"):
-        new, state, good = updated(rule, weights, {"initial_losses": initial}, measurement)
-        (after,) = state.values()
+        new, state, good, faults = updated(rule, weights, before, measurement)
         check(new, measurement.floor, rule)
+        after = state["initial_losses"]
         assert np.isfinite(after).all() and (after >= 0).all()
-        assert [
-            not fault_of(rule, measurement, i, None) for i in range(len(new))
-        ] == healthy.tolist()
-        # All that can be balanced is balanced, and nothing else moves.
-        equations = measurement.equations
-        can_be = healthy.sum() >= 2
-        if rule.tells_equations and equations.any():
-            can_be = can_be and equations[healthy].any()
+        assert [not fault for fault in faults] == healthy.tolist()
+        # All that is healthy is balanced, whatever the others are, and nothing else moves.
+        can_be = healthy.sum() >= rule.fewest_losses
         moving = healthy if can_be else np.zeros_like(healthy)
         np.testing.assert_array_equal(new[~moving], weights[~moving])
-        np.testing.assert_array_equal(after[~moving], initial[~moving])
-        if healthy.all() and can_be:
-            expected, of_these = rule.weigh(weights, {"initial_losses": initial}, measurement)
-        elif can_be:
-            part = measurement.of(healthy)
-            expected, of_these = alone(rule, weights[healthy], initial[healthy], part)
+        np.testing.assert_array_equal(after[~moving], before["initial_losses"][~moving])
         if can_be:
+            of_healthy = (weights[healthy], of_some(before, healthy), measurement.of(healthy))
+            way = rule.weigh if healthy.all() else functools.partial(alone, rule)
+            expected, of_these = way(*of_healthy)
             expected = np.maximum(expected, measurement.floor)
             np.testing.assert_array_equal(new[healthy], expected)
-            np.testing.assert_array_equal(after[healthy], of_these["initial_losses"])
+            for name, array in of_some(state, healthy).items():
+                np.testing.assert_array_equal(array, of_these[name])
             is_stuck = not good.any()
             assert not is_stuck or (rule.keeps_sum and (expected == weights[healthy]).all())
-        assert (good <= moving).all()
-    return new, after
+            if not is_stuck:
+                np.testing.assert_array_equal(good, healthy)
+        if isinstance(rule, PinnRule):
+            check_that_it_goes_on(rule, weights, before, measurement, new, healthy)
+    return new, state
+
+
+def check_that_it_goes_on(rule, weights, before, measurement, new, healthy):
+    """Every healthy loss that is not at its target moves, if there is what to compare it with."""
+    equations = measurement.equations & healthy
+    if healthy.sum() < 2 and (equations.any() or np.isnan(before["log_unit"])):
+        return
+    limit = np.log(rule.bound)
+    logs = -np.log(measurement.norms[healthy])
+    if rule.alpha:
+        return  # the targets depend on the averages too
+    has_unit = equations.any() or not np.isnan(before["log_unit"])
+    unit = logs[equations[healthy]].mean() if equations.any() else before["log_unit"]
+    targets = rule.strength * (logs - (unit if has_unit else logs.mean()))
+    if has_unit:
+        targets = targets + np.where(measurement.equations[healthy], 0, np.log(rule.lead))
+    distance = np.abs(targets.clip(-limit, limit) - np.log(weights[healthy]))
+    far = distance > 1e-9 * max(1.0, limit)
+    at_floor = new[healthy] <= measurement.floor
+    moved = new[healthy] != weights[healthy]
+    slow = min(1.0, measurement.rate) * distance < 1e-15
+    assert (moved | ~far | at_floor | slow).all()
 
 
 def check_sequences(drawn):
     rule, sequences, equations, rate, floor = drawn
     for numbers in sequences:
         n_loss = numbers.shape[2]
-        weights, initial = np.ones(n_loss), np.zeros(n_loss)
+        weights, state = np.ones(n_loss), rule.start(n_loss)
         for step, (losses, norms) in enumerate(numbers):
             measurement = measured(losses, norms, equations, step=step, rate=rate, floor=floor)
-            weights, initial = check_update(rule, weights, initial, measurement)
+            weights, state = check_update(rule, weights, state, measurement)
 
 
 def check_gradients(drawn):
@@ -639,7 +689,7 @@ def check_gradients(drawn):
             measurement = measured(losses, norms)
             healthy = healthy_ones(rule, measurement) & (measurement.norms < largest)
             with np.errstate(all="raise", under="ignore"):
-                gradient, state, good = updated(
+                gradient, state, good, _ = updated(
                     rule, weights, {"initial_losses": initial}, measurement, largest
                 )
                 assert np.isfinite(gradient.astype("float32") ** 2).all()
@@ -708,7 +758,7 @@ def test_random_sequences_through_the_balancer(examples):
             weights = balancer.get_weights()
             check(weights, floor, rule)
             # What the pure function says of what has been measured is put in place.
-            new, state, _ = updated(rule, *before, balancer.last_measurement)
+            new, state, *_ = updated(rule, *before, balancer.last_measurement)
             np.testing.assert_array_equal(weights, new.astype(dtype))
             for name, array in balancer.rule_state.items():
                 np.testing.assert_array_equal(array, state[name])

@@ -1,11 +1,14 @@
 import copy
+import warnings
 
 import numpy as np
 import paddle
 import pytest
 
 from paddlescience_gradnorm import FCNet, GradNorm, LossBalancer
-from paddlescience_gradnorm.balancing import GradNormRule, Measurement, PinnRule
+from paddlescience_gradnorm.balancing import GradNormRule, Measurement, PinnRule, Rule, _one_pass
+from paddlescience_gradnorm.balancing._losses import NamedLosses
+from paddlescience_gradnorm.training import RunState
 
 NAMES = ["pde", "boundary", "data"]
 
@@ -216,7 +219,8 @@ def test_norms_and_rates_are_those_of_the_last_update(fc_net, make_losses, metho
         np.testing.assert_allclose(balancer.gradient_norms, norms, rtol=1e-5)
         np.testing.assert_allclose(balancer.training_rates, rates, rtol=1e-5)
     assert np.ptp(rates) > 0.01
-    assert set(balancer.state_dict()) == {"loss_weights", "initial_losses", "step_count"}
+    names = {"loss_weights", "initial_losses", "missed", "step_count"}
+    assert set(balancer.state_dict()) == names
 
 
 # What the caller's optimizer does to the weights, and must not do.
@@ -377,7 +381,7 @@ def test_memory_of_a_used_loss_is_given_back(fc_net, balancer, make_losses):
     losses = make_losses(fc_net)
     balancer.backward(losses)
     assert all(loss.stop_gradient for loss in losses)  # no graph hangs on them any more
-    with pytest.raises(ValueError, match="when backward\\(losses\\) has used it once"):
+    with pytest.raises(ValueError, match="or backward\\(losses\\) has used them before"):
         balancer.backward(losses)
 
 
@@ -394,8 +398,8 @@ def test_an_update_makes_one_copy_to_the_host_and_other_steps_none(
     as_on_an_accelerator, monkeypatch, fc_net, make_losses, rule
 ):
     alpha = 1.0 if rule == "published" else None
-    balancer = LossBalancer(fc_net, 3, alpha, rule=rule, update_every=2)
-    on_host = {id(balancer.step_count), id(balancer.initial_losses)}  # whatever the device
+    balancer = LossBalancer(fc_net, 3, alpha, rule=rule, update_every=2, equations=[0])
+    on_host = {id(buffer) for buffer in balancer.buffers()}  # whatever the device
     train(fc_net, balancer, make_losses, 2)
     reads = []
 
@@ -437,7 +441,7 @@ def test_an_accelerator_gets_the_weights_of_the_host(monkeypatch, fc_net, make_l
     runs = []
     for accelerator in (False, True):
         net = copy.deepcopy(fc_net)
-        balancer = LossBalancer(net, 3, update_every=1)
+        balancer = LossBalancer(net, 3, update_every=1, equations=[0])
         with monkeypatch.context() as patch:
             if accelerator:
                 patch.setattr(paddle.base.core.Place, "is_cpu_place", lambda self: False)
@@ -484,14 +488,21 @@ def test_weights_set_by_hand_after_a_bad_step_are_kept_by_renormalize(fc_net, ma
 
 
 @pytest.mark.parametrize("update_every", [1, 2])
-def test_a_constant_loss_is_refused_on_every_step(fc_net, make_losses, update_every):
+def test_a_constant_loss_is_left_out_and_the_others_go_on(
+    fc_net, make_losses, update_every, recorded_warnings
+):
     balancer = LossBalancer(fc_net.linears[-1].weight, 3, 1.0, update_every=update_every)
-    balancer.backward(make_losses(fc_net))
-    fc_net.clear_gradients()
-    losses = [*make_losses(fc_net)[:2], paddle.ones([])]
-    with pytest.raises(ValueError, match=r"'losses\[2\]' does not depend"):
-        balancer.backward(losses)
-    assert all((p.grad == 0).all() for p in fc_net.parameters())  # refused before any backward
+    for step in range(4):
+        before = balancer.get_weights()
+        losses = [*make_losses(fc_net, seed=step)[:2], paddle.full([], 5.0)]
+        expected = np.dot(before, [loss.item() for loss in losses])
+        assert balancer.backward(losses).item() == pytest.approx(expected, rel=1e-6)
+        assert (fc_net.linears[0].weight.grad != 0).any()
+        fc_net.clear_gradients()
+        moves = [step % update_every == 0] * 2 + [False]
+        assert ((balancer.get_weights() != before) == moves).all()
+    (message,) = [str(w.message) for w in recorded_warnings if w.category is RuntimeWarning]
+    assert "step 0: loss 'losses[2]' has no gradient on the shared parameters" in message
 
 
 @pytest.mark.parametrize("update_every", [1, 2])
@@ -500,7 +511,7 @@ def test_a_used_graph_is_explained(fc_net, make_losses, update_every):
     balancer.backward(make_losses(fc_net))
     losses = make_losses(fc_net)
     sum(losses).backward()
-    with pytest.raises(RuntimeError, match="is gone: an earlier backward has used it up"):
+    with pytest.raises(RuntimeError, match=r"loss 'losses\[2\]' is gone, because an earlier"):
         balancer.backward(losses)
 
 
@@ -573,7 +584,16 @@ def test_one_line_is_logged_on_the_first_update(fc_net, make_losses, caplog):
             balancer.backward(dict(zip(NAMES, make_losses(fc_net, seed=step))))
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith(f"loss weights by {balancer.rule}, updated every 2 steps: ")
-    assert line.endswith("equations 'pde'; conditions 'boundary', 'data'")
+    assert line.endswith(
+        "equations 'pde' keep weights near 1; conditions 'boundary', 'data' get a lead of 20 and "
+        "weights up to 1000"
+    )
+
+
+def test_the_line_promises_no_lead_where_there_is_none(fc_net, make_losses, caplog):
+    with caplog.at_level("INFO", "paddlescience_gradnorm"):
+        LossBalancer(fc_net).backward(dict(zip(["left", "right", "top"], make_losses(fc_net))))
+    assert caplog.messages[0].endswith("every 10 steps: conditions 'left', 'right', 'top'")
 
 
 def test_repr_shows_rule_and_options(fc_net):
@@ -639,7 +659,11 @@ def test_an_option_that_there_is_not_names_the_one_that_there_is(fc_net, option,
         ({"weight_attr": [1.0, 0.0, 1.0]}, ValueError, "weight_attr must be positive"),
         ({"weight_attr": [1.0, float("nan"), 1.0]}, ValueError, "weight_attr must be positive"),
         ({"weight_attr": [1.0, 1e-6, 1.0]}, ValueError, "below the floor of 0.001"),
-        ({"weight_attr": "abc"}, TypeError, "weight_attr must be a sequence of 3 numbers"),
+        (
+            {"weight_attr": "abc"},
+            TypeError,
+            "weight_attr must be a sequence of numbers, one for each",
+        ),
         ({"shared": []}, ValueError, r"shared holds no trainable parameter, got \[\]"),
         ({"shared": paddle.nn.Tanh()}, ValueError, "shared holds no trainable parameter"),
         ({"shared": paddle.ones([2])}, ValueError, "shared holds no trainable parameter"),
@@ -801,15 +825,30 @@ def test_every_form_of_losses_works_without_gradients_switched_on(fc_net, make_l
     np.testing.assert_allclose(*weights, rtol=1e-5)
 
 
-def test_a_loss_without_a_graph_is_named_on_the_first_step(fc_net, balancer, make_losses):
+def test_a_loss_without_a_graph_is_left_out_from_the_first_step(fc_net, balancer, make_losses):
     losses = dict(zip(NAMES, make_losses(fc_net)))
     losses["boundary"] = losses["boundary"].detach()
-    with pytest.raises(ValueError, match="loss 'boundary' does not depend on the shared"):
+    with pytest.warns(RuntimeWarning, match="step 0: loss 'boundary' has no gradient on the"):
         balancer.backward(losses)
+    assert ((balancer.get_weights() != 1) == [True, False, True]).all()
+
+
+def test_of_a_graph_made_before_the_loop_the_guilty_loss_is_named(fc_net):
+    x = paddle.rand([8, 2])
+    x.stop_gradient = False
+    source = x.sin().sum(axis=1, keepdim=True)  # it has a graph, because x needs gradients
+    balancer = LossBalancer(fc_net, equations=["pde"])
+
+    def losses():
+        return {"pde": (fc_net(x) + source).square().mean(), "bc": fc_net(x.detach()).abs().mean()}
+
+    balancer.backward(losses())
+    with pytest.raises(RuntimeError, match=r"graph of loss 'pde' is gone.*once, before the loop"):
+        balancer.backward(losses())
 
 
 def test_a_conversion_keeps_counts_and_references(fc_net, make_losses):
-    balancer = LossBalancer(fc_net, 3)
+    balancer = LossBalancer(fc_net, 3, equations=[0])
     balancer.backward(make_losses(fc_net))
     before = balancer.rule_state["initial_losses"]
     for convert in (balancer.to, balancer.astype):
@@ -879,7 +918,7 @@ def test_cosines_are_of_the_gradients_of_the_last_update(fc_net, make_losses):
 def test_the_pinn_rule_goes_at_one_pace_however_seldom_it_is_updated(fc_net, make_losses):
     weights = {}
     for every in (1, 10, 50):
-        balancer = LossBalancer(fc_net, 3, weight_lr=1e-4, update_every=every)
+        balancer = LossBalancer(fc_net, 3, weight_lr=1e-4, update_every=every, equations=[0])
         for _ in range(every * (50 // every)):
             balancer.backward(make_losses(fc_net))
             fc_net.clear_gradients()
@@ -890,7 +929,7 @@ def test_the_pinn_rule_goes_at_one_pace_however_seldom_it_is_updated(fc_net, mak
 
 
 def test_between_its_updates_the_pinn_rule_is_a_plain_backward(fc_net, make_losses):
-    balancer = LossBalancer(fc_net, 3)
+    balancer = LossBalancer(fc_net, 3, equations=[0])
     assert balancer.update_every == 10 and LossBalancer(fc_net, 3, 1.0).update_every == 1
     moved = []
     for step in range(12):
@@ -942,10 +981,10 @@ def test_the_pinn_rule_steps_by_what_was_measured(fc_net, make_losses, method):
 
 def test_a_loaded_state_continues_the_pinn_rule_as_if_never_saved(fc_net, make_losses):
     weight = fc_net.get_last_shared_layer()
-    balancer = LossBalancer(weight, 3)
+    balancer = LossBalancer(weight, 3, equations=[0])
     train(fc_net, balancer, make_losses, 5)
     state = copy.deepcopy(balancer.state_dict())
-    fresh = LossBalancer(weight, 3)
+    fresh = LossBalancer(weight, 3, equations=[0])
     fresh.set_state_dict(state)
     for each in (balancer, fresh):
         each.backward(make_losses(fc_net, seed=9))
@@ -987,7 +1026,7 @@ def test_no_optimizer_can_step_the_pinn_rule(fc_net):
 @pytest.mark.parametrize("share", [False, True], ids=["disjoint", "shared graph"])
 def test_a_diagnosis_finds_gradients_that_are_parallel(fc_net, make_losses, method, share):
     weight = fc_net.get_last_shared_layer()
-    balancer = LossBalancer(weight, 3)
+    balancer = LossBalancer(weight, 3, equations=["pde"])
     with pytest.raises(RuntimeError, match="nothing to diagnose yet"):
         balancer.diagnose()
     pde, *_ = make_losses(fc_net, share)
@@ -1008,3 +1047,460 @@ def test_a_diagnosis_finds_a_weight_at_its_floor(fc_net, make_losses):
         balancer.backward(dict(zip(NAMES, make_losses(fc_net))))
     (finding,) = balancer.diagnose()
     assert finding.startswith("The weight of 'boundary' is at its floor of 0.5")
+
+
+# Which losses are equations.
+
+
+def test_names_that_leave_no_doubt_tell_the_equations(fc_net, make_losses):
+    weights = {}
+    for order in (["pde", "boundary", "data"], ["data", "boundary", "pde"]):
+        balancer = LossBalancer(fc_net, update_every=1)
+        losses = dict(zip(NAMES, make_losses(fc_net)))
+        balancer.backward({name: losses[name] for name in order})
+        weights[order[0]] = dict(zip(order, balancer.get_weights()))
+        fc_net.clear_gradients()
+    assert weights["pde"] == weights["data"]
+    assert weights["pde"]["pde"] == 1 < weights["pde"]["boundary"]
+
+
+def test_names_in_doubt_are_an_error_before_any_backward(fc_net, make_losses):
+    balancer = LossBalancer(fc_net, 3)
+    losses = dict(zip(["laplace", "u", "edge"], make_losses(fc_net)))
+    with pytest.raises(ValueError) as error:
+        balancer.backward(losses)
+    assert "the names do not tell which 'u' is" in str(error.value)
+    assert "equations=['laplace']" in str(error.value)
+    with pytest.raises(ValueError, match="losses in a list have no names"):
+        LossBalancer(fc_net, 3).backward(list(losses.values()))
+    with pytest.raises(ValueError, match=r"no such loss.* did you mean 'laplace'"):
+        LossBalancer(fc_net, 3, equations=["laplac"]).backward(losses)
+    assert all(p.grad is None for p in fc_net.parameters())
+    assert not any(loss.stop_gradient for loss in losses.values())
+    # A rule that makes no difference never asks.
+    LossBalancer(fc_net, 3, alpha=1.0).backward(losses)
+
+
+def test_losses_that_know_their_equations_need_not_be_asked(fc_net, make_losses):
+    losses = NamedLosses(dict(zip("abc", make_losses(fc_net))), equations=["b"])
+    balancer = LossBalancer(fc_net)
+    balancer.backward(losses)
+    assert balancer.last_measurement.equations.tolist() == [False, True, False]
+
+
+# Losses that are empty, absent, or join later.
+
+
+def loss(net, size=1.0):
+    return (size * net(paddle.ones([4, 2]))).square().mean()
+
+
+# Paddle 2.6 has no sum over nothing.
+EMPTY_BATCH = [] if paddle.__version__.startswith("2.") else ["empty batch"]
+
+
+@pytest.mark.parametrize("absent", ["zero", *EMPTY_BATCH, "nan", "left out"])
+@pytest.mark.parametrize("every, lacks", [(10, 10), (10, 2), (5, 5), (1, 3)])
+def test_an_update_that_finds_a_loss_empty_is_made_up_for(
+    fc_net, every, lacks, absent, recorded_warnings
+):
+    empty = {
+        "zero": lambda: 0 * loss(fc_net),
+        "empty batch": lambda: (fc_net(paddle.ones([4, 2])) - 3)[:0].sum(),
+        "nan": lambda: loss(fc_net) * float("nan"),
+    }
+
+    def weights(is_empty):
+        balancer = LossBalancer(fc_net, 2, update_every=every, absent="skip", weight_lr=1e-3)
+        for step in range(6 * every):
+            losses = {"pde": loss(fc_net, 10.0), "data": loss(fc_net)}
+            if is_empty(step) and absent == "left out":
+                del losses["data"]
+            elif is_empty(step):
+                losses["data"] = empty[absent]()
+            balancer.backward(losses)
+            fc_net.clear_gradients()
+        return balancer.get_weights()
+
+    always, lacking = weights(lambda step: False), weights(lambda step: step % lacks == 0)
+    if every > 1:
+        np.testing.assert_array_equal(lacking, always)
+    assert lacking[1] > 1
+    assert not any(w.category is RuntimeWarning for w in recorded_warnings) or absent != "left out"
+
+
+def test_making_up_for_an_update_moves_the_missed_weight_only(fc_net):
+    balancer = LossBalancer(fc_net, 3, update_every=4)
+    moved = []
+    for step in range(8):
+        before = balancer.get_weights()
+        data = loss(fc_net, 3.0) if step % 4 > 1 else 0 * loss(fc_net)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            balancer.backward({"pde": loss(fc_net, 9.0), "bc": loss(fc_net), "data": data})
+        fc_net.clear_gradients()
+        moved.append((balancer.get_weights() != before).tolist())
+    assert [m[1] for m in moved] == [True, False, False, False] * 2
+    assert [m[2] for m in moved] == [False, False, True, False] * 2
+    assert balancer.missed.tolist() == [0, 0, 0]
+
+
+def test_a_loss_that_stays_empty_costs_no_measurement_between_updates(fc_net, monkeypatch):
+    calls = []
+    measured = _one_pass.measured
+    monkeypatch.setattr(_one_pass, "measured", lambda *a: calls.append(1) or measured(*a))
+    balancer = LossBalancer(fc_net, 2, update_every=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(10):
+            balancer.backward({"pde": loss(fc_net), "bc": 0 * loss(fc_net)})
+            fc_net.clear_gradients()
+    assert len(calls) == 2 and balancer.missed.tolist() == [0, 1]
+
+
+def test_what_is_missed_is_part_of_the_state(fc_net):
+    def balancer():
+        return LossBalancer(fc_net, 2, update_every=5, absent="skip")
+
+    first = balancer()
+    first.backward({"pde": loss(fc_net), "bc": loss(fc_net)})
+    for _ in range(5):
+        first.backward({"pde": loss(fc_net)})
+    second = balancer()
+    second.set_state_dict(copy.deepcopy(first.state_dict()))
+    assert second.missed.tolist() == [0, 1]
+    for each in (first, second):
+        each.backward({"pde": loss(fc_net), "bc": loss(fc_net)})
+    assert first.get_weights().tolist() == second.get_weights().tolist()
+    assert first.missed.tolist() == second.missed.tolist() == [0, 0]
+
+
+def test_equation_and_condition_may_come_in_turns(fc_net):
+    balancer = LossBalancer(fc_net, 2, absent="skip")
+    for step in range(400):
+        losses = {"pde": loss(fc_net, 10.0)} if step % 2 else {"bc": loss(fc_net)}
+        balancer.backward(losses)
+        fc_net.clear_gradients()
+    together = LossBalancer(fc_net, 2)
+    for _ in range(400):
+        together.backward({"pde": loss(fc_net, 10.0), "bc": loss(fc_net)})
+        fc_net.clear_gradients()
+    # The first update knows no equation yet.
+    np.testing.assert_allclose(
+        np.log(balancer.get_weights())[0], np.log(together.get_weights())[1], rtol=0.05
+    )
+    assert balancer.get_weights()[1] == 1
+
+
+def test_a_loss_may_join_later_if_that_is_allowed(fc_net, caplog):
+    balancer = LossBalancer(fc_net, 3, absent="skip", update_every=1)
+    with caplog.at_level("INFO", "paddlescience_gradnorm"):
+        balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net, 2.0)})
+        assert balancer.get_weights()[2] == 1
+        balancer.backward({"data": loss(fc_net, 3.0), "pde": loss(fc_net), "bc": loss(fc_net)})
+    assert balancer.get_weights()[2] > 1
+    assert "'bc' get" in caplog.messages[0] and "'bc', 'data' get" in caplog.messages[1]
+    with pytest.raises(ValueError, match=r"these are 4 losses \(did you mean 'data' by 'dta'\?\)"):
+        balancer.backward({"dta": loss(fc_net), "pde": loss(fc_net)})
+    with pytest.raises(ValueError, match='may be absent from a step, pass absent="skip"'):
+        strict = LossBalancer(fc_net, 2)
+        strict.backward({"pde": loss(fc_net), "bc": loss(fc_net)})
+        strict.backward({"pde": loss(fc_net)})
+    with pytest.raises(ValueError, match="absent must be 'error' or 'skip', got 'maybe'"):
+        LossBalancer(fc_net, 2, absent="maybe")
+
+
+def test_equations_may_name_a_loss_that_joins_later(fc_net):
+    balancer = LossBalancer(fc_net, 3, absent="skip", equations=["pde", "flow"])
+    balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net)})
+    balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net), "flow": loss(fc_net)})
+    balancer = LossBalancer(fc_net, 3, absent="skip", equations=["pde", "flow"])
+    balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net)})
+    with pytest.raises(ValueError, match="equations names 'flow'"):
+        balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net), "flux": loss(fc_net)})
+
+
+def test_all_micro_batches_of_a_step_make_up_for_an_update_or_none(fc_net):
+    balancer = LossBalancer(fc_net, 2, absent="skip", update_every=10)
+    balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net)})
+    balancer.missed.set_value(paddle.to_tensor([0, 1]))
+    before = balancer.get_weights()
+    # The first micro-batch lacks the loss, so this step is not measured at all.
+    balancer.backward({"pde": loss(fc_net)}, update=False, scale=0.5)
+    balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net)}, scale=0.5)
+    assert balancer.get_weights().tolist() == before.tolist()
+    # The first one has it, so both are.
+    balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net)}, update=False, scale=0.5)
+    balancer.backward({"pde": loss(fc_net)}, scale=0.5)
+    assert balancer.get_weights()[1] > before[1] and balancer.missed.tolist() == [0, 0]
+    assert balancer.last_measurement.step == 2
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_loss_that_one_micro_batch_lacks_counts_as_zero_there(fc_net, part):
+    balancer = LossBalancer(fc_net, 2, absent="skip", update_every=1)
+    for i in range(2):
+        losses = {"pde": loss(fc_net, 10.0), "bc": loss(fc_net)}
+        if i == part:
+            del losses["bc"]
+        balancer.backward(losses, update=i == 1, scale=0.5)
+    whole = LossBalancer(fc_net, 2, update_every=1)
+    whole.backward({"pde": loss(fc_net, 10.0), "bc": 0.5 * loss(fc_net)})
+    if part:  # a dict decides the order
+        np.testing.assert_allclose(balancer.gradient_norms, whole.gradient_norms, rtol=1e-6)
+        np.testing.assert_allclose(balancer.get_weights(), whole.get_weights(), rtol=1e-6)
+
+
+# The number of losses.
+
+
+def test_the_first_step_tells_the_number_of_losses(fc_net):
+    balancer = LossBalancer(fc_net)
+    assert balancer.n_loss is None and not hasattr(balancer, "loss_weights")
+    with pytest.raises(AttributeError, match="no loss_weights yet, because n_loss was not given"):
+        balancer.get_weights()
+    balancer.freeze()
+    balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net), "ic": loss(fc_net)})
+    assert balancer.n_loss == 3 and balancer.get_weights().tolist() == [1, 1, 1]  # frozen
+    balancer.unfreeze()
+    known = LossBalancer(fc_net, 3)
+    for _ in range(20):
+        for each in (balancer, known):
+            each.backward({"pde": loss(fc_net), "bc": loss(fc_net), "ic": loss(fc_net, 5.0)})
+    assert (balancer.get_weights() > 0).all()
+    loaded = LossBalancer(fc_net)
+    loaded.set_state_dict(known.state_dict())
+    assert loaded.get_weights().tolist() == known.get_weights().tolist()
+    with pytest.raises(ValueError, match="n_loss is 3 already, got 2"):
+        loaded.set_n_loss(2)
+    with pytest.raises(ValueError, match="losses has 1 entry, and there is nothing to balance"):
+        LossBalancer(fc_net).backward({"pde": loss(fc_net)})
+    with pytest.raises(TypeError, match=r"losses must be a list or tuple .* got NoneType"):
+        LossBalancer(fc_net).backward(None)
+    with pytest.raises(ValueError, match="n_loss is missing: with weight_lr=None"):
+        LossBalancer(fc_net, alpha=1.0, weight_lr=None)
+    assert LossBalancer(fc_net, weight_attr=[1, 2, 3]).n_loss == 3
+
+
+def test_a_loss_of_weight_zero_is_left_out_and_the_others_go_on(fc_net):
+    balancer = LossBalancer(fc_net, 3, update_every=1)
+    balancer.loss_weights.set_value(paddle.to_tensor([1.0, 0.0, 1.0]))
+    losses = {"pde": loss(fc_net), "bc": loss(fc_net), "ic": loss(fc_net, 0.5)}
+    with pytest.warns(RuntimeWarning, match="loss 'bc' has the weight 0, and only weights above"):
+        balancer.backward(losses)
+    weights = balancer.get_weights()
+    assert weights[1] == 0 and weights[2] > 1
+
+
+def test_a_parameter_that_is_unfrozen_later_is_measured(fc_net):
+    first = fc_net.linears[0].weight
+    first.stop_gradient = True
+    balancer = LossBalancer(fc_net, 2, update_every=1)
+    norms = []
+    for frozen in (True, False, True):
+        first.stop_gradient = frozen
+        balancer.backward({"pde": loss(fc_net, 10.0), "bc": loss(fc_net)})
+        fc_net.clear_gradients()
+        norms.append(balancer.gradient_norms[1])
+    np.testing.assert_allclose(norms[0], norms[2], rtol=1e-6)
+    assert norms[1] > 1.01 * norms[0]
+
+
+# L-BFGS.
+
+
+@pytest.mark.parametrize("rule", [{}, {"alpha": 1.0, "weight_lr": None}])
+def test_in_the_closure_of_lbfgs_the_weights_rest_which_is_said(fc_net, rule, recorded_warnings):
+    net = GradNorm(fc_net, n_loss=2, **rule)
+    adam = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+    net.backward({"pde": loss(fc_net, 10.0), "bc": loss(fc_net)})
+    adam.step()
+    adam.clear_grad()
+    before, parameter = net.get_weights(), fc_net.linears[0].weight.numpy()
+    assert (before != 1).any()
+    parameters = [p for p in net.parameters() if p is not net.loss_weights]
+    lbfgs = paddle.optimizer.LBFGS(
+        max_iter=15, line_search_fn="strong_wolfe", parameters=parameters
+    )
+
+    def closure():
+        lbfgs.clear_grad()
+        return net.backward({"pde": loss(net, 10.0), "bc": loss(net)})
+
+    for _ in range(2):
+        lbfgs.step(closure)
+    assert net.get_weights().tolist() == before.tolist()
+    assert (fc_net.linears[0].weight.numpy() != parameter).any()
+    (message,) = [str(w.message) for w in recorded_warnings if w.category is RuntimeWarning]
+    assert "was called in the closure of L-BFGS; its function must not change" in message
+
+
+def test_frozen_weights_go_through_lbfgs_without_a_word(fc_net, recorded_warnings):
+    net = GradNorm(fc_net)
+    net.freeze()
+    lbfgs = paddle.optimizer.LBFGS(max_iter=3, parameters=fc_net.parameters())
+
+    def closure():
+        lbfgs.clear_grad()
+        return net.backward({"pde": loss(net, 10.0), "bc": loss(net)})
+
+    lbfgs.step(closure)
+    assert net.get_weights().tolist() == [1, 1]
+    assert not [w for w in recorded_warnings if w.category is RuntimeWarning]
+
+
+# What an error, or a loss that cannot be balanced, must not leave behind.
+
+
+def test_losses_with_a_mistake_leave_nothing_behind(fc_net):
+    balancer = LossBalancer(fc_net)
+    with pytest.raises(TypeError, match="loss 'total' must be a scalar tensor, got float"):
+        balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net), "total": 3.0})
+    assert balancer.n_loss is None
+    for _ in range(2):
+        with pytest.raises(ValueError, match="do not tell which 'foo' and 'bar' are"):
+            balancer.backward({"foo": loss(fc_net), "bar": loss(fc_net)})
+    balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net)})
+    assert balancer.n_loss == 2
+
+
+@pytest.mark.parametrize("method", ["backward", "step"])
+def test_a_loss_on_other_parameters_makes_no_step_an_update(fc_net, method, recorded_warnings):
+    k = paddle.create_parameter([1], "float32")
+    balancer = LossBalancer(fc_net, 3, alpha=1.0, weight_lr=1e-3, update_every=10)
+    updates = 0
+    for _ in range(30):
+        before = balancer.get_weights()
+        getattr(balancer, method)([loss(fc_net), loss(fc_net, 9.0), k.square().sum() + 1])
+        fc_net.clear_gradients()
+        updates += (balancer.get_weights() != before).any()
+    assert updates == 3 and balancer.missed.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("faulty", ["weight 0", "other parameters"])
+def test_what_cannot_be_made_up_for_waits_for_the_schedule(fc_net, faulty, recorded_warnings):
+    k = paddle.create_parameter([1], "float32")
+    balancer = LossBalancer(fc_net, 3, alpha=1.0, weight_lr=1e-3, update_every=10)
+    if faulty == "weight 0":
+        balancer.loss_weights.set_value(paddle.to_tensor([1.0, 1.0, 0.0]))
+    updates = 0
+    for step in range(30):
+        before = balancer.get_weights()
+        third = loss(fc_net) if faulty == "weight 0" else k.square().sum() + 1
+        balancer.backward([loss(fc_net), loss(fc_net, 9.0), 0 * third if step % 10 == 0 else third])
+        fc_net.clear_gradients()
+        updates += (balancer.get_weights() != before).any()
+    assert updates == 3 and balancer.missed.tolist() == [0, 0, 0]
+
+
+def test_the_partner_of_an_empty_loss_gets_its_update_too(fc_net, recorded_warnings):
+    class InverseNorms(Rule):
+        def weigh(self, weights, state, measurement):
+            return measurement.norms.mean() / measurement.norms, state
+
+    balancer = LossBalancer(fc_net, 2, rule=InverseNorms(), update_every=10)
+    for step in range(12):
+        second = 0 * loss(fc_net) if step % 10 == 0 else loss(fc_net)
+        balancer.backward([loss(fc_net, 3.0), second])
+        fc_net.clear_gradients()
+        if step == 10:
+            assert balancer.missed.tolist() == [2, 1]
+    norms = balancer.gradient_norms
+    np.testing.assert_allclose(balancer.get_weights(), norms.mean() / norms, rtol=1e-5)
+    assert balancer.missed.tolist() == [0, 0]
+
+
+def test_what_only_a_later_micro_batch_has_is_made_up_for_in_the_next_step(fc_net):
+    balancer = LossBalancer(fc_net, 3, absent="skip")
+    for step in range(12):
+        both = {"pde": loss(fc_net, 10.0), "bc": loss(fc_net)}
+        balancer.backward(both, update=False, scale=0.5)
+        both = {"pde": loss(fc_net, 10.0), "bc": loss(fc_net)}
+        if step % 10:
+            both["data"] = loss(fc_net)
+        balancer.backward(both, scale=0.5)
+        fc_net.clear_gradients()
+    assert balancer.get_weights()[2] > 1
+
+
+def test_what_losses_know_of_equations_outlives_a_resume_and_a_late_joiner(fc_net, tmp_path):
+    def told(*names, equations):
+        return NamedLosses({name: loss(fc_net, 3.0) for name in names}, equations)
+
+    first = LossBalancer(fc_net, 3, absent="skip")
+    first.backward(told("a", "b", equations=["a"]))
+    RunState(balancer=first).save(tmp_path / "run")
+    second = LossBalancer(fc_net, 3, absent="skip")
+    RunState(balancer=second).load(tmp_path / "run")
+    for each in (first, second):
+        each.backward(told("b", "c", equations=["c"]))
+    assert first._run.equations.tolist() == [True, False, True]
+    # A resumed run is told anew.
+    second.backward(told("a", "b", equations=["a"]))
+    assert second._run.equations.tolist() == [True, False, True]
+
+
+def test_after_a_state_dict_without_names_the_first_step_must_tell_the_order(fc_net):
+    def some(*names):
+        return {name: loss(fc_net) for name in names}
+
+    first = LossBalancer(fc_net, 3, absent="skip", update_every=1)
+    first.backward(some("pde", "bc", "data"))
+    second = LossBalancer(fc_net, 3, absent="skip", update_every=1)
+    second.set_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match="the first step after that must name all of them"):
+        second.backward(some("pde", "data"))
+    second.backward(some("pde", "bc", "data"))
+    second.backward(some("pde", "data"))
+
+
+def test_what_is_not_there_yet_is_said_through_gradnorm_too(fc_net):
+    net = GradNorm(fc_net)
+    net.reset_initial_losses()
+    for name in ("loss_weights", "initial_losses"):
+        with pytest.raises(RuntimeError, match=f"there are no {name} yet, because n_loss was not"):
+            getattr(net, name)
+    with pytest.raises(TypeError, match=r"weight_attr must be a sequence .* got 2\.0"):
+        GradNorm(fc_net, weight_attr=2.0)
+    late = LossBalancer(fc_net, absent="skip")
+    late.backward({"pde": loss(fc_net), "bc": loss(fc_net)})
+    with pytest.raises(
+        ValueError, match=r"n_loss is 2 \(the first step had so many: pass n_loss=\)"
+    ):
+        late.backward({"pde": loss(fc_net), "bc": loss(fc_net), "ic": loss(fc_net)})
+    assert LossBalancer(fc_net, 2, equations=np.array([0])).equations == (0,)
+    with pytest.raises(ValueError, match=r"equations names 'pdee'.* did you mean 'pde'"):
+        LossBalancer(fc_net, 3, absent="skip", equations=["pdee"]).backward(
+            {"pde": loss(fc_net), "bc": loss(fc_net)}
+        )
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_python_function_in_a_shared_graph_takes_two_passes(fc_net, everywhere):
+    class Twice(paddle.autograd.PyLayer):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 2 * gradient
+
+    last = fc_net.linears[-1]
+    shared = fc_net if everywhere else last.weight
+    balancer = LossBalancer(shared, 2, alpha=1.0, update_every=2)
+    for _ in range(3):
+        hidden = paddle.tanh(Twice.apply(fc_net.linears[0](paddle.rand([8, 2]))))
+        u = last(fc_net.linears[1](hidden))
+        balancer.backward([u[:4].square().mean(), u[4:].square().mean()])
+    assert balancer._run.in_two_passes
+
+
+def test_the_name_of_a_users_file_is_not_taken_for_lbfgs(fc_net, recorded_warnings):
+    code = compile("def step(f):\n    f()\n", "adam_then_lbfgs.py", "exec")
+    users = {"__name__": "adam_then_lbfgs"}
+    exec(code, users)
+    balancer = LossBalancer(fc_net, update_every=1)
+    users["step"](lambda: balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net)}))
+    assert balancer.get_weights()[1] > 1
+    assert not [w for w in recorded_warnings if w.category is RuntimeWarning]

@@ -2,6 +2,7 @@ import warnings
 
 import pytest
 
+from paddlescience_gradnorm import FCNet, GradNorm, LossBalancer
 from paddlescience_gradnorm.balancing._faults import FaultReporter
 
 
@@ -60,3 +61,12 @@ def test_a_warning_can_be_made_an_error(reporter):
         warnings.simplefilter("error")
         with pytest.raises(RuntimeWarning, match="step 7: a is nan"):
             reporter.report(7, "a", "is nan")
+
+
+def test_a_warning_points_at_the_users_line(recorded_warnings):
+    net = GradNorm(FCNet(1, 1, 2, 4), alpha=1.0, weight_lr=0.1)
+    balancer = LossBalancer(FCNet(1, 1, 2, 4), equations=[])
+    for each in (net.backward, balancer.backward):
+        shared = net.get_last_shared_layer() if each == net.backward else balancer.shared[0]
+        each([shared.square().sum(), 0 * shared.sum()])
+    assert [warning.filename for warning in recorded_warnings] == [__file__] * 2

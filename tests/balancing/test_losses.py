@@ -2,7 +2,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlescience_gradnorm.balancing._losses import LossOrder
+from paddlescience_gradnorm.balancing._losses import LossOrder, NamedLosses
 
 
 def values(scalars):
@@ -45,8 +45,10 @@ def test_names_are_strings_whatever_the_keys_are():
     order = LossOrder(2)
     order.scalars({1: paddle.ones([]), 2: paddle.ones([])})
     assert order.names == ["1", "2"]
-    with pytest.raises(ValueError, match="every step must name the same losses"):
+    with pytest.raises(ValueError, match="names that are the same as text"):
         order.scalars({1: paddle.ones([]), "1": paddle.ones([])})
+    with pytest.raises(ValueError, match="names that are the same as text"):
+        order.scalars({1: paddle.ones([]), 2: paddle.ones([]), "1": paddle.ones([])})
 
 
 def test_losses_without_names_keep_those_that_a_dict_has_given():
@@ -130,3 +132,32 @@ def test_another_number_of_losses(losses):
 def test_bad_losses_are_named(losses, error, match):
     with pytest.raises(error, match=match):
         LossOrder(2).scalars(losses)
+
+
+def test_absent_losses_are_constant_zeros_where_that_is_allowed():
+    order, one, two = LossOrder(3, absent="skip"), paddle.to_tensor(1.0), paddle.to_tensor(2.0)
+    assert values(order.scalars({"pde": one})) == [1, 0, 0]
+    assert order.names == ["pde", "losses[1]", "losses[2]"] and not order.complete
+    scalars = order.scalars({"bc": two})
+    assert values(scalars) == [0, 2, 0] and order.known == ["pde", "bc"]
+    assert [order.is_absent(scalar) for scalar in scalars] == [True, False, True]
+    assert values(order.scalars({"ic": one, "pde": two})) == [2, 0, 1] and order.complete
+    with pytest.raises(ValueError, match="these are 4 losses, but n_loss is 3"):
+        order.scalars({"flux": one})
+    with pytest.raises(ValueError, match="losses has 2 entries, but n_loss is 3"):
+        order.scalars([one, two])
+    with pytest.raises(ValueError, match="losses has the names"):
+        order.scalars({})
+
+
+def test_a_later_process_knows_which_names_are_still_open():
+    order = LossOrder(3, absent="skip")
+    order.resume(["pde", "losses[1]", "losses[2]"])
+    assert order.known == ["pde"] and not order.complete
+    assert values(order.scalars({"bc": paddle.ones([])})) == [0, 1, 0]
+
+
+def test_losses_may_know_which_of_them_are_equations():
+    order = LossOrder(2)
+    order.scalars(NamedLosses({"a": paddle.ones([]), "b": paddle.ones([])}, ["b"]))
+    assert order.equations == ("b",)

@@ -5,13 +5,15 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlescience_gradnorm import FCNet
+from paddlescience_gradnorm import FCNet, _paddle
 from paddlescience_gradnorm.balancing._one_pass import (
     backward_by_loss,
     backward_of_sum,
+    can_ask_for_gradients,
     gradients_alone,
     measured,
     overwrite,
+    refuse_a_static_program,
     two_passes_are_cheaper,
 )
 
@@ -78,7 +80,7 @@ def test_gradients_are_those_of_the_weighted_sum(
     assert_same_gradients(fc_net, expected)
 
     earlier()
-    backward_of_sum(make_losses(fc_net, share), weights, shared, NAMES)
+    backward_of_sum(make_losses(fc_net, share), weights, NAMES)
     assert_same_gradients(fc_net, expected)
 
 
@@ -181,7 +183,7 @@ def test_losses_are_detached_and_keep_their_values(fc_net, make_losses, way, sha
     losses, factors = make_losses(fc_net, share), paddle.ones([3])
     values, shared = [loss.item() for loss in losses], [fc_net.get_last_shared_layer()]
     if way == "of the sum":
-        backward_of_sum(losses, factors, shared, NAMES)
+        backward_of_sum(losses, factors, NAMES)
     else:
         backward_by_loss(losses, factors, shared, NAMES, way == "two passes")
     assert all(loss.stop_gradient and loss.is_leaf for loss in losses)
@@ -200,8 +202,8 @@ def test_no_hook_stays_on_the_parameters(fc_net, make_losses, monkeypatch, fails
     monkeypatch.setattr(paddle.Tensor, "register_hook", recording)
     losses, shared = make_losses(fc_net), [fc_net.get_last_shared_layer()]
     if fails:
-        losses[1] = fc_net.linears[0].weight.mean()
-        with pytest.raises(ValueError):
+        losses[1].backward()
+        with pytest.raises(RuntimeError):
             backward_by_loss(losses, paddle.ones([3]), shared, NAMES)
     else:
         backward_by_loss(losses, paddle.ones([3]), shared, NAMES)
@@ -217,20 +219,147 @@ def test_gradients_alone_touch_no_gradient_and_no_graph(fc_net, make_losses):
     np.testing.assert_array_equal(gradients_alone(losses, paddle.ones([3]), shared, NAMES), rows)
 
 
+@passes
 @pytest.mark.parametrize("independent", ["constant", "other parameter"])
-def test_a_loss_that_misses_the_shared_parameters_is_named(fc_net, make_losses, independent):
+def test_a_loss_that_misses_the_shared_parameters_has_a_row_of_zeros(
+    fc_net, make_losses, independent, in_two_passes
+):
     shared, ones = [fc_net.get_last_shared_layer()], paddle.ones([3])
-    losses = make_losses(fc_net)
-    losses[1] = paddle.ones([]) if independent == "constant" else fc_net.linears[0].weight.mean()
-    message = "'boundary' does not depend on the shared parameters .*pass as shared="
-    for in_two_passes in (True, False):
-        with pytest.raises(ValueError, match=message):
-            backward_by_loss(losses, ones, shared, NAMES, in_two_passes)
+    expected = rows_one_by_one(fc_net, make_losses(fc_net), shared)
+    expected[1] = 0
+
+    def losses():
+        found = make_losses(fc_net)
+        found[1] = fc_net.linears[0].weight.mean()
+        return [found[0], paddle.ones([]), found[2]] if independent == "constant" else found
+
+    for way in (backward_by_loss, gradients_alone):
+        options = [in_two_passes] if way is backward_by_loss else []
+        rows = way(losses(), ones, shared, NAMES, *options)
+        np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-7)
+    fc_net.clear_gradients()
+    backward_of_sum(losses(), ones, NAMES)
+    assert (fc_net.linears[0].weight.grad is not None) and shared[0].grad is not None
+
+
+@passes
+def test_losses_that_all_miss_the_shared_parameters_are_named(fc_net, in_two_passes):
+    shared, weight = [fc_net.get_last_shared_layer()], fc_net.linears[0].weight
+    message = "none of the losses 'pde', 'boundary' depends on the shared .*pass as shared="
     with pytest.raises(ValueError, match=message):
-        gradients_alone(losses[1:], ones[1:], shared, NAMES[1:])
-    if independent == "constant":
-        with pytest.raises(ValueError, match=message):
-            backward_of_sum(losses, ones, shared, NAMES)
+        losses = [weight.mean(), weight.square().mean()]
+        backward_by_loss(losses, paddle.ones([2]), shared, NAMES[:2], in_two_passes)
+    with pytest.raises(ValueError, match=message):
+        losses = [weight.mean(), weight.square().mean()]
+        gradients_alone(losses, paddle.ones([2]), shared, NAMES[:2])
+
+
+def test_losses_that_all_lack_a_graph_are_named(fc_net):
+    constants, shared = [paddle.ones([]), paddle.zeros([])], [fc_net.get_last_shared_layer()]
+    message = "no loss has a graph to go backward through: 'pde', 'boundary'"
+    with pytest.raises(ValueError, match=message):
+        backward_of_sum(constants, paddle.ones([2]), NAMES[:2])
+    with pytest.raises(ValueError, match=message):
+        backward_by_loss(constants, paddle.ones([2]), shared, NAMES[:2])
+
+
+def test_one_by_one_only_the_guilty_loss_is_named_and_the_sum_is_the_same(fc_net, make_losses):
+    backward_of_sum(make_losses(fc_net), paddle.ones([3]), NAMES)
+    expected = gradients(fc_net)
+    fc_net.clear_gradients()
+    backward_of_sum(make_losses(fc_net), paddle.ones([3]), NAMES, one_by_one=True)
+    assert_same_gradients(fc_net, expected)
+    losses = make_losses(fc_net)
+    losses[1].backward()
+    with pytest.raises(RuntimeError, match=r"loss 'boundary' is gone.*before the loop"):
+        backward_of_sum(losses, paddle.ones([3]), NAMES, one_by_one=True)
+
+
+@pytest.mark.usefixtures("place")
+@passes
+def test_a_sparse_gradient_is_measured_as_what_it_is(in_two_passes):
+    numbers = paddle.to_tensor([[1, 4, 1], [0, 2, 4]])
+    rows = {}
+    for sparse in (False, True):
+        paddle.seed(0)
+        table, head = paddle.nn.Embedding(6, 3, sparse=sparse), paddle.nn.Linear(3, 1)
+        mean = head(table(numbers).mean(1))
+        losses, shared = [mean.square().mean(), (mean - 1).abs().mean()], [table.weight]
+        rows[sparse] = backward_by_loss(losses, paddle.ones([2]), shared, NAMES[:2], in_two_passes)
+        assert table.weight.grad.is_selected_rows() == sparse
+    np.testing.assert_allclose(rows[True], rows[False], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.usefixtures("place")
+@passes
+def test_a_complex_gradient_has_its_true_norm(in_two_passes):
+    values = np.array([1 + 1j, 2 - 1j], "complex64")
+    weight = _paddle.Parameter.from_tensor(paddle.to_tensor(values))
+    weight.stop_gradient = False
+
+    def losses():
+        return [(weight.real() - 3).square().mean(), (weight.imag() - 30).square().mean()]
+
+    rows = backward_by_loss(losses(), paddle.ones([2]), [weight], NAMES[:2], in_two_passes)
+    norms = np.linalg.norm(np.asarray(rows), axis=1)
+    np.testing.assert_allclose(norms, [np.hypot(2, 1), np.hypot(29, 31)], rtol=1e-6)
+    by_paddle = [np.linalg.norm(paddle.grad(loss, weight)[0].numpy()) for loss in losses()]
+    np.testing.assert_allclose(norms, by_paddle, rtol=1e-6)
+
+
+def test_a_parameter_without_axes_is_measured():
+    beta = paddle.create_parameter([], "float32")
+    beta.set_value(paddle.to_tensor(2.0))
+    losses = [3 * beta, beta.square()]
+    assert backward_by_loss(losses, paddle.ones([2]), [beta], NAMES[:2]).tolist() == [[3], [4]]
+
+
+@passes
+def test_a_frozen_parameter_has_no_gradient_until_it_is_trained(in_two_passes):
+    first, second = (paddle.create_parameter([2], "float32") for _ in range(2))
+    first.stop_gradient = True
+
+    def rows():
+        losses = [(first + second).sum(), (2 * (first + second)).sum()]
+        ones = paddle.ones([2])
+        return backward_by_loss(losses, ones, [first, second], NAMES[:2], in_two_passes).tolist()
+
+    assert rows() == [[0, 0, 1, 1], [0, 0, 2, 2]]
+    first.stop_gradient = False
+    assert rows() == [[1, 1, 1, 1], [2, 2, 2, 2]]
+
+
+def test_a_static_program_of_several_losses_is_refused():
+    net = paddle.jit.to_static(FCNet(2, 2, 2, 8), full_graph=True)
+    one = net(paddle.rand([4, 2]))
+    losses = [one[:, 0].square().mean(), one[:, 1].square().mean()]
+    with pytest.raises(ValueError, match=r"losses 'pde', 'boundary' come from one run of a static"):
+        refuse_a_static_program(losses, NAMES[:2])
+    # Each of its own run is what Paddle can do.
+    losses = [net(paddle.rand([4, 2])).square().mean() for _ in range(2)]
+    refuse_a_static_program(losses, NAMES[:2])
+    rows = backward_by_loss(losses, paddle.ones([2]), net.parameters(), NAMES[:2])
+    assert (np.linalg.norm(rows, axis=1) > 0).all()
+
+
+def test_where_paddle_cannot_be_asked_is_found_out():
+    x = paddle.rand([6, 1])
+    x.stop_gradient = False
+    net = FCNet(1, 1, 2, 8)
+
+    def curvature(u):
+        slope = paddle.grad(u, x, create_graph=True)[0]
+        return paddle.grad(slope, x, create_graph=True)[0].square().mean()
+
+    assert can_ask_for_gradients([curvature(net(x))], net.parameters())
+    loss = curvature(x**2 * net(x))  # Paddle's power has no such gradient
+    assert not can_ask_for_gradients([loss], net.parameters())
+    with pytest.raises(
+        RuntimeError, match=r"loss 'pde' .* only a backward pass can: call backward"
+    ):
+        gradients_alone([loss], paddle.ones([1]), net.parameters(), NAMES[:1])
+    backward_by_loss([loss], paddle.ones([1]), net.parameters(), NAMES[:1])
+    assert (net.get_last_shared_layer().grad != 0).any()
 
 
 @passes
@@ -240,7 +369,7 @@ def test_an_error_leaves_earlier_gradients_in_place(fc_net, in_two_passes):
     with pytest.raises(ValueError):
         backward_by_loss([paddle.ones([])], paddle.ones([1]), [weight], NAMES[:1], in_two_passes)
     with pytest.raises(ValueError):
-        backward_of_sum([paddle.ones([])], paddle.ones([1]), [weight], NAMES[:1])
+        backward_of_sum([paddle.ones([])], paddle.ones([1]), NAMES[:1])
     assert (weight.grad == 7.0).all()
 
 
@@ -248,9 +377,9 @@ def test_an_error_leaves_earlier_gradients_in_place(fc_net, in_two_passes):
 def test_a_graph_that_is_gone_is_explained(fc_net, make_losses, way):
     losses, ones, shared = make_losses(fc_net), paddle.ones([3]), [fc_net.get_last_shared_layer()]
     sum(losses).backward()
-    with pytest.raises(RuntimeError, match=r"graph of loss '.*' is gone.*retain_graph=True"):
+    with pytest.raises(RuntimeError, match=r"graph of .* is gone.*retain_graph=True"):
         if way == "of the sum":
-            backward_of_sum(losses, ones, shared, NAMES)
+            backward_of_sum(losses, ones, NAMES)
         elif way == "alone":
             gradients_alone(losses, ones, shared, NAMES)
         else:
@@ -407,7 +536,7 @@ def test_a_backward_pass_uses_up_the_graph_of_a_prediction_that_is_kept(net, way
     prediction = net(paddle.rand([5, 2]))
     losses, shared = square_means(prediction.split(3, 1)), [net.linears[-1].weight]
     if way == "of the sum":
-        backward_of_sum(losses, paddle.ones([3]), shared, NAMES)
+        backward_of_sum(losses, paddle.ones([3]), NAMES)
     else:
         backward_by_loss(losses, paddle.ones([3]), shared, NAMES, way == "two passes")
     with pytest.raises(SystemError, match="retain_graph"):
@@ -421,7 +550,7 @@ def test_a_backward_pass_frees_the_graphs_of_losses_that_are_kept(net, way):
     prediction.register_hook(hook)
     losses, shared = square_means(prediction.split(3, 1)), [net.linears[-1].weight]
     if way == "of the sum":
-        backward_of_sum(losses, paddle.ones([3]), shared, NAMES)
+        backward_of_sum(losses, paddle.ones([3]), NAMES)
     else:
         backward_by_loss(losses, paddle.ones([3]), shared, NAMES, way == "two passes")
     alive = weakref.ref(hook)

@@ -28,7 +28,7 @@ paddle.set_default_dtype("float64")
 
 OPTIONS = {
     "published": {"alpha": 1.0, "weight_lr": 1e-3},
-    "pinn": {"update_every": 1},
+    "pinn": {"update_every": 1, "equations": [0]},
     "caller": {"alpha": 1.0, "weight_lr": None},
     "all": {"alpha": 1.0, "weight_lr": 1e-3, "shared": "all"},
     "update_every": {"alpha": 1.0, "weight_lr": 1e-3, "update_every": 2},
@@ -159,8 +159,99 @@ def test_a_loss_that_is_nan_on_one_process_is_left_out_on_all(run, ranks, rule):
             # By the PINN rule the equation's, the first, is the unit.
             moves = [rule != "pinn", True, True][:n_loss]
             assert ((weights[4] != weights[3]) == moves).all()
-            # A loss alone cannot be balanced, and the caller's optimizer leaves the step out.
+            # An equation alone has nothing to be balanced with, nor has a loss of the published
+            # rule, and the caller's optimizer leaves the step out.
             if n_loss == 2 or rule == "caller":
                 moves = [False] * n_loss
             moves[1] = False
             assert ((weights[3] != weights[2]) == moves).all()
+
+
+UNEVEN = """
+import sys
+
+import numpy as np
+import paddle
+
+import paddlescience_gradnorm as gradnorm
+
+output = sys.argv[1]
+paddle.distributed.init_parallel_env()
+rank = paddle.distributed.get_rank()
+results = {}
+
+
+def losses(net, which, order=1):
+    x = paddle.rand([4, 2]) + rank
+    u = net(x)
+    found = {
+        "pde": (10 * u).square().mean(),
+        "bc": (u - 1).square().mean(),
+        "data": (u - 2).abs().mean(),
+    }
+    return {name: found[name] for name in list(found)[::order] if name in which}
+
+
+ALL, SOME = ("pde", "bc", "data"), ("pde", "bc")
+for parallel in (False, True):
+    paddle.seed(0)
+    bare = gradnorm.FCNet(2, 1, 3, 8)
+    net = paddle.DataParallel(bare) if parallel else bare
+    balancer = gradnorm.LossBalancer(bare, absent="skip", update_every=2)
+    sgd = paddle.optimizer.SGD(1e-3, parameters=bare.parameters())
+    for step, which in enumerate([ALL, ALL, [ALL, SOME][rank], SOME, SOME, [SOME, ALL][rank]]):
+        given = losses(net, which)
+        if step == 1:
+            given["data"] = paddle.zeros([]) if rank else given["data"]
+        balancer.backward(given)
+        sgd.step()
+        sgd.clear_grad()
+    results[f"{parallel} weights"] = balancer.get_weights()
+    results[f"{parallel} missed"] = balancer.missed.numpy()
+    if parallel:
+        parameters = [p.numpy().ravel() for p in bare.parameters()]
+        results["parameters"] = np.concatenate(parameters)
+
+# A loss that has a graph in one process only, with step().
+net = gradnorm.FCNet(2, 1, 3, 8)
+k = paddle.create_parameter([1], "float32")
+balancer = gradnorm.LossBalancer(net, 3, equations=["pde"], update_every=2)
+for step in range(4):
+    given = {**losses(net, SOME), "prior": (k - 1).square().sum() if rank else paddle.ones([])}
+    sum(given.values()).backward(retain_graph=True)
+    balancer.step(given)
+results["steps"] = balancer.step_count.numpy()
+
+for different in ({"order": 1 - 2 * rank}, {"which": SOME}):
+    balancer = gradnorm.LossBalancer(net, 3, absent="skip")
+    try:
+        balancer.backward(losses(net, **{"which": ALL, **different}))
+    except ValueError as error:
+        assert "must all name the same losses in the same order" in str(error), error
+    else:
+        raise AssertionError(different)
+np.savez(f"{output}/{rank}.npz", **results)
+"""
+
+
+def test_losses_that_one_process_lacks_keep_the_others_in_step(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(UNEVEN)
+    launch = ["-m", "paddle.distributed.launch", "--backend", "gloo", "--nproc_per_node", "2"]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        [sys.executable, *launch, "--log_dir", str(tmp_path / "log"), str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    logs = [log.read_text()[-3000:] for log in tmp_path.glob("log/workerlog.*")]
+    assert result.returncode == 0, "\n".join([result.stderr, *logs])
+    one, other = (dict(np.load(tmp_path / f"{rank}.npz")) for rank in range(2))
+    for name, array in one.items():
+        np.testing.assert_array_equal(other[name], array, err_msg=name)
+    # The update of step 4 missed the data, and step 5 made up for it.
+    assert one["False missed"].tolist() == one["True missed"].tolist() == [0, 0, 0]
+    assert (one["True weights"][1:] > 1).all() and one["steps"] == 4

@@ -22,7 +22,7 @@ from paddlescience_gradnorm import FCNet, GradNorm  # noqa: E402
 
 
 class PrintMemory(paddle.callbacks.Callback):
-    """In the progress bar's place among the callbacks."""
+    """Among the views of the run."""
 
     def on_train_batch_end(self, step, logs=None):
         if self.model.step % 1000 == 0:

@@ -136,13 +136,13 @@ def test_a_signal_stops_it_with_a_checkpoint_that_it_goes_on_from(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     expected = pinn_kovasznay.main([*arguments, str(whole)])
 
-    class Kill(pinn_kovasznay.ProgressBar):
+    class Kill(pinn_kovasznay.StopOnSignals):
         def on_train_batch_begin(self, step, logs=None):
             if self.model.step == 12:
                 os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit:
-        patch.setattr(pinn_kovasznay, "ProgressBar", Kill)
+        patch.setattr(pinn_kovasznay, "StopOnSignals", Kill)
         pinn_kovasznay.main([*arguments, str(stopped)])
     assert exit.value.code == code
     assert "stopped at step 13; go on with --resume latest" in capsys.readouterr().out

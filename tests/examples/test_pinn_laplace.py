@@ -149,13 +149,13 @@ def test_a_signal_stops_it_with_a_checkpoint_that_it_goes_on_from(
 ):
     expected = pinn_laplace.main(options(tmp_path / "whole"))
 
-    class Kill(pinn_laplace.ProgressBar):
+    class Kill(pinn_laplace.StopOnSignals):
         def on_train_batch_begin(self, step, logs=None):
             if self.model.step == 25:
                 os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        patch.setattr(pinn_laplace, "ProgressBar", Kill)
+        patch.setattr(pinn_laplace, "StopOnSignals", Kill)
         pinn_laplace.main(options(tmp_path / "stopped"))
     assert stopped.value.code == code
     assert "stopped at step 26; go on with --resume latest" in capsys.readouterr().out

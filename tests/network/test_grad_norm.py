@@ -1,11 +1,12 @@
 import copy
 import pickle
+from collections.abc import Iterable, Sized
 
 import numpy as np
 import paddle
 import pytest
 
-from paddlescience_gradnorm import FCNet, GradNorm, NetworkBase
+from paddlescience_gradnorm import FCNet, GradNorm, LossBalancer, NetworkBase, RotoGrad
 
 
 @pytest.fixture
@@ -202,16 +203,233 @@ def test_to_static_keeps_values(fc_net):
     np.testing.assert_allclose(static(points).numpy(), expected, rtol=1e-5)
 
 
-def test_own_names_win():
-    class Clash(WithOptions):
-        alpha = 99.0
+class Clash(WithOptions):
+    alpha = 99.0
 
-        def get_weights(self):
-            return "the network's"
+    def __init__(self):
+        super().__init__()
+        self.net = paddle.nn.Linear(2, 2)
+        self.loss_weights = {"pde": 1.0}
+        self.register_buffer("initial_losses", paddle.ones([2]))
 
-    net = GradNorm(Clash(), 2, 1.0)
-    assert net.alpha == 1.0
-    assert net.get_weights().tolist() == [1, 1]
+    def freeze(self):
+        return "the network's"
+
+    def backward(self, loss):
+        return "the network's"
+
+
+def test_own_names_win_and_a_clash_is_said_when_wrapping():
+    bare = Clash()
+    names = "alpha, backward, freeze, initial_losses, loss_weights, net"
+    expected = (
+        f"Clash has attributes whose names GradNorm has itself: {names}. "
+        r".* network's own is net\.net\.alpha"
+    )
+    with pytest.warns(UserWarning, match=expected) as record:
+        net = GradNorm(bare, 2, 1.0)
+    (warning,) = record
+    assert warning.filename == __file__
+    assert net.alpha == 1.0 and net.net is bare and net.freeze() is None
+    assert net.loss_weights.tolist() == [1, 1] and net.initial_losses.tolist() == [0, 0]
+    assert net.net.alpha == 99.0 and net.net.loss_weights == {"pde": 1.0}
+    assert net.net.freeze() == net.net.backward(None) == "the network's"
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: FCNet(2, 1, 2, 4),
+        WithOptions,
+        lambda: paddle.nn.Sequential(paddle.nn.Linear(2, 2)),
+        lambda: paddle.DataParallel(FCNet(2, 1, 2, 4)),
+    ],
+    ids=["FCNet", "NetworkBase", "Sequential", "DataParallel"],
+)
+def test_what_every_network_has_is_no_clash(network, recorded_warnings):
+    net = network()
+    del recorded_warnings[:]  # DataParallel's own
+    GradNorm(net, 2)
+    assert not recorded_warnings
+
+
+def test_a_parameter_that_would_be_hidden_is_refused():
+    class Heat(FCNet):
+        def __init__(self):
+            super().__init__(2, 1, 2, 4)
+            self.alpha = self.create_parameter([1])
+
+    with pytest.raises(ValueError, match=r"Heat has a parameter 'alpha'.*rename .*LossBalancer"):
+        GradNorm(Heat(), 2)
+
+
+@pytest.mark.parametrize("name", ["alpha", "backward", "net"])
+def test_nothing_is_added_that_would_be_hidden(name):
+    net = GradNorm(WithOptions(), 2)
+    for add, value in (
+        (net.add_sublayer, paddle.nn.Linear(2, 1)),
+        (net.add_parameter, paddle.create_parameter([1], "float32")),
+        (net.register_buffer, paddle.ones([1])),
+    ):
+        with pytest.raises(ValueError, match=f"added to the network as {name!r}"):
+            add(name, value)
+    assert [name for name, _ in net.net.named_sublayers()] == ["linear"]
+
+
+def test_a_call_of_the_networks_own_is_kept():
+    class Doubled(WithOptions):
+        def __call__(self, ins):
+            return 2 * super().__call__(ins)
+
+    bare, x = Doubled(), paddle.rand([4, 2])
+    np.testing.assert_array_equal(GradNorm(bare, 2)(x).numpy(), bare(x).numpy())
+
+
+# Containers.
+
+
+def linear():
+    return paddle.nn.Linear(2, 2)
+
+
+CONTAINERS = {
+    "Sequential": lambda: paddle.nn.Sequential(linear(), paddle.nn.Tanh(), linear()),
+    "LayerList": lambda: paddle.nn.LayerList([linear(), paddle.nn.Tanh(), linear()]),
+    "LayerDict": lambda: paddle.nn.LayerDict({"a": linear(), "b": linear()}),
+    "ParameterList": lambda: paddle.nn.ParameterList([*linear().parameters()]),
+    "none": lambda: FCNet(2, 1, 2, 4),
+}
+# Those of a number are items[0], of a string items["a"].
+USES = {
+    "[0]": lambda items: items[0],
+    "[-1]": lambda items: items[-1],
+    "[:2]": lambda items: list(items[:2]),
+    "['a']": lambda items: items["a"],
+    "[9]": lambda items: items[9],
+    "len": len,
+    "list": list,
+    "iter": lambda items: next(iter(items)),
+    "reversed": lambda items: list(reversed(items)),
+    "in": lambda items: ("a" in items, "b" in items, "c" in items),
+    "bool": bool,
+    "Iterable": lambda items: isinstance(items, Iterable),
+    "Sized": lambda items: isinstance(items, Sized),
+    "keys": lambda items: list(items.keys()),
+}
+
+
+def outcome(use, items):
+    """What comes out, and of what is a layer or tensor, which one; or the kind of error."""
+    try:
+        found = use(items)
+    except Exception as error:
+        return type(error)
+    return [id(x) if isinstance(x, (paddle.nn.Layer, paddle.Tensor)) else x for x in listed(found)]
+
+
+def listed(found):
+    return found if isinstance(found, (list, tuple)) else [found]
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_wrapped_container_is_one(container, use):
+    bare = CONTAINERS[container]()
+    assert outcome(USES[use], GradNorm(bare, 2)) == outcome(USES[use], bare)
+
+
+@pytest.mark.parametrize("container", ["Sequential", "LayerList", "LayerDict"])
+def test_items_are_set_and_deleted_in_the_network(container):
+    bare, key = CONTAINERS[container](), "a" if container == "LayerDict" else 1
+    net, number, new = GradNorm(bare, 2), len(bare), linear()
+    net[key] = new
+    assert bare[key] is new
+    del net[key]
+    assert len(bare) == len(net) == number - 1 and new not in bare.sublayers()
+
+
+def test_a_network_with_some_of_the_methods_has_these_alone():
+    class Stack(WithOptions):
+        def __len__(self):
+            return 0
+
+    net = GradNorm(Stack(), 2)
+    assert len(net) == 0
+    with pytest.raises(TypeError, match="not subscriptable"):
+        net[0]
+    assert not isinstance(net, Iterable)
+
+
+class OwnLength(GradNorm):
+    def __len__(self):
+        return 77
+
+
+@pytest.mark.parametrize("cls", [GradNorm, OwnLength])
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, copy.copy, lambda net: pickle.loads(pickle.dumps(net))],
+    ids=["deepcopy", "copy", "pickle"],
+)
+def test_a_copy_of_a_wrapped_container_is_one(cls, duplicate):
+    net = cls(CONTAINERS["Sequential"](), 2)
+    twin = duplicate(net)
+    assert type(twin) is type(net) and isinstance(twin, cls)
+    assert len(twin) == (3 if cls is GradNorm else 77)
+    assert twin[2] is twin.net[2] and twin[2] is not net[2]
+    assert repr(twin) == repr(net) and repr(net).startswith(f"{cls.__name__}(")
+    x = paddle.rand([4, 2])
+    np.testing.assert_array_equal(twin(x).numpy(), net(x).numpy())
+    (outer,) = pickle.loads(pickle.dumps([net]))
+    assert type(outer) is type(net)
+
+
+def test_wrapped_containers_of_one_kind_are_of_one_class():
+    first, second = (GradNorm(CONTAINERS["Sequential"](), 2) for _ in range(2))
+    assert type(first) is type(second)
+    assert type(GradNorm(FCNet(2, 1, 2, 4), 2)) is GradNorm
+
+
+def test_a_wrapped_container_exports(tmp_path):
+    bare = paddle.nn.Sequential(linear(), paddle.nn.Tanh())
+    net = GradNorm(bare, 2)
+    net.eval()
+    spec = [paddle.static.InputSpec([None, 2], "float32")]
+    paddle.jit.save(net, str(tmp_path / "exported"), input_spec=spec)
+    x = paddle.rand([4, 2])
+    exported = paddle.jit.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(exported(x).numpy(), bare(x).numpy(), rtol=1e-6)
+
+
+# What cannot be wrapped.
+
+
+class Around(paddle.nn.Layer):
+    def __init__(self, inner):
+        super().__init__()
+        self.part = inner
+
+
+def rotograd():
+    return RotoGrad(FCNet(2, 4, 2, 4), [paddle.nn.Linear(4, 1) for _ in range(2)], 4)
+
+
+@pytest.mark.parametrize(
+    "inner, kind, advice",
+    [
+        (lambda: GradNorm(FCNet(2, 1, 2, 4), 2), "GradNorm", "take the network in it, {}.net"),
+        (lambda: LossBalancer(FCNet(2, 1, 2, 4), 2), "LossBalancer", "outside of the network"),
+        (rotograd, "RotoGrad", "do not wrap it"),
+    ],
+)
+def test_what_weighs_losses_itself_is_not_wrapped(inner, kind, advice):
+    for net, where in (
+        (inner(), "net"),
+        (Around(inner()), "net.part"),
+        (paddle.nn.Sequential(linear(), Around(inner())), "net.1.part"),
+    ):
+        with pytest.raises(TypeError, match=f"but {where} is a {kind}: .*{advice.format(where)}"):
+            GradNorm(net, 2)
 
 
 def test_missing_attributes_and_real_errors_are_told_apart():
@@ -339,6 +557,45 @@ def test_a_state_of_the_bare_network_loads(net):
     np.testing.assert_array_equal(again(x).numpy(), bare(x).numpy())
 
 
+class OwnNet(NetworkBase):
+    """A network whose own layer has the name under which GradNorm keeps a network."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = FCNet(2, 1, 2, 4)
+
+    def nn_func(self, ins):
+        return self.net(ins)
+
+
+@pytest.mark.parametrize("method", ["set_state_dict", "set_dict", "load_dict"])
+@pytest.mark.parametrize("network", [lambda: FCNet(2, 1, 3, 16), OwnNet])
+def test_a_state_of_the_wrapped_network_loads_into_the_bare_one(network, method, recorded_warnings):
+    net, bare, x = GradNorm(network(), 2), network(), paddle.rand([4, 2])
+    del recorded_warnings[:]  # that OwnNet has a layer of the name net
+    missing, unexpected = getattr(bare, method)(net.state_dict())
+    assert not missing and not unexpected and not recorded_warnings
+    np.testing.assert_array_equal(bare(x).numpy(), net(x).numpy())
+    before = net(x).numpy()
+    net.set_state_dict(network().state_dict())
+    assert (net(x).numpy() != before).any()
+
+
+def test_a_network_of_paddles_takes_the_state_of_the_wrapped_one_by_its_own_names():
+    net, bare, x = GradNorm(linear(), 2), linear(), paddle.rand([4, 2])
+    bare.set_state_dict(net.net.state_dict())
+    np.testing.assert_array_equal(bare(x).numpy(), net(x).numpy())
+
+
+def test_what_is_missing_in_the_state_of_a_wrapped_network_is_said():
+    deeper = FCNet(2, 1, 3, 4)
+    before = deeper.linears[2].weight.numpy()
+    with pytest.warns(UserWarning, match=r"linears\.2\.weight is not found"):
+        missing, _ = deeper.set_state_dict(GradNorm(FCNet(2, 4, 2, 4), 2).state_dict())
+    assert missing == ["linears.2.weight", "linears.2.bias"]
+    np.testing.assert_array_equal(deeper.linears[2].weight.numpy(), before)
+
+
 # The shared layer.
 
 
@@ -397,12 +654,12 @@ def test_bad_arguments_are_named(fc_net, build, error, match):
 def test_a_loss_that_misses_the_shared_layer_is_named(net, make_losses):
     losses = dict(zip(["pde", "bc", "data"], make_losses(net)))
     losses["bc"] = net.linears[0].weight.mean()
-    with pytest.raises(ValueError, match="loss 'bc' does not depend on the shared parameters"):
+    with pytest.warns(RuntimeWarning, match="loss 'bc' has no gradient on the shared parameters"):
         net.backward(losses)
 
 
 def test_without_alpha_it_steps_its_weights_itself_by_the_pinn_rule(fc_net, make_losses):
-    net = GradNorm(fc_net, n_loss=3)
+    net = GradNorm(fc_net, n_loss=3, equations=[0])
     assert not any(p is net.loss_weights for p in net.parameters())
     optimizer = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
     assert len(net.balancer.shared) == len(fc_net.parameters())

@@ -1,3 +1,4 @@
+import numpy as np
 import paddle
 import pytest
 
@@ -11,6 +12,22 @@ def test_calling_a_network_is_nn_func():
 
     ins = paddle.to_tensor([[1.0, 2.0]])
     assert Double()(ins).tolist() == Double().nn_func(ins).tolist() == [[2.0, 4.0]]
+
+
+def test_an_array_reaches_nn_func_as_a_tensor_of_the_networks_dtype():
+    class Hard(NetworkBase):
+        def __init__(self):
+            super().__init__()
+            self.linear = paddle.nn.Linear(2, 1)
+
+        def nn_func(self, ins):
+            return ins[:, :1] * self.linear(ins)
+
+    net, points = Hard(), np.random.default_rng(0).random((4, 2))
+    outputs = net(points)
+    assert outputs.dtype == paddle.float32
+    expected = net(paddle.to_tensor(points, "float32"))
+    np.testing.assert_array_equal(outputs.numpy(), expected.numpy())
 
 
 def test_a_network_without_nn_func_says_so():

@@ -10,7 +10,7 @@ import pytest
 import sympy
 
 from paddlescience_gradnorm import FCNet, GradNorm
-from paddlescience_gradnorm.pde import Residual
+from paddlescience_gradnorm.pde import Residual, sample_interior
 
 x, y, t, k = sympy.symbols("x y t k")
 u, v, p = (sympy.Function(name) for name in "uvp")
@@ -226,6 +226,79 @@ def test_hooks_are_not_passed_by(hooked):
     np.testing.assert_allclose(residual(net, points).numpy(), 2 * before, rtol=1e-5)
 
 
+def plain():
+    return paddle.nn.Sequential(paddle.nn.Linear(2, 8), paddle.nn.Tanh(), paddle.nn.Linear(8, 1))
+
+
+NETWORKS = {
+    "asked for its derivatives": lambda: FCNet(2, 1, 3, 8),
+    "wrapped": lambda: GradNorm(FCNet(2, 1, 3, 8), 2),
+    "wrapped, published rule": lambda: GradNorm(FCNet(2, 1, 3, 8), 2, alpha=1.0),
+    "differentiated": lambda: FCNet(2, 1, 3, 8, "sigmoid"),
+    "of a user": plain,
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_arrays_of_the_samplers_go_straight_in(network, dtype):
+    net = NETWORKS[network]()
+    net.to(dtype=dtype)
+    residual = Residual(laplacian(U) + x * U, (x, y), (u,))
+    points = sample_interior(16, [0, 0], [1, 2], seed=0)
+    before = points.copy()
+    found, expected = residual(net, points), residual(net, paddle.to_tensor(points, dtype=dtype))
+    assert found.dtype == getattr(paddle, dtype)
+    np.testing.assert_array_equal(found.numpy(), expected.numpy())
+    np.testing.assert_array_equal(points, before)
+    single = residual(net, points.astype("float32"))
+    np.testing.assert_allclose(single.numpy(), expected.numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_arrays_for_a_function_are_of_the_default_dtype(float64):
+    residual = Residual(laplacian(U), (x, y), (u,))
+    found = residual(lambda p: p[:, :1] ** 2 + p[:, 1:] ** 2, np.array([[0, 1], [2, 3]]))
+    assert found.dtype == paddle.float64 and found.tolist() == [[4.0], [4.0]]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("given, own", [("float64", "float32"), ("float32", "float64")])
+def test_a_tensor_of_another_dtype_is_named(network, given, own):
+    net = NETWORKS[network]()
+    net.to(dtype=own)
+    points = paddle.rand([4, 2]).astype(given)
+    match = f"points is a tensor of {given}, but .* parameters of {own}; .*points.astype.'{own}'"
+    with pytest.raises(TypeError, match=match):
+        Residual(laplacian(U), (x, y), (u,))(net, points)
+
+
+def test_a_network_may_cast_its_inputs_itself():
+    class Casting(paddle.nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.linear = paddle.nn.Linear(2, 1)
+
+        def forward(self, points):
+            return self.linear(points.astype("float32")) ** 2
+
+    net = Casting()
+    residual, points = Residual(laplacian(U), (x, y), (u,)), paddle.rand([4, 2])
+    np.testing.assert_allclose(
+        residual(net, points.astype("float64")).numpy(), residual(net, points).numpy(), rtol=1e-5
+    )
+
+
+def test_an_error_of_the_network_that_has_another_cause_is_its_own():
+    def fail(points):
+        raise ValueError("no such point")
+
+    for network in (fail, plain()):
+        if network is not fail:
+            network.register_forward_pre_hook(lambda layer, ins: fail(ins))
+        with pytest.raises(ValueError, match="no such point"):
+            Residual(laplacian(U), (x, y), (u,))(network, paddle.rand([4, 2]))
+
+
 def test_derivatives_of_what_is_constant_are_zero():
     points = paddle.rand([4, 2])
     linear = paddle.nn.Linear(2, 1)
@@ -302,6 +375,10 @@ def test_shapes_that_do_not_fit_are_named():
     residual = Residual(laplacian(U), (x, y), (u,))
     with pytest.raises(ValueError, match=r"points must have shape \[N, 2\], got \[4, 3\]"):
         residual(FCNet(3, 1, 2, 4), paddle.rand([4, 3]))
+    with pytest.raises(ValueError, match=r"got \[4\]; use points.reshape\(\[-1, 2\]\)"):
+        residual(FCNet(2, 1, 2, 4), np.ones(4))
+    with pytest.raises(TypeError, match=r"points must be .* got list \[\[0\.0, 1\.0\]\]"):
+        residual(FCNet(2, 1, 2, 4), [[0.0, 1.0]])
     with pytest.raises(ValueError, match=r"must return shape \[4, 1\], got \[4, 2\]"):
         residual(FCNet(2, 2, 2, 4), paddle.rand([4, 2]))
 

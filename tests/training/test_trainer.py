@@ -6,7 +6,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlescience_gradnorm import GradNorm, LossBalancer
+from paddlescience_gradnorm import FCNet, GradNorm, LossBalancer
+from paddlescience_gradnorm.pde.problems import problem
 from paddlescience_gradnorm.training import CheckpointError, Checkpoints, StopOnSignals, Trainer
 from paddlescience_gradnorm.training.history import QUANTITIES
 
@@ -198,9 +199,54 @@ def test_a_dataset_without_a_length(fc_net):
 
 def test_data_that_has_run_out_is_an_error(fc_net, named_losses):
     trainer = Trainer(fc_net, named_losses, adam(fc_net))
-    with pytest.raises(ValueError, match="data has no batch"):
-        trainer.fit(iter([1, 2]), epochs=2)
-    assert len(trainer.history) == 2
+    batches = iter([1, 2])
+    with pytest.raises(TypeError, match="list_iterator for 2 epochs, which can be run through"):
+        trainer.fit(batches, epochs=2)
+    assert trainer.step == 0  # it is said before the first step
+    assert len(trainer.fit(batches)) == 2
+    with pytest.raises(ValueError, match="data has no batch, or none is left"):
+        trainer.fit(batches)
+
+
+@pytest.mark.parametrize("stage", ["fit", "fit_lbfgs"])
+def test_a_number_in_place_of_data_is_epochs(fc_net, named_losses, stage):
+    nets = [copy.deepcopy(fc_net) for _ in range(2)]
+    trainers = [Trainer(net, named_losses, adam(net)) for net in nets]
+    for trainer, arguments in zip(trainers, ({"data": 3}, {"epochs": 3})):
+        getattr(trainer, stage)(**arguments)
+        assert (trainer.step, trainer.epoch) == (3, 3)
+    np.testing.assert_array_equal(*(t.history.to_numpy()["losses"] for t in trainers))
+    with pytest.raises(TypeError, match="data is the number 3, beside epochs=2"):
+        getattr(trainer, stage)(3, 2)
+
+
+@pytest.mark.parametrize("stage", ["fit", "fit_lbfgs"])
+def test_what_holds_no_batches_is_named_before_the_first_step(fc_net, named_losses, stage):
+    trainer = Trainer(fc_net, named_losses, adam(fc_net))
+    with pytest.raises(TypeError, match=r"got Tensor of shape \[8, 2\], whose rows would be"):
+        getattr(trainer, stage)(paddle.ones([8, 2]))
+    assert trainer.step == 0
+
+
+@pytest.mark.parametrize("form", [list, lambda parts: dict(zip("xy", parts))], ids=["list", "dict"])
+def test_batches_of_arrays_reach_any_network(form):
+    rng = np.random.default_rng(0)
+    arrays = [form([rng.random((6, 2)), rng.random((6, 1))]) for _ in range(3)]
+
+    def losses(net, *batch):
+        x, y = batch[0].values() if isinstance(batch[0], dict) else batch
+        return {"fit": (net(x) - y).square().mean()}
+
+    histories = []
+    for as_tensors in (False, True):
+        paddle.seed(0)
+        net = paddle.nn.Sequential(paddle.nn.Linear(2, 4), paddle.nn.Linear(4, 1))
+        data = arrays
+        if as_tensors:
+            parts = (b.values() if isinstance(b, dict) else b for b in arrays)
+            data = [form([paddle.to_tensor(p, "float32") for p in batch]) for batch in parts]
+        histories.append(Trainer(net, losses, adam(net)).fit(data, 2).losses["fit"])
+    np.testing.assert_array_equal(*histories)
 
 
 # Schedules.
@@ -701,6 +747,7 @@ def test_lbfgs_trains_what_the_optimizers_train(fc_net, fit_a_sine):
             "leave out callbacks.LRScheduler",
         ),
         ({"schedule_by": "batch"}, ValueError, "schedule_by must be .* got 'batch'"),
+        ({"progress": 1}, TypeError, "progress must be True, False or None, got 1"),
     ],
 )
 def test_bad_arguments_are_named(fc_net, named_losses, arguments, error, match):
@@ -716,6 +763,34 @@ def test_optimizers_that_need_more_than_a_gradient_are_refused(fc_net, named_los
     plateau = paddle.optimizer.lr.ReduceOnPlateau(1e-3)
     with pytest.raises(ValueError, match="ReduceLROnPlateau in callbacks"):
         Trainer(fc_net, named_losses, paddle.optimizer.SGD(plateau, parameters=fc_net.parameters()))
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: GradNorm(net, 3, 1.0)])
+def test_an_optimizer_of_another_network_is_refused(fc_net, named_losses, wrap):
+    net, other = wrap(fc_net), wrap(copy.deepcopy(fc_net))
+    with pytest.raises(
+        ValueError, match=r"optimizers hold no parameter of net.*net.parameters\(\)"
+    ):
+        Trainer(net, named_losses, adam(other))
+    Trainer(net, named_losses, [adam(other), adam(net)])
+    for parameter in fc_net.parameters():
+        parameter.stop_gradient = True
+    assert Trainer(fc_net, named_losses, adam(other)).optimizers  # which trains something else
+
+
+def test_loss_weights_that_no_optimizer_steps_are_refused(fc_net, named_losses):
+    weights_alone = "optimizers hold no parameter of net"
+    without_weights = "optimizers do not hold the loss weights.*weight_lr= to the balancer"
+    net = GradNorm(fc_net, 3, 1.0)
+    with pytest.raises(ValueError, match=without_weights):
+        Trainer(net, named_losses, adam(fc_net))
+    with pytest.raises(ValueError, match=weights_alone):
+        Trainer(net, named_losses, paddle.optimizer.SGD(1e-3, parameters=[net.loss_weights]))
+    balancer = LossBalancer(fc_net, 3, 1.0, weight_lr=None)
+    with pytest.raises(ValueError, match=without_weights):
+        Trainer(fc_net, named_losses, adam(fc_net), balancer)
+    Trainer(fc_net, named_losses, adam(fc_net, balancer), balancer)
+    Trainer(fc_net, named_losses, adam(fc_net), LossBalancer(fc_net, 3, 1.0, weight_lr=1e-3))
 
 
 @pytest.mark.parametrize(
@@ -768,3 +843,69 @@ def test_of_a_run_that_is_lost_only_that_is_said(fc_net):
         trainer.fit(epochs=30)
     (finding,) = trainer.diagnose()
     assert finding.startswith("'bc' has been nan since step 0, and the others soon after.")
+
+
+# Losses that are absent, and what is known only from the first step.
+
+
+def in_turns(net):
+    """The data come in every second step only."""
+    in_turns.step += 1
+    losses = {"pde": (10 * net(paddle.ones([4, 2]))).square().mean()}
+    if in_turns.step % 2 == 0:
+        losses["data"] = (net(paddle.zeros([4, 2])) - 1).square().mean()
+    return losses
+
+
+@pytest.mark.parametrize("n_loss", [2, None])
+def test_a_loss_that_is_absent_is_nan_in_the_history(n_loss):
+    in_turns.step = 0 if n_loss else 1  # without n_loss the first step must have all of them
+    net = GradNorm(FCNet(2, 1, 2, 8), n_loss, absent="skip")
+    adam = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+    history = Trainer(net, in_turns, adam).fit(epochs=8)
+    assert history.names == ["pde", "data"]
+    absent = [True, False] * 4 if n_loss else [False, True] * 4
+    assert np.isnan(history.losses["data"]).tolist() == absent
+    assert np.isfinite(history.losses["pde"]).all()
+    assert history.weights["data"][0] == 1 and net.get_weights()[1] > 1
+
+
+def test_a_run_whose_number_of_losses_the_first_step_tells_resumes_to_the_last_bit(tmp_path):
+    def trainer():
+        paddle.seed(0)
+        net = GradNorm(FCNet(2, 1, 2, 8), absent="skip")
+        adam = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+        return Trainer(net, in_turns, adam)
+
+    in_turns.step = 1
+    whole = trainer()
+    whole.fit(epochs=30)
+    in_turns.step = 1
+    first = trainer()
+    first.fit(epochs=11)
+    first.save(tmp_path / "run.ckpt")
+    second = trainer()
+    second.load(tmp_path / "run.ckpt")
+    second.fit(epochs=19)
+    assert second.net.get_weights().tolist() == whole.net.get_weights().tolist()
+    assert second.net.get_weights()[1] > 1
+    for one, other in zip(second.net.parameters(), whole.net.parameters()):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+    np.testing.assert_array_equal(second.history.losses["data"], whole.history.losses["data"])
+
+
+def test_losses_that_know_their_equations_pass_through():
+    training = problem("plate").sample(20)
+    net = GradNorm(FCNet(2, 1, 2, 8))  # "deflection" and "moment_x" do not tell
+    adam = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+    Trainer(net, training.losses, adam).fit(epochs=1)
+    assert net.balancer.last_measurement.equations.tolist() == [True, False, False, False]
+
+
+def test_lbfgs_may_come_first_when_the_number_of_losses_is_not_known():
+    net = GradNorm(FCNet(2, 1, 2, 8))
+    parameters = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+    training = problem("laplace").sample(30)
+    history = Trainer(net, training.losses, parameters).fit_lbfgs(epochs=2)
+    assert history.to_numpy()["weights"].tolist() == [[1] * 5] * 2
+    assert history.losses["pde"][1] != history.losses["pde"][0]

@@ -79,6 +79,7 @@ class PinnRule(Rule):
     memory: float = 0.99
     update_every: ClassVar[int] = 10
     tells_equations: ClassVar[bool] = True
+    fewest_losses: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
@@ -95,8 +96,14 @@ class PinnRule(Rule):
     def needs_positive_losses(self) -> bool:
         return self.alpha > 0
 
+    @property
+    def effects(self) -> tuple[str, str]:
+        of_conditions = f"get a lead of {self.lead:g} and weights up to {self.bound:g}"
+        return "keep weights near 1", of_conditions
+
     def start(self, n_loss: int) -> RuleState:
-        return {"initial_losses": np.zeros(n_loss)}
+        # The unit of an update without an equation is the one of the last update with one.
+        return {"initial_losses": np.zeros(n_loss), "log_unit": np.array(np.nan)}
 
     def weigh(
         self, weights: np.ndarray, state: RuleState, measurement: Measurement
@@ -114,9 +121,15 @@ class PinnRule(Rule):
             for i, (loss, average) in enumerate(zip(measurement.losses.tolist(), initial)):
                 logs[i] += self.alpha * (math.log(loss) - math.log(average))
         equations = measurement.equations.tolist()
-        leads = any(equations) and not all(equations)
-        of_unit = [log for log, is_equation in zip(logs, equations) if is_equation or not leads]
-        unit = sum(of_unit) / len(of_unit)
+        log_unit = state["log_unit"]
+        of_unit = [log for log, is_equation in zip(logs, equations) if is_equation]
+        if of_unit:
+            log_unit = np.array(sum(of_unit) / len(of_unit))
+        new_state = {"initial_losses": np.array(initial), "log_unit": log_unit}
+        leads = not np.isnan(log_unit)
+        if len(logs) == 1 and (of_unit or not leads):  # there is nothing to compare it with
+            return weights, new_state
+        unit = float(log_unit) if leads else sum(logs) / len(logs)
         limit = math.log(self.bound)
         rate = min(1.0, measurement.rate * measurement.interval)  # 1 goes all the way
         new = []
@@ -126,7 +139,7 @@ class PinnRule(Rule):
                 target += math.log(self.lead)
             missing = min(max(target, -limit), limit) - math.log(weight)
             new.append(weight * math.exp(min(max(missing, -1.0), 1.0) * rate))
-        return np.array(new), {"initial_losses": np.array(initial)}
+        return np.array(new), new_state
 
     def imbalance(self, weights: np.ndarray, state: RuleState, measurement: Measurement) -> float:
         """Sum of |change of log w_i| at a rate of 1."""
@@ -148,7 +161,9 @@ class PinnRule(Rule):
     ) -> list[str]:
         found = []
         at_rest = self._at_rest(weights, state, measurement)
-        limit, missing = math.log(self.bound), np.abs(np.log(at_rest / weights))
+        limit = math.log(self.bound)
+        weights = np.where(weights > 0, weights, 1.0)  # one set to 0 by hand is not balanced
+        missing = np.abs(np.log(at_rest / weights))
         off_floor = weights > 1.01 * measurement.floor
         # One measurement is noise. The weight shows the earlier ones: from 1 it has taken the
         # largest steps, which lead over a distance of 1 at least, ever since the start.
@@ -183,13 +198,13 @@ class PinnRule(Rule):
         A loss that cannot be balanced keeps its weight.
         """
         losses, norms, equations = measurement.losses, measurement.norms, measurement.equations
-        good = np.isfinite(losses) & np.isfinite(norms) & (norms > 0)
+        good = np.isfinite(losses) & np.isfinite(norms) & (norms > 0) & (weights > 0)
         if self.alpha:
             good &= losses > 0
-        at_rest = weights.copy()
+        at_rest = np.where(weights > 0, weights, 1.0)
         if good.sum() < 2 or (equations.any() and not (equations & good).any()):
             return at_rest
-        some = {name: array[good] for name, array in state.items()}
+        some = {name: array[good] if array.ndim else array for name, array in state.items()}
         measured = dataclasses.replace(measurement.of(good), rate=1.0)
         while True:
             before = at_rest[good]

@@ -331,7 +331,7 @@ class Problem:
             Shape [N, number of quantities].
         """
         with paddle.no_grad():
-            found = self._quantities(network, paddle.to_tensor(points, paddle.get_default_dtype()))
+            found = self._quantities(network, points)
         return np.concatenate([f.numpy() for f in found], axis=1)
 
     def relative_errors(self, network: Network) -> dict[str, float]:

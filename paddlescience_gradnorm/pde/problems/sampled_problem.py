@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 import sympy
 
+from paddlescience_gradnorm.balancing._losses import NamedLosses
 from paddlescience_gradnorm.pde.residual import Network, Residual
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class SampledProblem(paddle.nn.Layer):
             network: Maps points of shape [N, d] to fields of shape [N, number of fields].
 
         Returns:
-            Condition -> loss, a scalar.
+            Condition -> loss, a scalar. The dict tells a balancer which losses are equations.
         """
         losses = {}
         for evaluation in self._evaluations:
@@ -138,7 +139,9 @@ class SampledProblem(paddle.nn.Layer):
                     for value, target in zip(islice(remaining, len(targets)), targets)
                 ]
                 losses[name] = sum(squares[1:], squares[0])
-        return {condition.name: losses[condition.name] for condition in self.problem.conditions}
+        conditions = self.problem.conditions
+        in_order = {condition.name: losses[condition.name] for condition in conditions}
+        return NamedLosses(in_order, [c.name for c in conditions if c.kind == "pde"])
 
     def forward(self, network: Network) -> dict[str, paddle.Tensor]:
         """Same as ``losses``."""

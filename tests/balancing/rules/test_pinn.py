@@ -17,7 +17,7 @@ def measured(losses, norms, equations=(), **others):
 
 
 def references(*values):
-    return {"initial_losses": np.array(values, float)}
+    return {"initial_losses": np.array(values, float), "log_unit": np.array(np.nan)}
 
 
 def many_updates(rule, measurement, state=None, weights=None, n=3000):
@@ -119,6 +119,30 @@ def test_without_two_kinds_of_losses_there_is_no_lead(equations):
     np.testing.assert_allclose(weights, [2, 0.5], rtol=1e-6)
 
 
+def test_without_an_equation_the_unit_is_that_of_the_last_update_with_one():
+    rule = PinnRule(strength=0.5, lead=3.0)
+    equations, conditions = measured([1, 1], [4, 1], [0, 1]), measured([1, 1], [1, 0.25])
+    _, state = rule.weigh(np.ones(2), rule.start(2), equations)
+    assert state["log_unit"] == -np.log(2)  # of a norm of 2
+    weights = many_updates(rule, conditions, state)
+    # As if all four had been measured together.
+    together = many_updates(rule, measured(np.ones(4), [4, 1, 1, 0.25], [0, 1]))
+    np.testing.assert_allclose(weights, together[2:], rtol=1e-12)
+    np.testing.assert_allclose(weights, [3 * 2**0.5, 3 * 8**0.5], rtol=1e-6)
+    assert rule.weigh(weights, state, conditions)[1]["log_unit"] == state["log_unit"]
+
+
+@pytest.mark.parametrize("equations", [[], [0]])
+def test_a_loss_alone_has_nothing_to_be_compared_with(equations):
+    rule, weights = PinnRule(), np.array([7.0])
+    new, state = rule.weigh(weights, rule.start(1), measured([3], [4], equations))
+    assert new.tolist() == [7] and state["initial_losses"].tolist() == [3]
+    # But a condition has the unit of an earlier update.
+    state = {**state, "log_unit": np.array(0.0)}
+    new, _ = rule.weigh(weights, state, measured([3], [1], equations))
+    assert (new[0] > 7) == (not equations)
+
+
 def test_no_target_is_further_from_its_unit_than_the_bound():
     weights = many_updates(PinnRule(strength=1.0, bound=5), measured([1, 1], [1, 1e9]))
     np.testing.assert_allclose(weights, [5, 0.2], rtol=1e-6)
@@ -135,7 +159,7 @@ def test_weights_outside_the_bound_come_back():
 def test_references_are_averages_over_the_updates_in_which_a_loss_is_above_zero():
     rule = PinnRule(memory=0.75)
     state = rule.start(3)
-    assert state.keys() == {"initial_losses"} and state["initial_losses"].tolist() == [0, 0, 0]
+    assert state["initial_losses"].tolist() == [0, 0, 0]
     for losses, expected in [
         ([2, 0, -1], [2, 0, 0]),
         ([6, 4, 5], [3, 4, 5]),
@@ -283,7 +307,10 @@ def test_a_bound_beyond_the_floor_is_warned_of():
 def test_what_a_balancer_has_to_know_of_it():
     assert not issubclass(PinnRule, GradientRule)
     assert PinnRule.needs == {"gram"} and PinnRule.update_every == 10
-    assert PinnRule.tells_equations and not PinnRule.keeps_sum
+    assert PinnRule.tells_equations and not PinnRule.keeps_sum and PinnRule.fewest_losses == 1
+    of_equations, of_conditions = PinnRule(lead=5.0, bound=50.0).effects
+    assert of_equations == "keep weights near 1"
+    assert of_conditions == "get a lead of 5 and weights up to 50"
     assert PinnRule.on_all_parameters
     assert PinnRule(alpha=1.0).needs_positive_losses and not PinnRule().needs_positive_losses
 
