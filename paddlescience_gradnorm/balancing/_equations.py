@@ -13,14 +13,16 @@ from paddlescience_gradnorm import _arguments
 
 Equations = Sequence[Union[int, str]]
 
-# Words in names of losses. A name tells only if all of its words are known, because any other may
-# turn the meaning: "heat" is an equation, "heat_flux" may be anything, and so may "data_free". A
-# name with words of both kinds tells nothing: "heat_boundary" is an equation in PaddleScience.
+# Words in names of losses. A name tells something only if all of its words are known, because an
+# unknown word may change the meaning: "heat" is an equation, but "heat_flux" or "data_free" may be
+# anything. A name with words of both kinds tells nothing, because "heat_boundary", for example, is
+# an equation in PaddleScience.
 _EQUATION = frozenset(
     "pde pdes ode odes ide ides dae fpde eq eqs eqn eqns equation equations governing "
     "residual residuals".split()
 )
-# Laws, which go without fields: "u_continuity" may be a condition on u at an interface.
+# Laws. With a field they tell nothing, because "u_continuity" may be a condition on u at an
+# interface.
 _LAW = frozenset(
     "res physics interior collocation continuity momentum vorticity energy conservation "
     "equilibrium divergence laplace laplacian poisson helmholtz biharmonic heat wave advection "
@@ -40,7 +42,7 @@ _WITH_CONDITIONS = frozenset(
 )
 # "u0", "ut0": a field, or its derivative, at the start.
 _AT_THE_START = re.compile(r"[uvwpThc]t?_?0")
-# "u >= -50", "u(0) = 1": what a field is to be.
+# "u >= -50", "u(0) = 1": the value that a field is to have.
 _VALUE_OF_A_FIELD = re.compile(r"[uvwpThc]\d?(\([^()]*\))? *(<=|>=|==?|<|>) *[-+.\deE]+")
 _WORD = re.compile(r"[A-Z]{2,}s(?![a-z])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
@@ -91,7 +93,7 @@ def are_equations(
         if isinstance(equation, str) and equation in names:
             numbers.add(names.index(equation))
         elif isinstance(equation, str):
-            # A loss that may join later need not be like one that is there.
+            # The name may be of a loss that joins later, so only a close match is a mistake.
             alike = 0.75 if open_ended else 0.6
             near = difflib.get_close_matches(equation, names, n=1, cutoff=alike)
             if open_ended and not near:
@@ -139,8 +141,8 @@ def by_name(
     Args:
         names: Names of all losses.
         rule: Name of the rule that asks, for the error.
-        known: Whether a loss is an equation, where that is known, or None where it is in doubt
-            whatever its name. The names of these are not asked.
+        known: Whether a loss is an equation, where that is known by other means. None if the loss
+            is in doubt whatever its name. The names of these losses do not count.
 
     Raises:
         ValueError: A name leaves doubt.

@@ -31,8 +31,8 @@ class LossOrder:
     Args:
         n_loss: Number of losses T, at least 2.
         reason: Why there are T losses, for error messages.
-        absent: ``"error"``: every dict must name the same losses. ``"skip"``: a dict may lack
-            some of them, and may bring new ones until there are T.
+        absent: With ``"error"`` every dict must name the same losses. With ``"skip"`` a dict may
+            lack some of them, and may bring new ones until there are T.
 
     Attributes:
         names: Names of all T losses; ``losses[i]`` for one whose name is not known.
@@ -44,7 +44,8 @@ class LossOrder:
         self.absent = absent
         self.names = _placeholders(n_loss)
         self.equations: tuple[str, ...] | None = None
-        # Whether the next dict must name all losses, because their names tell the order.
+        # Whether the first dict must name all losses, because a state without names was loaded and
+        # this dict tells the order of its weights.
         self.whole_first = False
         self._reason = reason or f"n_loss is {n_loss}"
         self._keys: list[str] | None = None
@@ -66,11 +67,11 @@ class LossOrder:
         return self._keys is None or len(self._keys) == self.n_loss
 
     def is_absent(self, loss: paddle.Tensor) -> bool:
-        """Whether ``scalars`` has put this in the place of a loss that is absent."""
+        """Whether this is the 0 that ``scalars`` returns for an absent loss."""
         return loss is self._zero
 
     def memento(self) -> tuple[Any, ...]:
-        """All that ``scalars`` may change, for ``put_back``."""
+        """What ``scalars`` may change, to be restored by ``put_back``."""
         return self.names, self.equations, self._keys
 
     def put_back(self, memento: tuple[Any, ...]) -> None:
@@ -93,7 +94,7 @@ class LossOrder:
                 second step on they decide the order.
 
         Returns:
-            T tensors; a constant 0 for a loss that is absent.
+            T tensors. One for an absent loss is a constant 0.
 
         Raises:
             TypeError: ``losses`` or an entry has the wrong type, or is not floating point.
@@ -134,7 +135,7 @@ class LossOrder:
         told = getattr(losses, "equations", None)
         if told is not None and not set(told) <= set(self.equations or ()):
             self.equations = (*(self.equations or ()), *told)
-            keys = list(keys)  # so that this counts as news
+            keys = list(keys)  # a new list, because the balancer looks for new names by identity
         if keys is not self._keys:
             self._keys = keys
             self.names = keys + _placeholders(self.n_loss)[len(keys) :]
@@ -146,7 +147,7 @@ class LossOrder:
         return [of_present.get(name, self._zero) for name in self.names]
 
     def _extended(self, keys: list[str], by_name: Mapping[str, Any]) -> list[str]:
-        """The names after this step, which has other ones than were known."""
+        """The names after this step, whose names are not those that were known."""
         new = [name for name in by_name if name not in keys]
         if not keys and self.whole_first and len(new) < self.n_loss:
             raise ValueError(

@@ -16,8 +16,8 @@ from paddlescience_gradnorm import _paddle
 # Gradients of T losses: an array on the host, a tensor on an accelerator.
 Rows = Union[np.ndarray, paddle.Tensor]
 
-# Extra cost of a node for each parameter next to it, because it is a matrix product there. Other
-# nodes are elementwise and cost 1. This is rough, but the choice is seldom close.
+# Extra cost of a node for each parameter that it takes, because such a node is usually a matrix
+# product. Other nodes are elementwise and cost 1. This is rough, but the choice is seldom close.
 _PRODUCT = 20
 # The nodes of static programs, by Paddle's names in 3.3 and in 2.6.
 _STATIC_PROGRAMS = ("Dy2StGradNode", "GradNodeBase")
@@ -34,9 +34,9 @@ def backward_by_loss(
     """Run the backward pass of sum_i f_i L_i one loss at a time, and keep each loss's gradient.
 
     The ``.grad`` of every parameter grows by the gradient of the sum, as in one backward pass of
-    the sum. Both cost the same for losses at different collocation points, because these share
-    only parameters. The losses are detached, which frees their graphs. A loss without a graph
-    adds nothing.
+    the sum. For losses at different collocation points both cost the same, because such losses
+    share only parameters. The losses are detached, which frees their graphs. A loss without a
+    graph adds nothing.
 
     Args:
         losses: T scalar tensors, shape [] each.
@@ -68,7 +68,8 @@ def backward_by_loss(
     ]
     by_loss, reached = [], False
     # From the last loss to the first, because only the final backward frees its graph as it goes.
-    # This saves most for the largest graph, usually that of the equation, the first loss.
+    # That saves most if the largest graph, usually an equation's, is the first loss's, as in most
+    # programs.
     i = len(losses)
     try:
         while i > 0:
@@ -81,7 +82,7 @@ def backward_by_loss(
                     losses[i].detach_()
                 reached = reached or any(passing)
             found = [kept.pop() if kept else None for kept in passing]
-            # Now, because the first gradient becomes .grad, and the later ones are added to it.
+            # Copied now, because the first gradient becomes .grad, and later ones are added to it.
             by_loss.append(_row(found, shared, factors.dtype))
     finally:
         for hook in hooks:
@@ -101,11 +102,11 @@ def backward_of_sum(
     """Run the backward pass of sum_i f_i L_i, without the gradients of single losses.
 
     Args:
-        losses: As for ``backward_by_loss``, like the others.
-        factors: Their factors.
-        names: Their names.
-        one_by_one: Whether each loss gets a pass of its own. Then an error about its graph names
-            the loss alone.
+        losses: As for ``backward_by_loss``.
+        factors: As for ``backward_by_loss``.
+        names: As for ``backward_by_loss``.
+        one_by_one: Whether each loss gets a pass of its own. Then an error about a graph names
+            only the loss that has it.
     """
     starts = _starts(losses, factors, names)
     with_graph = [i for i, start in enumerate(starts) if start is not None]
@@ -185,7 +186,7 @@ def _asked(loss: paddle.Tensor, trained: Sequence[paddle.Tensor], name: str) -> 
 def can_ask_for_gradients(losses: Sequence[paddle.Tensor], shared: Sequence[paddle.Tensor]) -> bool:
     """Whether ``paddle.grad`` works on these graphs.
 
-    For some graphs it fails although a backward pass works, such as for the second derivative of
+    For some graphs it fails, although a backward pass works. One is the second derivative of
     ``x ** 2`` times a network's output.
     """
     trained = [parameter for parameter in shared if not parameter.stop_gradient]
@@ -288,9 +289,9 @@ def two_passes_are_cheaper(
 ) -> bool:
     """Whether it is cheaper to take the gradients first and then go backward from the sum.
 
-    One pass, a loss at a time, visits k times what k losses share. Two passes visit once more
-    what lies between each loss and W, which is little if W is the last layer. Losses that share
-    only parameters are cheaper in one pass.
+    One pass goes from each loss in turn, so it visits k times what k losses share. Two passes
+    visit the nodes between each loss and W once more, which are few if W is the last layer. Losses
+    that share only parameters are cheaper in one pass.
 
     Args:
         losses: T scalar tensors with their graphs.
@@ -314,7 +315,7 @@ def two_passes_are_cheaper(
 def refuse_a_static_program(losses: Sequence[paddle.Tensor], names: Sequence[str]) -> None:
     """Raise a ``ValueError`` if several losses come from one run of a static program.
 
-    Paddle goes backward through such a run only once, so it cannot tell the losses apart.
+    Paddle can go backward through such a run only once, so it cannot separate the losses.
     """
     for together in _sharing(losses, _STATIC_PROGRAMS):
         raise ValueError(
@@ -330,7 +331,7 @@ def share_a_python_function(losses: Sequence[paddle.Tensor]) -> bool:
 
 
 def _sharing(losses: Sequence[paddle.Tensor], kinds: tuple[str, ...]) -> list[list[int]]:
-    """Numbers of the losses that share a node whose name begins so, a list for each node."""
+    """For each node of these kinds that several losses share, the numbers of these losses."""
     of_node: dict[int, list[int]] = {}
     for i, loss in enumerate(losses):
         waiting, seen = [] if loss.stop_gradient else [_paddle.graph_node(loss)], set()
@@ -345,7 +346,7 @@ def _sharing(losses: Sequence[paddle.Tensor], kinds: tuple[str, ...]) -> list[li
 
 
 def _nodes_below(loss: paddle.Tensor) -> dict[int, list[int]]:
-    """The nodes that a backward pass reaches, each with the nodes that receive its gradient."""
+    """The nodes that a backward pass reaches, each with the nodes to which it passes gradients."""
     below: dict[int, list[int]] = {}
     waiting = [_paddle.graph_node(loss)]
     while waiting:

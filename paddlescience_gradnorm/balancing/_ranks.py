@@ -9,7 +9,7 @@ import paddle
 
 
 def number() -> int:
-    """How many processes train together; 1 without a distributed environment."""
+    """How many processes train together: 1 without a distributed environment."""
     if not paddle.distributed.is_initialized():
         return 1
     count: int = paddle.distributed.get_world_size()
@@ -41,7 +41,7 @@ def any_has(flag: bool) -> bool:
 
 
 def check_alike(names: Sequence[str], complete: bool) -> None:
-    """Raise a ``ValueError`` in every process if they do not all have these names in this order.
+    """Raise a ``ValueError`` in every process if the names or their order differ between them.
 
     Every process must join, in one all-reduce.
 

@@ -22,8 +22,8 @@ class Update(NamedTuple):
     """The result of one update, for T losses.
 
     Attributes:
-        values: The new weights, or the gradient for the caller's optimizer, shape [T]. A loss
-            that has not been balanced keeps its weight, or has a gradient of 0.
+        values: The new weights, or the weights' gradient for the caller's optimizer, shape [T]. A
+            loss that has not been balanced keeps its weight, or its entry in the gradient is 0.
         state: The rule's new state.
         balanced: Which losses have been balanced, boolean, shape [T].
         faults: For each loss why it cannot be balanced, T strings; empty if it can.
@@ -51,13 +51,13 @@ def updated(
         weights: The current weights, shape [T].
         state: What the rule remembers.
         measurement: The measurement of this step, which may hold NaN and infinity.
-        largest_norm: None to get weights. To get a gradient for the caller's optimizer: the
-            largest norm that it can square.
-        is_scaled: Whether the gradients are scaled. Then a gradient that is not finite is an
-            overflow, and nothing is balanced, because the step will not count.
-        only: The losses to balance, T of them, if the others have had this update before. The
-            others take part in the measurement. A rule that keeps the sum of the weights
-            balances all of them.
+        largest_norm: None to get weights. To get a gradient for the caller's optimizer, the
+            largest norm that the optimizer can square.
+        is_scaled: Whether the gradients are scaled. If one is not finite then, it has overflowed,
+            and nothing is balanced, because the scaler will skip the step.
+        only: For each of the T losses, whether to balance it. The others have had this update
+            before, and only take part in the measurement. A rule that keeps the sum of the
+            weights balances all losses nevertheless.
 
     Raises:
         ValueError: The rule returns weights of the wrong shape.
@@ -74,7 +74,7 @@ def updated(
     some, share = (weights, state, measurement), 1.0
     if not whole:
         some = only_of(which, *some)
-        if rule.keeps_sum:  # the sum of these weights stays the same
+        if rule.keeps_sum:  # the rule makes the sum their number, so scale to that and back
             share = len(some[0]) / some[0].sum()
             floor = measurement.floor * share
             if floor > 1 - 1e-9:  # all of them are on the floor
@@ -116,7 +116,7 @@ def faults_of(
     """Why each loss cannot be balanced; empty if it can. Arguments are as for ``updated``."""
     least = SMALLEST_LOSS if rule.needs_positive_losses else -math.inf
     most = math.inf if largest_norm is None else largest_norm
-    # Python numbers, because each numpy operation takes 5 us after a network's pass.
+    # Python numbers, for the same reason as in ``updated``.
     losses, norms = measurement.losses.tolist(), measurement.norms.tolist()
     if not rule.needs or measurement.gram is None:
         norms = [1.0] * len(losses)

@@ -32,8 +32,8 @@ from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import Rule, renormalized
 from paddlescience_gradnorm.balancing.rules import find_rule
 
-# What ``missed`` says of a loss that the last update has not balanced: it was empty, which a later
-# step makes up for, or it was one of too few, which is made up for together with that.
+# Why the last update has not balanced a loss, as ``missed`` holds it. The loss was empty: then a
+# later step makes up for the update. Or too few losses were left: then that step balances it too.
 _EMPTY, _ALONE = 1, 2
 _log = logging.getLogger("paddlescience_gradnorm")
 
@@ -49,8 +49,8 @@ class LossBalancer(PreciseLayer):
         shared: The shared parameters W that every loss depends on: a parameter, a
             layer (all its trainable parameters), or a list of either. Pass the network for
             ``"pinn"``, and usually the weight of the last shared layer for ``"published"``.
-        n_loss: Number of losses T, at least 2. By default the first step tells it, which needs a
-            ``weight_lr``. A checkpoint that is loaded before the first step tells it too.
+        n_loss: Number of losses T, at least 2. By default the first step tells it, or a checkpoint
+            that is loaded before. With ``weight_lr=None`` it must be given.
         alpha: Strength of the pull towards equal training rates, at least 0.
         weight_lr: Learning rate of the weights. ``None`` leaves the step to the caller's
             optimizer, which must hold ``loss_weights`` and step after every update. Only rules
@@ -67,8 +67,8 @@ class LossBalancer(PreciseLayer):
             of losses. All others are conditions. Only rules that tell them apart use this, such as
             ``"pinn"``. By default the names of the losses decide, such as ``pde`` and
             ``boundary``; if one of them leaves doubt, the first step raises an error.
-        absent: What follows if a dict of losses lacks one: ``"error"``, or ``"skip"``: the loss is
-            left out of this step. Then a loss may also join later, up to ``n_loss``.
+        absent: What happens if a dict lacks a loss. ``"error"`` raises an error. ``"skip"`` leaves
+            the loss out of this step; then losses may also join later, up to ``n_loss``.
         **unknown: Not accepted; the error suggests the option that was meant.
 
     Raises:
@@ -150,7 +150,7 @@ class LossBalancer(PreciseLayer):
     def set_n_loss(self, n_loss: int) -> None:
         """Make the weights of ``n_loss`` losses, if the number has not been given before.
 
-        Call it to read or save the weights before the first step, which would do it otherwise.
+        The first step does so by itself. Call this to read or save the weights before it.
 
         Raises:
             TypeError: ``n_loss`` is no integer.
@@ -238,12 +238,14 @@ class LossBalancer(PreciseLayer):
         Raises:
             TypeError: A loss is not a floating-point tensor, or ``scaler`` is not a
                 ``paddle.amp.GradScaler``.
-            ValueError: The losses' number or names are wrong, one is not scalar, or one does
-                not depend on the shared parameters.
+            ValueError: The losses' number or names are wrong, or one is not scalar. The rule has to
+                know which losses are equations, and their names leave doubt. No loss has a graph,
+                or none depends on the shared parameters.
+            RuntimeError: A loss's graph has been used before.
 
         Warns:
-            RuntimeWarning: A loss or its gradient cannot be balanced; once for each loss and
-                fault. The loss is left out of the update, but not of the network's gradients.
+            RuntimeWarning: A loss cannot be balanced, once for each loss and fault. The update
+                leaves it out, but its gradient still reaches the network.
         """
         scalars = self._scalars(losses)
         run, weights = self._run, self.loss_weights
@@ -298,15 +300,16 @@ class LossBalancer(PreciseLayer):
 
         Call it after ``backward(retain_graph=True)`` of the weighted sum and before the
         optimizer's step. It differentiates each loss once more, on the shared parameters only,
-        and changes no ``.grad`` except ``loss_weights.grad``. If the caller's optimizer steps
-        the weights, call ``settle()`` after it; a ``GradNorm`` does so when it is next called.
+        and changes no ``.grad`` except ``loss_weights.grad``. If the caller's optimizer steps the
+        weights, call ``settle()`` after the optimizer's step. A ``GradNorm`` does that itself when
+        it is next called.
 
         Args:
             losses: As for ``backward``.
 
         Returns:
-            The imbalance that the rule reduces, such as Lgrad, detached, shape []; NaN for a
-            rule that defines none. Between updates, the value of the last update.
+            The imbalance that the rule reduces, such as Lgrad, detached, shape []. It is NaN if
+            the rule defines none. Between updates it is the value of the last update.
 
         Raises:
             RuntimeError: A loss's graph has been freed, or micro-batches of a step are missing.
@@ -405,7 +408,7 @@ class LossBalancer(PreciseLayer):
         if self._run.last.step < 0:
             raise RuntimeError("there is nothing to diagnose yet: call backward(losses) first")
         run, weights = self._run, self.get_weights().astype(np.float64)
-        # Once may be a batch without points; twice in succession is a loss that has stopped.
+        # A batch without points leaves a loss out once. Twice in succession is worth a finding.
         lasting = {n: reason for n, reason in run.stopped.items() if reason[0] < run.last.step}
         names = run.order.names
         return diagnose(names, weights, self.rule, self.rule_state, run.last, lasting)
@@ -413,8 +416,8 @@ class LossBalancer(PreciseLayer):
     def take_back(self) -> None:
         """Undo the last step, and let the next ``backward`` add to its micro-batches.
 
-        This is for loops that accumulate gradients and never say which backward is the last
-        before the optimizer's step. The last step must have had a ``scale`` other than 1.
+        This is for loops that accumulate gradients and never say which ``backward`` is the last
+        one before the optimizer's step. The last step must have had a ``scale`` other than 1.
 
         Raises:
             RuntimeError: The last step had no ``scale``, or has been undone already.
@@ -520,8 +523,8 @@ class LossBalancer(PreciseLayer):
     def discard_micro_batches(self) -> None:
         """Forget the micro-batches of a step that will not be finished, and how to undo a step.
 
-        Call it if you leave a step between ``backward(losses, update=False)`` and its last
-        micro-batch. Loading a state dict does so too.
+        Call it if you abandon a step after ``backward(losses, update=False)``, before its last
+        micro-batch. Loading a state dict does the same.
         """
         run = self._run
         run.accumulation = run.unchecked = None
@@ -554,7 +557,8 @@ class LossBalancer(PreciseLayer):
         """Handle what has happened since the last step; return the number of the next one.
 
         A scaler may have found an overflow, or the caller's optimizer may have stepped. On an
-        accelerator, losses between updates are checked only now, so that it need not wait.
+        accelerator, losses between updates are checked only now, because reading them at once
+        would make the step wait for them.
         """
         if not paddle.in_dynamic_mode():
             return -1  # an export reads the state while it builds a program
@@ -572,7 +576,7 @@ class LossBalancer(PreciseLayer):
         """Undo the last step if the scaler has found an overflow in it."""
         if self._run.accumulation is not None:
             before = self._run.accumulation.take_back_overflow()
-            # Otherwise a state has been loaded since.
+            # If the step count differs, a state has been loaded since, and stays.
             if before is not None and self.step_count.item() == before.step + 1:
                 self._restore(before)
 
@@ -587,7 +591,7 @@ class LossBalancer(PreciseLayer):
                         run.faults.report(step, f"loss {name!r}", f"is {loss}")
 
     def _scalars(self, losses: Losses) -> list[paddle.Tensor]:
-        """The losses as scalars; nothing is kept of losses that raise an error."""
+        """The losses as scalars. Losses that raise an error leave no trace in ``order``."""
         if self.n_loss is None:
             n_loss = count(losses)
             if n_loss < 2:
@@ -608,7 +612,7 @@ class LossBalancer(PreciseLayer):
         return scalars
 
     def _meet(self, losses: Sequence[paddle.Tensor]) -> None:
-        """Find out which losses are equations when their names have become known."""
+        """Find out which losses are equations, as soon as there are new names."""
         run, rule = self._run, self.rule
         names = run.order.names
         _ranks.check_alike(names, run.order.complete)
@@ -626,7 +630,7 @@ class LossBalancer(PreciseLayer):
         self._announce(run.equations, run.order.known or names)
 
     def _is_due(self, step: int, losses: Sequence[paddle.Tensor]) -> bool:
-        """Whether this step updates the weights: by the schedule, or to make up for an update."""
+        """Whether this step updates the weights: it is due, or it makes up for a missed update."""
         run = self._run
         if step == run.decided:  # all micro-batches of a step are measured, or none
             if not (run.due or run.frozen):
@@ -647,7 +651,8 @@ class LossBalancer(PreciseLayer):
             )
             return False
         if not run.due and not run.frozen:
-            # What only a later micro-batch had in the last step may be there again in this one.
+            # In the last step only a later micro-batch may have had the loss. That was too late,
+            # because all micro-batches of a step are measured, or none.
             run.due = run.makes_up = self._has_missed(losses) or seen_too_late
         return run.due
 
@@ -816,7 +821,7 @@ class LossBalancer(PreciseLayer):
 
 @dataclass
 class _Run:
-    """What changes from step to step besides parameters and buffers.
+    """What changes from step to step, besides parameters and buffers.
 
     It is a separate object, because setting an attribute of a layer takes 5 us.
     """
@@ -828,13 +833,13 @@ class _Run:
     in_two_passes: bool | None = None  # None until a step has shown the losses' graphs
     names: list[str] | None = None  # those for which ``equations`` has been found
     equations: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    # Whether the caller sees to it that a step is evaluated once, whatever the optimizer.
+    # Whether the caller makes sure that each step calls ``backward`` once, even with L-BFGS.
     knows_steps: bool = False
-    decided: int = -1  # number of the step for which it is known
-    seen_too_late: bool = False  # whether a later micro-batch had a loss that is missed
-    due: bool = True  # whether it updates the weights,
-    makes_up: bool = False  # and whether to make up for an update that found a loss empty
-    # The losses that the last update left out: name -> step since when, and why.
+    decided: int = -1  # number of the step to which ``due`` and ``makes_up`` apply
+    seen_too_late: bool = False  # whether only a later micro-batch of it had a missed loss
+    due: bool = True  # whether the step updates the weights
+    makes_up: bool = False  # whether it does so only for losses that an update found empty
+    # The losses that the last update left out: name -> the first such step, and the fault.
     stopped: dict[str, tuple[int, str]] = field(default_factory=dict)
     accumulation: Accumulation | None = None
     imbalance: float = math.nan  # of the last update by step()

@@ -29,13 +29,15 @@ class PinnRule(Rule):
     - Gradients are taken on all parameters, because an equation's derivatives act on all
       layers and a condition's value mostly on the last.
     - The target is (r_i ** alpha / ||g_i||) ** strength. A strength of 1/3 is a compromise between
-      equal norms and equal weights. It raises a loss with almost no gradient less.
+      equal norms and equal weights. So a loss with almost no gradient does not get a huge weight.
     - The conditions' targets are multiplied by ``lead``, because the conditions decide which of
       the equations' many solutions is found.
-    - Weights do not sum to T. Their unit is the geometric mean of the equations' targets, because
-      Adam remembers the size of gradients for a thousand steps. It moves fast if the conditions'
-      weights rise, and hardly at all if the equations' weights fall.
-    - Steps are proportional to the distance from the target. The published rule uses its sign.
+    - Weights do not sum to T. Their unit is the geometric mean of the equations' targets, so the
+      conditions' weights rise, and the equations' do not fall. The reason is that Adam remembers
+      the size of gradients for a thousand steps. The network moves fast if gradients have become
+      larger since then, and hardly at all if they have become smaller.
+    - Steps are proportional to the distance from the target, up to a limit. The published rule
+      uses only the sign of the distance.
     - L(0) is a moving average of the loss, because an untrained network's loss means little.
 
     The rate is multiplied by the number of steps between updates, so the weights move at the
@@ -49,9 +51,9 @@ class PinnRule(Rule):
         lead: Factor of the conditions' targets, above 0. Lower it for noisy data and for
             lid-driven flow.
         bound: Limit of the targets, above 1: they stay between 1 / ``bound`` and ``bound``. Lower
-            it if no loss may be ignored.
-        memory: Share of the average L(0) that an update keeps, in [0, 1). Move it towards 1 for
-            runs with more updates; 0.99 remembers about 100 of them.
+            it if every loss must keep some influence.
+        memory: Share of the average L(0) that an update keeps, in [0, 1). At 0.99 the average
+            remembers about 100 updates. Move it towards 1 for runs with more updates.
 
     Raises:
         TypeError: An argument is not a number.
@@ -102,7 +104,7 @@ class PinnRule(Rule):
         return "keep weights near 1", of_conditions
 
     def start(self, n_loss: int) -> RuleState:
-        # The unit of an update without an equation is the one of the last update with one.
+        # An update without an equation uses the unit of the last update that had one.
         return {"initial_losses": np.zeros(n_loss), "log_unit": np.array(np.nan)}
 
     def weigh(
@@ -117,7 +119,8 @@ class PinnRule(Rule):
 
         logs = [-math.log(norm) for norm in measurement.norms.tolist()]
         if self.alpha:
-            # The unit cancels the mean of the rates. Logarithms, because a ratio may overflow.
+            # L / L(0) does, because the unit cancels the mean in r_i. A ratio may overflow, so its
+            # logarithm is formed from those of its parts.
             for i, (loss, average) in enumerate(zip(measurement.losses.tolist(), initial)):
                 logs[i] += self.alpha * (math.log(loss) - math.log(average))
         equations = measurement.equations.tolist()
@@ -165,8 +168,8 @@ class PinnRule(Rule):
         weights = np.where(weights > 0, weights, 1.0)  # one set to 0 by hand is not balanced
         missing = np.abs(np.log(at_rest / weights))
         off_floor = weights > 1.01 * measurement.floor
-        # One measurement is noise. The weight shows the earlier ones: from 1 it has taken the
-        # largest steps, which lead over a distance of 1 at least, ever since the start.
+        # One measurement may be noise, but the weight shows what the earlier ones were. It counts
+        # as far only if it has taken nearly the largest steps from 1 ever since the start.
         way, steps = np.abs(np.log(weights)), measurement.step + measurement.interval
         far = (missing > 1) & (way > 0.8 * measurement.rate * steps)
         bounded = off_floor & (np.abs(np.log(at_rest)) > 0.99 * limit)
@@ -215,8 +218,8 @@ class PinnRule(Rule):
     def _is_out_of_scale(self, measurement: Measurement) -> np.ndarray:
         """Whether a loss is in other units than the equations, boolean, shape [T].
 
-        A gradient may be small because its loss is met. ||g||^2 / L tells the two apart: it is
-        in proportion to the scale of L, and does not become small with L.
+        A gradient may also be small because its loss is small already. ||g||^2 / L shows the
+        difference: it is proportional to the units of L, but does not shrink as L is trained.
         """
         with np.errstate(all="ignore"):
             scales = np.log(measurement.norms**2 / np.abs(measurement.losses))
@@ -242,7 +245,7 @@ class PinnRule(Rule):
         shown = ", ".join(each[:3]) + (f" and {len(each) - 3} more" if len(each) > 3 else "")
         more = float(f"{way[first[0]] / rate:.2g}")
         remedies = [f"train for {more:.0f} steps more at least"]
-        # A rate that would have taken half of the steps so far, if updates can be as large.
+        # A rate at which half of the steps so far would have been enough, if it is not too high.
         faster = 2 * np.abs(np.log(at_rest))[far].max() / steps
         if 1.5 * rate < faster <= 1 / measurement.interval:
             remedies.insert(more < steps, f"raise weight_lr from {rate:.2g} to {faster:.1g}")
