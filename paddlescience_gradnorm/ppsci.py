@@ -46,8 +46,8 @@ _CONDITIONS = (
     constraints.IntegralConstraint,
     constraints.PeriodicConstraint,
 )
-# After this many evaluations in one step of the optimizer with the weights of the start, they
-# are likely to stay so. L-BFGS in short steps makes up to 25.
+# If one step of the optimizer evaluates the losses so often, and the weights are still those of the
+# start, they are likely to stay so. L-BFGS in short steps makes up to 25 evaluations.
 _EVALUATIONS_TO_MOVE = 50
 
 
@@ -58,14 +58,15 @@ class GradNormAggregator(LossAggregator):
     The Solver's checkpoints hold the weights and the rule's state. ``log_to`` adds the weights to
     the Solver's logs.
 
-    Without ``equations`` a rule that needs them, such as ``PinnRule``, takes the values of the
-    model's outputs for conditions, and goes by the names of the other losses. After ``log_to`` it
-    goes by the Solver's constraints before that. If a loss is still in doubt, the first step
-    raises an error that lists them.
+    ``PinnRule`` needs to know which losses are equations. Unless you pass ``equations``, it asks
+    the constraints given to ``of``. Without ``of`` it asks the Solver's constraints first, if
+    ``log_to`` has been called. Then it takes values of the model's outputs for conditions, and
+    goes by the names of the other losses. If a loss is still in doubt, the first step raises an
+    error that names it.
 
     With ``update_freq`` the weights stay fixed while gradients accumulate. Then they take one
-    step, on the means of all micro-batches. With L-BFGS they stay fixed within each step of the
-    optimizer, and each evaluation of the losses counts as a step towards the next update.
+    step, from the means over all micro-batches. With L-BFGS they stay fixed within each step of
+    the optimizer, and each evaluation of the losses counts as a step towards the next update.
     Several ranks give the same weights as one rank with all points.
 
     Args:
@@ -152,18 +153,18 @@ class GradNormAggregator(LossAggregator):
     ) -> GradNormAggregator:
         """An aggregator that balances every constraint's losses apart.
 
-        Without it the Solver adds up losses of the same name from different constraints before
-        they are balanced. Here they are called ``CONSTRAINT.OUTPUT``, such as ``"BC.u"``, in
+        Otherwise the Solver adds up losses of the same name from different constraints before
+        they are balanced. Here each loss is called ``CONSTRAINT.OUTPUT``, such as ``"BC.u"``, in
         messages, logs and ``equations``. The constraints also tell which losses are equations. An
-        expression with derivatives inside of the domain is one, and what holds on the boundary, at
-        the start, or as a value of the network is none. If one is in doubt, the first step raises
-        an error that lists it, such as for an expression of ``equation`` on the boundary.
+        expression with derivatives inside the domain is one. What holds on the boundary, at the
+        start, or for a value of the network is a condition. If a loss is in doubt, the first step
+        raises an error that names it. An expression of ``equation`` on the boundary is in doubt.
 
         Args:
             model: The Solver's model.
             constraint: The Solver's constraints by name. Their losses are wrapped, in place.
             equation: The Solver's equations by name.
-            **options: As for the class, but for ``n_loss``, which the first step tells.
+            **options: As for the class, except ``n_loss``, which the first step tells.
 
         Raises:
             TypeError: An argument is of the wrong type.
@@ -215,8 +216,9 @@ class GradNormAggregator(LossAggregator):
     def log_to(self, solver: Any, norms: bool = False) -> None:
         """Let the Solver log the weights beside its losses, as ``weight/NAME``.
 
-        They appear wherever its losses do: in the terminal, VisualDL, W&B and TensorBoard. The
-        Solver's constraints also tell which losses are equations; call this before its training.
+        They appear wherever its losses do: in the terminal, VisualDL, W&B and TensorBoard. Call
+        this before the training, because from then on the aggregator can ask the Solver's
+        constraints which losses are equations.
 
         Args:
             solver: The Solver that has this aggregator.
@@ -231,7 +233,7 @@ class GradNormAggregator(LossAggregator):
     def forward(
         self, losses: Mapping[str, paddle.Tensor], step: int | None = None
     ) -> paddle.Tensor:
-        """The weighted sum; its ``backward()`` runs the whole backward pass and the update.
+        """The weighted sum. Its ``backward()`` runs the whole backward pass and the update.
 
         Args:
             losses: Name -> scalar, ``n_loss`` of them, in any order.
@@ -245,8 +247,8 @@ class GradNormAggregator(LossAggregator):
             ``LossBalancer.backward`` come from there.
 
         Raises:
-            ValueError: The number or the names of the losses are wrong, one may be an equation
-                or not, or the Solver's optimizer cannot step the weights.
+            ValueError: The number or the names of the losses are wrong, it is in doubt whether
+                one is an equation, or the Solver's optimizer cannot step the weights.
 
         Warns:
             UserWarning: One step of the optimizer evaluates the losses many times, and their
@@ -275,7 +277,7 @@ class GradNormAggregator(LossAggregator):
             return _Total(paddle.dot(weights, values), functools.partial(run, losses))
 
     def _backward(self, losses: Mapping[str, paddle.Tensor], scale: float) -> None:
-        # The Solver's numbers tell the steps, so the balancer need not look for L-BFGS.
+        # The Solver numbers its steps, so the balancer need not find out whether L-BFGS calls.
         self.balancer._run.knows_steps = self._last_step is not None
         self.balancer.backward(losses, scale=scale)
         self._scale = scale
@@ -291,10 +293,10 @@ class GradNormAggregator(LossAggregator):
         return paddle.to_tensor(self._acting[[self.names.index(name) for name in losses]])
 
     def _goes_on(self) -> bool:
-        """Whether this is another micro-batch: no gradient has been cleared since the last.
+        """Whether this is another micro-batch: no gradient has been cleared since the last one.
 
-        All gradients are looked at, because one of a parameter that the optimizer does not hold
-        is never cleared.
+        This looks at all gradients, because the optimizer clears only those of the parameters that
+        it holds.
         """
         known = self._with_gradient
         return self._scale != 1 and bool(known) and len(_with_gradient(known)) == len(known)
@@ -302,8 +304,8 @@ class GradNormAggregator(LossAggregator):
     def _count_evaluation(self) -> None:
         """Let another evaluation in the same step count towards the next update.
 
-        An update follows at the earliest in the next step of the optimizer. So the steps of
-        L-BFGS, each of which evaluates the losses many times, do not make the updates rarer.
+        An update follows in the next step of the optimizer at the earliest. Without this, updates
+        would be rare with L-BFGS, because each of its steps evaluates the losses many times.
         """
         count = _paddle.host_count(self.balancer.step_count)
         if count.value % self.balancer.update_every:
@@ -318,8 +320,8 @@ class GradNormAggregator(LossAggregator):
                 "optimizer, in which their weights rest, and these are still those of the start. "
                 "If the optimizer takes only a few such steps, the losses are not balanced: "
                 "let L-BFGS take many short steps, such as max_iter=10 and more epochs; or train "
-                "by Adam first, and then by L-BFGS with the same aggregator. If the weights shall "
-                "stay, call aggregator.balancer.freeze()",
+                "by Adam first, and then by L-BFGS with the same aggregator. If the weights are "
+                "meant to stay, call aggregator.balancer.freeze()",
                 UserWarning,
                 stacklevel=4,
             )
@@ -405,7 +407,7 @@ class GradNormAggregator(LossAggregator):
             return True
         if output in (getattr(self.model, "output_keys", None) or ()) and not differentiates:
             return False
-        # What a supervised constraint holds is up to whoever has named it.
+        # A constraint at given points may be of either kind, so only the names are left to ask.
         by_words = {_equations.is_equation(text) for text in (of.replace("sup", ""), output)}
         by_words.discard(None)
         return by_words.pop() if len(by_words) == 1 else None
@@ -414,7 +416,7 @@ class GradNormAggregator(LossAggregator):
         if self.balancer.weight_lr is None and not self.balancer._run.frozen:
             raise ValueError(
                 f"with {what} the Solver's optimizer cannot step the loss weights: pass "
-                "weight_lr=, and they are stepped here; or, if they shall stay, call "
+                "weight_lr=, so that the aggregator steps them. If they are meant to stay, call "
                 "aggregator.balancer.freeze()"
             )
 
@@ -436,7 +438,7 @@ class GradNormAggregator(LossAggregator):
         return self.balancer.diagnose()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Weights, rule state and step count; the Solver's checkpoint has the model already."""
+        """Weights, rule state and step count, because the Solver saves the model itself."""
         self._last_step = None  # the step is over, though the next one may have its number
         return self.balancer.state_dict()
 
@@ -450,8 +452,8 @@ def conditions_known(losses: Mapping[str, paddle.Tensor], model: paddle.nn.Layer
     """The losses that are surely conditions: values of an output, under the output's own name.
 
     The name alone does not tell, because a constraint may give the name of an output to the
-    residual of an equation: ``{"u": lambda out: hessian(out["u"], out["x"])}``. So a loss with
-    derivatives is left out; it may also be a condition on a derivative.
+    residual of an equation: ``{"u": lambda out: hessian(out["u"], out["x"])}``. A loss with
+    derivatives may also be a condition on a derivative, so it is not in the result.
 
     Args:
         losses: Name -> scalar, with their graphs.
@@ -490,10 +492,10 @@ def _differentiates(loss: paddle.Tensor) -> bool:
 def equations_of(constraint: Mapping[str, Any], equation: Mapping[str, Any]) -> dict[str, bool]:
     """Whether losses are residuals of equations, where a Solver's constraints leave no doubt.
 
-    A loss from the boundary, from the start, from an integral or from a period is a condition,
-    whatever is differentiated in it: a traction is. A loss from the inside, or at given points,
-    is an equation if one of the Solver's equations has its name. Not in the result are other
-    losses, and names that the Solver adds up from constraints of both kinds.
+    A loss of a boundary, initial, integral or periodic constraint is a condition, even if it holds
+    derivatives, as a traction does. A loss inside the domain, or at given points, is an equation if
+    one of the Solver's equations has its name. The result does not have any other losses, nor names
+    for which the Solver adds up losses of both kinds.
 
     Args:
         constraint: The Solver's constraints by name.
@@ -556,8 +558,8 @@ class _Total(paddle.Tensor):
     """The weighted sum, whose ``backward()`` runs the whole backward pass and the update.
 
     A hook alone would do that too, but Paddle turns every error in a hook into an OSError of its
-    own. So ``backward()`` calls what is to be run, also after a multiplication or division by a
-    number. The hook serves a total that is used in any other way.
+    own. So ``backward()`` calls ``run`` directly, also after a multiplication or division by a
+    number. The hook is for a total that is used in any other way.
 
     Args:
         value: The weighted sum, shape [], without a graph.
@@ -602,7 +604,7 @@ def _number(value: Any) -> float | None:
 
 
 def _with_gradient(parameters: Iterable[paddle.Tensor]) -> list[paddle.Tensor]:
-    """Those whose gradient is not 0; an accelerator is asked once."""
+    """Those whose gradient is not 0. An accelerator is read only once."""
     found = [parameter for parameter in parameters if parameter.grad is not None]
     if not found:
         return []

@@ -68,8 +68,7 @@ def backward_by_loss(
     ]
     by_loss, reached = [], False
     # From the last loss to the first, because only the final backward frees its graph as it goes.
-    # That saves most if the largest graph, usually an equation's, is the first loss's, as in most
-    # programs.
+    # That saves most if the first loss has the largest graph, as an equation usually has.
     i = len(losses)
     try:
         while i > 0:

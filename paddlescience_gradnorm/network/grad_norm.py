@@ -50,16 +50,16 @@ class GradNorm(NetworkBase):
 
     Source: Chen et al., "GradNorm", ICML 2018, arXiv:1711.02257. Attributes that GradNorm does
     not have itself are read from, and written to, the wrapped network. ``net[0]``, ``len(net)``,
-    iteration and ``in`` are the network's too. The network itself is ``net.net``, and
-    ``net.net.state_dict()`` is what a bare network loads.
+    iteration and ``in`` work if they do for the network. The network itself is ``net.net``, and a
+    bare network loads ``net.net.state_dict()``.
 
     Args:
         net: The network, any Paddle layer. Nothing in it may balance losses already.
         n_loss: Number of losses T, at least 2. It may be left out if GradNorm steps the weights
             itself; then the first step tells it.
         alpha: Strength of the pull towards equal training rates, at least 0. It selects the
-            paper's rule if ``rule`` is not given. Without both the rule is ``"pinn"``, which is
-            made for PINNs.
+            paper's rule if ``rule`` is not given. If neither is given, the rule is ``"pinn"``,
+            which is made for PINNs.
         weight_attr: Weights of the first step, ``n_loss`` positive numbers; all 1 by default.
             With the published rule they sum to ``n_loss`` from the second step on. A state dict
             holds no names, so a dict of losses must keep its order in a resumed run.
@@ -68,11 +68,11 @@ class GradNorm(NetworkBase):
             ``"pinn"``. For the published rule it is what the network's
             ``get_last_shared_layer()`` or else ``get_shared_layer()`` returns; PaddleScience's
             architectures need neither.
-        weight_lr: ``None``: the weights are among ``parameters()``, and the caller's optimizer
-            steps them. A number: GradNorm steps them itself at this rate, and they are not among
-            ``parameters()``. (A layer that contains this one still lists them, but they have no
-            gradient, so an optimizer leaves them alone.) With a rule without a gradient, such as
-            ``"pinn"``, GradNorm always steps them itself, by default at 0.01.
+        weight_lr: With ``None`` the weights are among ``parameters()``, and the caller's optimizer
+            steps them. With a number GradNorm steps them itself at this rate, and they are not
+            among ``parameters()``. (A layer that contains this one still lists them, but they
+            have no gradient, so an optimizer leaves them alone.) If the rule has no gradient,
+            such as ``"pinn"``, GradNorm always steps them itself, by default at 0.01.
         rule: ``"published"``, ``"pinn"``, or a ``Rule``, which may be your own.
         **options: Further options of ``LossBalancer``: ``equations``, ``absent``,
             ``update_every``, ``warmup_steps``, ``floor``.
@@ -128,14 +128,15 @@ class GradNorm(NetworkBase):
             rule=rule,
             **options,
         )
-        self._caller_steps = weight_lr is None  # first, or a network could claim it
+        # Before self.net, because from then on a name that the network has is set on the network.
+        self._caller_steps = weight_lr is None
         self.net = net
         self._say_clashes(net)
         object.__setattr__(self, "__class__", _as_container(type(self), type(net)))
 
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         """The wrapped network's output, after the weights of the last step have been settled."""
-        if self._caller_steps:  # a loop that forms the weighted sum itself reads them next
+        if self._caller_steps:  # because a loop may form the weighted sum itself after this call
             self.balancer.settle()
         return super().__call__(*inputs, **kwargs)
 
@@ -178,7 +179,7 @@ class GradNorm(NetworkBase):
         return net is not None and name not in dir(self) and hasattr(net, name)
 
     def _own_names(self) -> set[str]:
-        """Names that hide the network's: all that GradNorm has beyond what any network has."""
+        """Names that hide a network's own: GradNorm has them, and a plain network does not."""
         beyond = set(dir(self)) - set(dir(NetworkBase()))
         return {"backward", *(name for name in beyond if not name.startswith("__"))}
 
@@ -271,7 +272,7 @@ class GradNorm(NetworkBase):
 
     @property
     def initial_losses(self) -> paddle.Tensor:
-        """The references L(0), shape [n_loss]; zeros until the first step."""
+        """The references L(0), shape [n_loss]. They are 0 until the first step."""
         return self._of_balancer("initial_losses")
 
     def _of_balancer(self, name: str) -> paddle.Tensor:
@@ -315,7 +316,7 @@ class GradNorm(NetworkBase):
         return self.balancer.diagnose()
 
     def reset_initial_losses(self) -> None:
-        """Forget L(0); the next update takes its losses as the new references."""
+        """Forget L(0) and all else that the rule remembers; the next update starts anew."""
         self.balancer.reset_initial_losses()
 
     def freeze(self) -> None:
@@ -356,9 +357,9 @@ def _check_that_nothing_balances(net: paddle.nn.Layer) -> None:
 def _as_container(cls: Any, network: type) -> Any:
     """The class for a GradNorm around such a network: with the network's container methods.
 
-    Python looks special methods up on the class, so ``__getattr__`` cannot find them. A GradNorm
-    that always had them would pass for a container: it would be ``Iterable`` and have a ``len``.
-    So there is a subclass for those methods that the network has.
+    Python looks up special methods on the class, so ``__getattr__`` cannot supply them. If every
+    GradNorm had them, every GradNorm would pass for a container, even around a network that is
+    none. So a subclass has just those methods that the network has.
     """
     names = (x for x in _CONTAINER_METHODS if hasattr(network, x) and not hasattr(cls, x))
     return _with_methods(cls, *names)

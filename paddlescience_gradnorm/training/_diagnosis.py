@@ -13,23 +13,26 @@ import numpy as np
 
 from paddlescience_gradnorm.balancing._diagnosis import is_dead, listed
 
-# In fewer steps even a run that gets somewhere may not have begun to; Allen-Cahn takes 250.
+# In fewer steps even a run that will succeed may not have begun to improve. Allen-Cahn takes 250.
 _FEWEST_STEPS = 300
-# The weighted sum over its lowest, in both of the last tenths. Healthy: 1.6 at most, at rates that
-# are twenty times too high.
+# The weighted sum divided by its lowest value, in both of the last tenths. Healthy runs: at most
+# 1.6, even at rates that are twenty times too high.
 _ASTRAY = 4.0
-# How far a loss moves from its first tenth, as a logarithm, and how far that may be from the very
-# first losses: an offset of the network is learned in a few steps. Healthy: 0.34 at least.
+# A loss has stood still if it has moved by less than this, as a logarithm, from the first tenth.
+# From the very first steps to the first tenth it may move more, because a network learns an offset
+# in a few steps. Healthy losses move by at least 0.34.
 _UNMOVED = 0.25
 _OF_FIRST = np.log(3.0)
-# Share of the weighted sum in every tenth. Healthy: 0.96 at most.
+# Share of the weighted sum that a loss has in every tenth. Healthy runs: at most 0.96.
 _ALONE = 0.999
-# Cosine between gradients that oppose each other everywhere. Of two losses that contradict each
-# other: -0.9994 at most. Healthy, at rest: -0.994 at least, where they do so at a corner.
+# Gradients oppose each other everywhere if their cosine is below this. Two losses that contradict
+# each other have at most -0.9994. Healthy losses at rest have at least -0.994, which is from losses
+# that contradict each other only at a corner.
 _OPPOSITE = -0.998
-# The last tenth over the fourth, of a loss at rest. Its balance with another may still shift.
+# A loss is at rest if its last tenth is above this share of its fourth. It may still shift a
+# little, because its balance with another loss does.
 _AT_REST = 0.7
-# A loss that has fallen this far is met, and what is left may be noise.
+# A loss that has fallen to this share of its start is met, and what is left may be noise.
 _MET = 1e-3
 
 
@@ -44,9 +47,10 @@ def diagnose(
     Args:
         names: Names of the losses.
         losses: Unweighted, shape [steps, T].
-        weights: Which acted, shape [steps, T]; equal or NaN without a balancer.
-        cosines: Of the angles between the gradients in the last update, shape [T, T]; None if
-            they have not been measured.
+        weights: The weights that acted in each step, shape [steps, T]. Without a balancer they are
+            all equal, or NaN.
+        cosines: Cosines of the angles between the gradients in the last update, shape [T, T]. None
+            if they have not been measured.
     """
     over = broken(names, losses, weights)
     if over or len(losses) < _FEWEST_STEPS:
@@ -64,9 +68,9 @@ def diagnose(
 
 
 def broken(names: Sequence[str], losses: np.ndarray, weights: np.ndarray) -> list[str]:
-    """The finding of a run that is lost or astray, from which all else that is wrong follows.
+    """The finding that a run is lost or has gone astray, which makes all others pointless.
 
-    Arguments are as for ``diagnose``; an empty list if the run is neither.
+    Arguments are as for ``diagnose``. The list is empty if the run is neither.
     """
     lost = _lost(names, losses)
     if lost or len(losses) < _FEWEST_STEPS:
@@ -78,9 +82,9 @@ def broken(names: Sequence[str], losses: np.ndarray, weights: np.ndarray) -> lis
 
 
 def _lost(names: Sequence[str], losses: np.ndarray) -> list[str]:
-    """Whether all losses are NaN or infinite, now and in the last steps, and whose fault it is.
+    """The finding that all losses have been NaN or infinite in the last ten steps, and which began.
 
-    A single loss may be so because it is absent from a step.
+    All of them, because a single loss is NaN in a step from which it is absent.
     """
     bad = ~np.isfinite(losses)
     if not (bad.size and bad[-10:].all()):
@@ -124,7 +128,7 @@ def _astray(names: Sequence[str], tenths: np.ndarray, weights: np.ndarray, steps
 def _alone(names: Sequence[str], tenths: np.ndarray, shares: np.ndarray) -> list[str]:
     least = shares.min(axis=0)
     i = int(np.argmax(least))
-    rest = float(np.median(1 - shares[:, i]))  # 0 of a single loss, or if all others are 0
+    rest = float(np.median(1 - shares[:, i]))  # 0 if there is one loss, or if all others are 0
     if not (tenths.min() >= 0 and least[i] > _ALONE and rest > 0):
         return []
     return [
@@ -168,9 +172,9 @@ def _unmoved(
 def _in_conflict(
     names: Sequence[str], tenths: np.ndarray, start: np.ndarray, cosines: np.ndarray
 ) -> list[str]:
-    """The worst three pairs that rest, far from met, because of opposite gradients.
+    """The finding for the worst three pairs that cannot both be met, so that they rest.
 
-    Gradients that are opposite on the whole mean nothing: where training rests they cancel.
+    Gradients that are roughly opposite mean nothing, because they cancel where training rests.
     """
     rest = (tenths[-1] > _AT_REST * tenths[3]) & (tenths[-1] > _MET * start)
     pairs = [

@@ -33,9 +33,9 @@ class PinnRule(Rule):
     - The conditions' targets are multiplied by ``lead``, because the conditions decide which of
       the equations' many solutions is found.
     - Weights do not sum to T. Their unit is the geometric mean of the equations' targets, so the
-      conditions' weights rise, and the equations' do not fall. The reason is that Adam remembers
-      the size of gradients for a thousand steps. The network moves fast if gradients have become
-      larger since then, and hardly at all if they have become smaller.
+      equations' weights stay near 1 and the conditions' weights rise. The reason is that Adam
+      remembers the size of gradients for a thousand steps. So the network moves fast if the
+      conditions' weights rise, and hardly at all if the equations' weights fall.
     - Steps are proportional to the distance from the target, up to a limit. The published rule
       uses only the sign of the distance.
     - L(0) is a moving average of the loss, because an untrained network's loss means little.
@@ -119,8 +119,8 @@ class PinnRule(Rule):
 
         logs = [-math.log(norm) for norm in measurement.norms.tolist()]
         if self.alpha:
-            # L / L(0) does, because the unit cancels the mean in r_i. A ratio may overflow, so its
-            # logarithm is formed from those of its parts.
+            # The unit cancels the mean by which r_i is divided, so L / L(0) will do. Its logarithm
+            # is formed from two, because the ratio may overflow.
             for i, (loss, average) in enumerate(zip(measurement.losses.tolist(), initial)):
                 logs[i] += self.alpha * (math.log(loss) - math.log(average))
         equations = measurement.equations.tolist()
