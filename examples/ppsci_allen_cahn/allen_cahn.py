@@ -73,6 +73,7 @@ def visualizers(cfg: DictConfig):
 
 
 def constraints(cfg: DictConfig, equation):
+    """One loss each, by names of their own: the Solver adds up losses of the same name."""
     front, geometry = Front(cfg.EPS), domain()
     # 1: the same points in every step. Constraints sample batch_size times this many at once.
     data = {"dataset": "IterableNamedArrayDataset", "iters_per_epoch": 1}
@@ -86,16 +87,16 @@ def constraints(cfg: DictConfig, equation):
         name="EQ",
     )
     initial = ppsci.constraint.InitialConstraint(
-        {"u": lambda out: out["u"]},
-        {"u": front},
+        {"initial": lambda out: out["u"]},
+        {"initial": front},
         geometry,
         {**data, "batch_size": cfg.POINTS.initial},
         ppsci.loss.MSELoss(),
         name="IC",
     )
     boundary = ppsci.constraint.BoundaryConstraint(
-        {"u": lambda out: out["u"]},
-        {"u": front},
+        {"boundary": lambda out: out["u"]},
+        {"boundary": front},
         geometry,
         {**data, "batch_size": cfg.POINTS.boundary},
         ppsci.loss.MSELoss(),
@@ -107,10 +108,11 @@ def constraints(cfg: DictConfig, equation):
         "x": rng.uniform(-1, 1, (cfg.POINTS.data, 1)).astype("float32"),
     }
     noise = rng.normal(0, cfg.NOISE, (cfg.POINTS.data, 1))
-    values = {"u": (front(measured) + noise).astype("float32")}
+    values = {"data": (front(measured) + noise).astype("float32")}
     supervised = ppsci.constraint.SupervisedConstraint(
         arrays(measured, values, cfg.POINTS.data),
         ppsci.loss.MSELoss(),
+        {"data": lambda out: out["u"]},
         name="Sup",
     )
     return {each.name: each for each in (inside, initial, boundary, supervised)}
@@ -119,24 +121,23 @@ def constraints(cfg: DictConfig, equation):
 def train(cfg: DictConfig):
     model = ppsci.arch.MLP(**cfg.MODEL)
     equation = {"allen_cahn": ppsci.equation.AllenCahn(eps=cfg.EPS)}
-    constraint = constraints(cfg, equation)
 
     # The lines that GradNorm takes, and loss_aggregator= and log_to below.
-    aggregator = None
-    if cfg.GRADNORM is not None:
-        aggregator = GradNormAggregator.of(model, constraint, equation, **cfg.GRADNORM)
+    aggregator = GradNormAggregator(model, **cfg.GRADNORM) if cfg.GRADNORM else None
+    layers = (model, aggregator.balancer) if aggregator else model
+    optimizer = ppsci.optimizer.Adam(cfg.TRAIN.learning_rate)(layers)
 
     solver = ppsci.solver.Solver(
         model,
-        constraint,
-        optimizer=ppsci.optimizer.Adam(cfg.TRAIN.learning_rate)(model),
+        constraints(cfg, equation),
+        optimizer=optimizer,
         equation=equation,
         validator=validators(cfg),
         visualizer=visualizers(cfg),
         loss_aggregator=aggregator,
         cfg=cfg,
     )
-    if aggregator is not None:
+    if aggregator:
         aggregator.log_to(solver)
     solver.train()
     solver.visualize()

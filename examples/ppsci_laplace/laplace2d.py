@@ -68,24 +68,23 @@ def train(cfg: DictConfig):
         ppsci.loss.MSELoss(),
         name="BC",
     )
-    constraint = {"EQ": inside, "BC": edge}
 
     # The lines that GradNorm takes, and loss_aggregator= and log_to below.
-    aggregator = None
-    if cfg.GRADNORM is not None:
-        aggregator = GradNormAggregator.of(model, constraint, equation, **cfg.GRADNORM)
+    aggregator = GradNormAggregator(model, **cfg.GRADNORM) if cfg.GRADNORM else None
+    layers = (model, aggregator.balancer) if aggregator else model
+    optimizer = ppsci.optimizer.Adam(cfg.TRAIN.learning_rate)(layers)
 
     solver = ppsci.solver.Solver(
         model,
-        constraint,
-        optimizer=ppsci.optimizer.Adam(cfg.TRAIN.learning_rate)(model),
+        {"EQ": inside, "BC": edge},
+        optimizer=optimizer,
         equation=equation,
         validator=validators(cfg),
         visualizer=visualizers(cfg),
         loss_aggregator=aggregator,
         cfg=cfg,
     )
-    if aggregator is not None:
+    if aggregator:
         aggregator.log_to(solver)
     solver.train()
     solver.visualize()
