@@ -14,6 +14,10 @@ from paddlescience_gradnorm.balancing.rule import GradientRule, Rule, RuleState
 
 # A loss below this counts as 0, because a denormal number has too few digits for a reference.
 SMALLEST_LOSS = float(np.finfo(np.float32).tiny)
+# Why the last update has not balanced a loss, as the balancer's ``missed`` holds it. The loss was
+# empty: then a later step makes up for the update. Or too few losses were left: then that step
+# balances it too.
+EMPTY, ALONE = 1, 2
 # A weight above this counts as infinite, because float32 cannot hold it.
 _LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 
@@ -126,6 +130,31 @@ def faults_of(
         else _fault(rule, loss, norm, weight, largest_norm)
         for loss, norm, weight in zip(losses, norms, weights.tolist())
     ]
+
+
+def missed_after(
+    update: Update, measurement: Measurement, missed: Sequence[int], makes_up: bool
+) -> list[int]:
+    """For each loss whether this update is to be made up for: 0, ``EMPTY`` or ``ALONE``.
+
+    Args:
+        update: The update.
+        measurement: What it was made from.
+        missed: The same numbers before it, T of them.
+        makes_up: Whether it was itself made to make up for another. Then losses that had been
+            balanced before have missed nothing.
+    """
+    found = []
+    for was, balanced, fault, loss in zip(
+        missed, update.balanced.tolist(), update.faults, measurement.losses.tolist()
+    ):
+        if balanced or (makes_up and not was):
+            found.append(0)
+        elif not fault:
+            found.append(ALONE)
+        else:
+            found.append(EMPTY if loss == 0 or not math.isfinite(loss) else 0)
+    return found
 
 
 def _fault(rule: Rule, loss: float, norm: float, weight: float, largest_norm: float | None) -> str:

@@ -27,14 +27,18 @@ from paddlescience_gradnorm.balancing._options import (
     initial_weights,
     shared_parameters,
 )
-from paddlescience_gradnorm.balancing._update import SMALLEST_LOSS, Update, only_of, updated
+from paddlescience_gradnorm.balancing._update import (
+    EMPTY,
+    SMALLEST_LOSS,
+    Update,
+    missed_after,
+    only_of,
+    updated,
+)
 from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import Rule, renormalized
 from paddlescience_gradnorm.balancing.rules import find_rule
 
-# Why the last update has not balanced a loss, as ``missed`` holds it. The loss was empty: then a
-# later step makes up for the update. Or too few losses were left: then that step balances it too.
-_EMPTY, _ALONE = 1, 2
 _log = logging.getLogger("paddlescience_gradnorm")
 
 
@@ -659,12 +663,12 @@ class LossBalancer(PreciseLayer):
     def _has_missed(self, losses: Sequence[paddle.Tensor]) -> bool:
         """Whether there is a loss now, in any process, that the last update found empty."""
         missed = _paddle.host_counts(self.missed)
-        if _EMPTY not in missed:
+        if EMPTY not in missed:
             return False
         least = SMALLEST_LOSS if self.rule.needs_positive_losses else -math.inf
         return _ranks.any_has(
             any(
-                state == _EMPTY
+                state == EMPTY
                 and not loss.stop_gradient
                 and (value := loss.item()) != 0
                 and least <= value < math.inf
@@ -719,19 +723,7 @@ class LossBalancer(PreciseLayer):
             if array is not before[name]:
                 overwrite(getattr(self, name), array)
         if any(update.faults) or any(missed):
-            missed[:] = [
-                0
-                if (run.makes_up and not was) or balanced
-                else _ALONE
-                if not fault
-                else _EMPTY
-                if loss == 0 or not math.isfinite(loss)
-                else 0
-                for was, fault, loss, balanced in zip(
-                    *(list(missed), update.faults, measurement.losses.tolist()),
-                    update.balanced.tolist(),
-                )
-            ]
+            missed[:] = missed_after(update, measurement, list(missed), run.makes_up)
         of_names = zip(run.order.names, update.faults)
         run.stopped = {
             name: run.stopped.get(name) or (step, fault)
