@@ -17,7 +17,9 @@ def fit(fc_net, make_losses):
     def run(console, epochs, data=None, balanced=True):
         net = fc_net
         if balanced:
-            net = GradNorm(fc_net, n_loss=3, weight_attr=[1.0, 4.0, 2.0], update_every=1000)
+            net = GradNorm(
+                fc_net, n_loss=3, weight_attr=[1.0, 4.0, 2.0], update_every=1000, equations=[0]
+            )
         optimizer = paddle.optimizer.SGD(1e-5, parameters=net.parameters())
         return Trainer(
             net,
