@@ -476,17 +476,12 @@ def conditions_known(losses: Mapping[str, paddle.Tensor], model: paddle.nn.Layer
 
 def _differentiates(loss: paddle.Tensor) -> bool:
     """Whether the loss holds derivatives of the network's outputs."""
-    waiting, seen = [] if loss.stop_gradient else [_paddle.graph_node(loss)], set()
-    while waiting:
-        node = waiting.pop()
-        if node.node_ptr() not in seen:
-            seen.add(node.node_ptr())
-            # A derivative is a backward pass of its own, and this is how Paddle names the way
-            # back through one: TanhDoubleGradNode, TanhTripleGradNode.
-            if "DoubleGrad" in node.name() or "TripleGrad" in node.name():
-                return True
-            waiting.extend(child for child in node.next_functions if child is not None)
-    return False
+    # A derivative is a backward pass of its own, and this is how Paddle names the way back through
+    # one: TanhDoubleGradNode, TanhTripleGradNode.
+    return any(
+        "DoubleGrad" in node.name() or "TripleGrad" in node.name()
+        for node in _one_pass.graph_nodes(loss)
+    )
 
 
 def equations_of(constraint: Mapping[str, Any], equation: Mapping[str, Any]) -> dict[str, bool]:

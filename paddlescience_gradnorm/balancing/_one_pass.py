@@ -333,29 +333,34 @@ def _sharing(losses: Sequence[paddle.Tensor], kinds: tuple[str, ...]) -> list[li
     """For each node of these kinds that several losses share, the numbers of these losses."""
     of_node: dict[int, list[int]] = {}
     for i, loss in enumerate(losses):
-        waiting, seen = [] if loss.stop_gradient else [_paddle.graph_node(loss)], set()
-        while waiting:
-            node = waiting.pop()
-            if node.node_ptr() not in seen:
-                seen.add(node.node_ptr())
-                if node.name().startswith(kinds):
-                    of_node.setdefault(node.node_ptr(), []).append(i)
-                waiting.extend(child for child in node.next_functions if child is not None)
+        for node in graph_nodes(loss):
+            if node.name().startswith(kinds):
+                of_node.setdefault(node.node_ptr(), []).append(i)
     return [together for together in of_node.values() if len(together) > 1]
+
+
+def graph_nodes(loss: paddle.Tensor) -> Iterator[Any]:
+    """The nodes that a backward pass reaches, each once; none for a loss without a graph."""
+    waiting, seen = [] if loss.stop_gradient else [_paddle.graph_node(loss)], set()
+    while waiting:
+        node = waiting.pop()
+        if node.node_ptr() not in seen:
+            seen.add(node.node_ptr())
+            yield node
+            waiting.extend(_children(node))
+
+
+def _children(node: Any) -> list[Any]:
+    """The nodes to which a node passes gradients."""
+    return [child for child in node.next_functions if child is not None]
 
 
 def _nodes_below(loss: paddle.Tensor) -> dict[int, list[int]]:
     """The nodes that a backward pass reaches, each with the nodes to which it passes gradients."""
-    below: dict[int, list[int]] = {}
-    waiting = [_paddle.graph_node(loss)]
-    while waiting:
-        node = waiting.pop()
-        pointer = node.node_ptr()
-        if pointer not in below:
-            children = [child for child in node.next_functions if child is not None]
-            below[pointer] = [child.node_ptr() for child in children]
-            waiting.extend(children)
-    return below
+    return {
+        node.node_ptr(): [child.node_ptr() for child in _children(node)]
+        for node in graph_nodes(loss)
+    }
 
 
 def _leading_to(targets: set[int], below: dict[int, list[int]]) -> set[int]:
