@@ -129,6 +129,23 @@ def sine_error(predict: Any, script: ModuleType) -> float:
     return relative(predict(at)["u"], np.sin(at["x"]) + 2)
 
 
+def chip_error(predict: Any, script: ModuleType) -> float:
+    """For the source 1 and the edge's temperature 0, which are among those trained on."""
+    at = grid("xy", (0, 0), (1, 1), 20)
+    exact, odd = 0.0, range(1, 60, 2)
+    for m, n in ((m, n) for m in odd for n in odd):
+        wave = np.sin(m * np.pi * at["x"]) * np.sin(n * np.pi * at["y"])
+        exact = exact + 1600 / (np.pi**4 * m * n * (m**2 + n**2)) * wave
+    count = len(at["x"])
+    inputs = {
+        "u": np.ones([count, 324]),
+        "bc": np.zeros([count, 1]),
+        "bc_data": np.zeros([count, 76]),
+    }
+    inputs = {name: value.astype("float32") for name, value in inputs.items()}
+    return relative(predict({**at, **inputs})["T"], exact)
+
+
 ALLEN_CAHN = {"dataset/allen_cahn.mat": "allen_cahn.mat"}
 FEWER_ALLEN_CAHN = (
     "TRAIN.epochs=50 TRAIN.batch_size=256 TRAIN.save_freq=0 TRAIN.eval_during_train=false "
@@ -213,6 +230,17 @@ EXAMPLES = {
         "TRAIN.epochs=500 TRAIN.batch_size.bc=20 TRAIN.batch_size.interior=100 TRAIN.save_freq=0 "
         "TRAIN.optimizer.lbfgs.max_iter=60",
         trainings=2,
+        adds_up=True,
+    ),
+    "chip_heat": Example(
+        "chip_heat",
+        "chip_heat.py",
+        chip_error,
+        "TRAIN.epochs=1000 TRAIN.eval_during_train=false TRAIN.batch_size=64 NU=20 NBC=20 "
+        "MODEL.branch_hidden_size=32 MODEL.BC_hidden_size=32 MODEL.trunk_hidden_size=32 "
+        "MODEL.num_features=32 MODEL.branch_num_layers=3 MODEL.BC_num_layers=3 "
+        "MODEL.trunk_num_layers=3",
+        advised=("interior_sup.chip",),
         adds_up=True,
     ),
     "volterra_ide": Example("ide", "volterra_ide.py", "L2Rel.u", "TRAIN.optimizer.max_iter=600"),
