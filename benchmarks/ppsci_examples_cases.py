@@ -151,6 +151,11 @@ FEWER_ALLEN_CAHN = (
     "TRAIN.epochs=50 TRAIN.batch_size=256 TRAIN.save_freq=0 TRAIN.eval_during_train=false "
     "MODEL.hidden_size=48 TRAIN.iters_per_epoch="
 )
+# The configuration does not have all that PaddleScience 1.4.0 reads from it.
+WITHOUT_CONFIGURATION = {
+    "        cfg=cfg,\n": "",
+    "eval_during_train=True": "eval_during_train=False",
+}
 
 EXAMPLES = {
     "laplace2d": Example(
@@ -288,6 +293,7 @@ EXAMPLES = {
         "allen_cahn_plain.py",
         "L2Rel.u",
         FEWER_ALLEN_CAHN + "30",
+        repair={**WITHOUT_CONFIGURATION, "use_tbd=True,": ""},
         data=ALLEN_CAHN,
     ),
     "allen_cahn_causal": Example(
@@ -295,15 +301,23 @@ EXAMPLES = {
         "allen_cahn_causal.py",
         "L2Rel.u",
         FEWER_ALLEN_CAHN + "30 MODEL.fourier.dim=48",
-        # The configuration that it names is not there.
-        repair={"allen_cahn_causal.yaml": "allen_cahn_causal_fourier_rwf.yaml"},
+        repair={
+            **WITHOUT_CONFIGURATION,
+            "use_tbd=True,": "",
+            # This file is not there.
+            "allen_cahn_causal.yaml": "allen_cahn_causal_fourier_rwf.yaml",
+        },
         data=ALLEN_CAHN,
     ),
     "allen_cahn_default": Example(
         "allen_cahn",
         "allen_cahn_default.py",
         "L2Rel.u",
-        FEWER_ALLEN_CAHN + "30 MODEL.fourier.dim=48 TRAIN.grad_norm.update_freq=100 use_tbd=false",
+        FEWER_ALLEN_CAHN + "30 MODEL.fourier.dim=48 TRAIN.grad_norm.update_freq=100",
+        repair={
+            "        cfg=cfg,\n": "        epochs=cfg.TRAIN.epochs,\n"
+            "        iters_per_epoch=cfg.TRAIN.iters_per_epoch,\n"
+        },
         data=ALLEN_CAHN,
     ),
     "allen_cahn_sota": Example(
@@ -311,6 +325,7 @@ EXAMPLES = {
         "allen_cahn_sota.py",
         "L2Rel.u",
         FEWER_ALLEN_CAHN + "20 MODEL.fourier.dim=48 TRAIN.ntk.update_freq=100",
+        repair=WITHOUT_CONFIGURATION,
         data=ALLEN_CAHN,
     ),
     "gpinn_poisson_1d": Example(
@@ -336,6 +351,8 @@ EXAMPLES = {
         "helmholtz3d.py",
         helmholtz_error,
         "TRAIN.epochs=50 TRAIN.iters_per_epoch=30 TRAIN.nc=16 TRAIN.save_freq=0",
+        # PaddleScience 1.4.0 wants the model at once.
+        repair={"Helmholtz(3, 1.0)": "Helmholtz(3, 1.0, model)"},
         adds_up=True,
     ),
     "viv": Example(
