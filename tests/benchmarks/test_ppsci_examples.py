@@ -249,17 +249,18 @@ def snapshot(tmp_path):
 
 
 @needs_ppsci
+@pytest.mark.slow
 def test_every_balance_trains_and_is_measured(snapshot, tmp_path, examples):
     work = tmp_path / "work"
-    done = run(snapshot, work, "--examples", "darcy2d,heat_pinn", "--seeds", "3", "--jobs", "2")
+    options = ["--seeds", "3", "--jobs", "2"]
+    done = run(snapshot, work, "--examples", "heat_pinn", *options)
+    assert done.returncode == 0, done.stderr
+    done = run(snapshot, work, "--examples", "darcy2d", "--balances", "of", *options)
     assert done.returncode == 0, done.stderr
     rows = {(r.example, r.balance): x for r, x in examples.read(work / "runs.jsonl").items()}
     assert [key for key, x in rows.items() if x["fails"]] == []
-    theirs = ["original", "of", "GradNorm", "Relobralo", "NTK"]
-    assert set(rows) == {
-        *(("darcy2d", balance) for balance in theirs),
-        *(("heat_pinn", balance) for balance in [*theirs, "by_name"]),
-    }
+    balances = ["original", "of", "by_name", "GradNorm", "Relobralo", "NTK"]
+    assert set(rows) == {("darcy2d", "of"), *(("heat_pinn", name) for name in balances)}
     # Both trainings, with the same aggregator, and the error of the last.
     adam, lbfgs = rows["darcy2d", "of"]["trainings"]
     assert (adam["optimizer"], lbfgs["optimizer"]) == ("Adam", "LBFGS")
@@ -270,16 +271,18 @@ def test_every_balance_trains_and_is_measured(snapshot, tmp_path, examples):
     # At five moments.
     assert len(adam["errors"]) == 5
     assert rows["heat_pinn", "by_name"]["trainings"][0]["losses"] == ["laplace", "u"]
-    # Each balance is a training of its own.
-    errors = [rows["heat_pinn", balance]["error"] for balance in ("original", "of", "Relobralo")]
-    assert len(set(errors)) == 3
+    # Each balance is a training of its own. By name, our weights still move at the limit that they
+    # have for each loss of its own too.
+    errors = {name: rows["heat_pinn", name]["error"] for name in balances if name != "by_name"}
+    assert len(set(errors.values())) == len(errors), errors
     # Nothing is run again, and nothing is left of what has succeeded.
-    again = run(snapshot, work, "--examples", "darcy2d,heat_pinn", "--seeds", "3")
+    again = run(snapshot, work, "--examples", "heat_pinn", *options)
     assert again.stdout.startswith("| example | original |")
     assert list((work / "runs").iterdir()) == []
 
 
 @needs_ppsci
+@pytest.mark.slow
 def test_a_failure_is_a_line_with_its_reason_and_keeps_its_log(snapshot, tmp_path, examples):
     script = snapshot / "examples" / "heat_pinn" / "heat_pinn.py"
     text = script.read_text()
@@ -302,6 +305,7 @@ def test_a_failure_is_a_line_with_its_reason_and_keeps_its_log(snapshot, tmp_pat
 
 
 @needs_ppsci
+@pytest.mark.slow
 def test_an_interrupted_run_ends_leaves_no_line_and_is_made_next_time(snapshot, tmp_path, examples):
     script = snapshot / "examples" / "heat_pinn" / "heat_pinn.py"
     text = script.read_text()
