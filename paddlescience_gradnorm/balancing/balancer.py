@@ -27,14 +27,8 @@ from paddlescience_gradnorm.balancing._options import (
     initial_weights,
     shared_parameters,
 )
-from paddlescience_gradnorm.balancing._update import (
-    EMPTY,
-    SMALLEST_LOSS,
-    Update,
-    missed_after,
-    only_of,
-    updated,
-)
+from paddlescience_gradnorm.balancing._schedule import Schedule
+from paddlescience_gradnorm.balancing._update import Update, only_of, updated
 from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import Rule, renormalized
 from paddlescience_gradnorm.balancing.rules import find_rule
@@ -145,6 +139,8 @@ class LossBalancer(PreciseLayer):
         self.shared = shared_parameters(shared)
         self.register_buffer("step_count", on_host(np.zeros([], np.int64)))
         self._remembered: tuple[str, ...] = ()
+        self._faults = FaultReporter("it is left out of the balancing while this lasts")
+        self._schedule = Schedule(self.rule, self._faults)
         nothing = Measurement(np.zeros(0), np.zeros([0, 0]), step=-1)
         self._run = _Run(LossOrder(0), None, nothing)
         if self.n_loss is not None:
@@ -184,8 +180,6 @@ class LossBalancer(PreciseLayer):
             LossOrder(n_loss, f"{reason} ({told_by})" if told_by else reason, self.absent),
             CallerStepped(self.floor, self.loss_weights) if caller_steps else None,
             Measurement(np.full(n_loss, np.nan), np.full([n_loss] * 2, np.nan), step=-1),
-            frozen=self._run.frozen,
-            knows_steps=self._run.knows_steps,
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -256,7 +250,8 @@ class LossBalancer(PreciseLayer):
         step: int = (
             self._settle() if run.is_unsettled else _paddle.host_count(self.step_count).value
         )
-        due = self._is_due(step, scalars)
+        missed = _paddle.host_counts(self.missed)
+        due = self._schedule.is_due(step, self.update_every, scalars, missed)
         with paddle.no_grad():
             scaling = None if scaler is None else loss_scaling(scaler, weights.dtype)
             multiplier = scale if scaling is None else scaling * scale
@@ -328,7 +323,8 @@ class LossBalancer(PreciseLayer):
                 "step(losses) was called between the micro-batches of backward(losses, "
                 "update=False); call backward(losses) for the last of them first"
             )
-        due, rows = self._is_due(step, scalars), None
+        missed, rows = _paddle.host_counts(self.missed), None
+        due = self._schedule.is_due(step, self.update_every, scalars, missed)
         if due and self.rule.needs:
             names = run.order.names
             rows = _one_pass.gradients_alone(scalars, weights, self.shared, names)
@@ -413,7 +409,8 @@ class LossBalancer(PreciseLayer):
             raise RuntimeError("there is nothing to diagnose yet: call backward(losses) first")
         run, weights = self._run, self.get_weights().astype(np.float64)
         # A batch without points leaves a loss out once. Twice in succession is worth a finding.
-        lasting = {n: reason for n, reason in run.stopped.items() if reason[0] < run.last.step}
+        left_out = self._schedule.left_out
+        lasting = {n: reason for n, reason in left_out.items() if reason[0] < run.last.step}
         names = run.order.names
         return diagnose(names, weights, self.rule, self.rule_state, run.last, lasting)
 
@@ -432,11 +429,11 @@ class LossBalancer(PreciseLayer):
 
     def freeze(self) -> None:
         """Stop updating the weights, such as for a final stage with L-BFGS."""
-        self._run.frozen = True
+        self._schedule.frozen = True
 
     def unfreeze(self) -> None:
         """Resume updating the weights."""
-        self._run.frozen = False
+        self._schedule.frozen = False
 
     def set_grad(self) -> None:
         """Give ``loss_weights`` a zero gradient if it has none, so ``grad.set_value`` works."""
@@ -463,7 +460,7 @@ class LossBalancer(PreciseLayer):
         self._take_back_overflow()
         for name, array in self.rule.start(len(self._run.last.losses)).items():
             overwrite(getattr(self, name), np.asarray(array, np.float64))
-        self._run.faults.forget()
+        self._faults.forget()
 
     def extra_state(self) -> dict[str, Any]:
         """The state for a checkpoint; see ``PicklableLayer``.
@@ -481,7 +478,7 @@ class LossBalancer(PreciseLayer):
         last = run.last
         gram = np.full([len(last.losses)] * 2, np.nan) if last.gram is None else last.gram
         return {
-            "frozen": run.frozen,
+            "frozen": self._schedule.frozen,
             "passes": {None: 0, False: 1, True: 2}[run.in_two_passes],
             "names": list(run.order.names),
             "named": run.order.named,
@@ -510,12 +507,12 @@ class LossBalancer(PreciseLayer):
         last = {**state["last"], "equations": np.array(state["last"]["equations"], bool)}
         if not self.rule.needs:
             last = {**last, "gram": None}
+        self._faults.forget()
+        self._schedule.resume(state["frozen"])
         self._run = _Run(
             run.order,
             run.caller,
             Measurement(**last, interval=self.update_every, floor=self.floor),
-            frozen=state["frozen"],
-            knows_steps=run.knows_steps,
             in_two_passes={1: False, 2: True}.get(state["passes"]),
             imbalance=state["imbalance"],
         )
@@ -532,7 +529,7 @@ class LossBalancer(PreciseLayer):
         """
         run = self._run
         run.accumulation = run.unchecked = None
-        run.decided = -1
+        self._schedule.forget_step()
         if run.caller is not None:
             run.caller.awaited = -1
 
@@ -572,7 +569,7 @@ class LossBalancer(PreciseLayer):
         if run.caller is not None and not run.caller.settle(self.loss_weights, step):
             fault = "has made the loss weights NaN or infinite"
             consequence = "they are put back to what acted last"
-            run.faults.report(step, "the optimizer", fault, consequence=consequence)
+            self._faults.report(step, "the optimizer", fault, consequence=consequence)
         self._check()
         return step
 
@@ -592,7 +589,7 @@ class LossBalancer(PreciseLayer):
             if not math.isfinite(total.item()):
                 for name, loss in zip(run.order.names, values.numpy().tolist()):
                     if not math.isfinite(loss):
-                        run.faults.report(step, f"loss {name!r}", f"is {loss}")
+                        self._faults.report(step, f"loss {name!r}", f"is {loss}")
 
     def _scalars(self, losses: Losses) -> list[paddle.Tensor]:
         """The losses as scalars. Losses that raise an error leave no trace in ``order``."""
@@ -633,50 +630,6 @@ class LossBalancer(PreciseLayer):
         run.equations, run.names = np.array(are_equations), names
         self._announce(run.equations, run.order.known or names)
 
-    def _is_due(self, step: int, losses: Sequence[paddle.Tensor]) -> bool:
-        """Whether this step updates the weights: it is due, or it makes up for a missed update."""
-        run = self._run
-        if step == run.decided:  # all micro-batches of a step are measured, or none
-            if not (run.due or run.frozen):
-                run.seen_too_late = run.seen_too_late or self._has_missed(losses)
-            return run.due and not run.frozen
-        run.decided, seen_too_late = step, run.seen_too_late
-        run.due, run.makes_up = step % self.update_every == 0 and not run.frozen, False
-        run.seen_too_late = False
-        if not (run.frozen or run.knows_steps) and _paddle.is_in_a_closure():
-            run.due = False
-            run.faults.report(
-                step,
-                "backward(losses)",
-                "was called in the closure of L-BFGS",
-                consequence="its function must not change within a step, so the weights rest. "
-                "Train with Adam first, and call freeze() before L-BFGS, which leaves the weights "
-                "as they are and this warning out",
-            )
-            return False
-        if not run.due and not run.frozen:
-            # In the last step only a later micro-batch may have had the loss. That was too late,
-            # because all micro-batches of a step are measured, or none.
-            run.due = run.makes_up = self._has_missed(losses) or seen_too_late
-        return run.due
-
-    def _has_missed(self, losses: Sequence[paddle.Tensor]) -> bool:
-        """Whether there is a loss now, in any process, that the last update found empty."""
-        missed = _paddle.host_counts(self.missed)
-        if EMPTY not in missed:
-            return False
-        least = SMALLEST_LOSS if self.rule.needs_positive_losses else -math.inf
-        return _ranks.any_has(
-            any(
-                state == EMPTY
-                and not loss.stop_gradient
-                and (value := loss.item()) != 0
-                and least <= value < math.inf
-                and value > -math.inf
-                for state, loss in zip(missed, losses)
-            )
-        )
-
     def _update(
         self,
         step: int,
@@ -709,7 +662,7 @@ class LossBalancer(PreciseLayer):
             measurement,
             None if caller is None else caller.largest_norm,
             is_scaled,
-            [was != 0 for was in missed] if run.makes_up else None,
+            self._schedule.only(missed),
         )
         if scaling is None and (any(update.faults) or not update.balanced.any()):
             self._report(step, update, scalars)  # a scaler reports overflows itself
@@ -722,16 +675,8 @@ class LossBalancer(PreciseLayer):
         for name, array in update.state.items():
             if array is not before[name]:
                 overwrite(getattr(self, name), array)
-        if any(update.faults) or any(missed):
-            missed[:] = missed_after(update, measurement, list(missed), run.makes_up)
-        of_names = zip(run.order.names, update.faults)
-        run.stopped = {
-            name: run.stopped.get(name) or (step, fault)
-            for name, fault in of_names
-            if fault
-            and (name in run.stopped or not run.makes_up)
-            and (name in run.order.known or not run.order.known)
-        }
+        known = run.order.known or run.order.names
+        self._schedule.settle(update, measurement, known, missed)
         if wants_imbalance:
             some = only_of(update.balanced, weights, update.state, measurement)
             run.imbalance = rule.imbalance(*some) if update.balanced.any() else math.nan
@@ -742,7 +687,7 @@ class LossBalancer(PreciseLayer):
         """Count a step without an update, in which the weights must not move."""
         run = self._run
         if run.caller is not None:
-            run.caller.rest(self.loss_weights, step, run.frozen)
+            run.caller.rest(self.loss_weights, step, self._schedule.frozen)
         elif self.loss_weights.grad is not None:
             self.loss_weights.clear_gradient(False)
         _paddle.host_count(self.step_count).value = step + 1
@@ -781,12 +726,12 @@ class LossBalancer(PreciseLayer):
 
     def _report(self, step: int, update: Update, losses: Sequence[paddle.Tensor]) -> None:
         """Warn of losses that cannot be balanced, once for each loss and fault."""
-        run = self._run
-        for name, fault, loss in zip(run.order.names, update.faults, losses):
-            if fault and not run.order.is_absent(loss):
-                run.faults.report(step, f"loss {name!r}", fault)
+        order = self._run.order
+        for name, fault, loss in zip(order.names, update.faults, losses):
+            if fault and not order.is_absent(loss):
+                self._faults.report(step, f"loss {name!r}", fault)
         if not any(update.faults):
-            run.faults.report(step, str(self.rule), "gives no finite weights")
+            self._faults.report(step, str(self.rule), "gives no finite weights")
 
     def _announce(self, are_equations: np.ndarray, known: Sequence[str]) -> None:
         """Log the rule, its pace, the losses, and what it does to them."""
@@ -821,26 +766,13 @@ class _Run:
     order: LossOrder
     caller: CallerStepped | None  # None: the balancer steps the weights itself
     last: Measurement  # of the last update
-    frozen: bool = False
     in_two_passes: bool | None = None  # None until a step has shown the losses' graphs
     names: list[str] | None = None  # those for which ``equations`` has been found
     equations: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    # Whether the caller makes sure that each step calls ``backward`` once, even with L-BFGS.
-    knows_steps: bool = False
-    decided: int = -1  # number of the step to which ``due`` and ``makes_up`` apply
-    seen_too_late: bool = False  # whether only a later micro-batch of it had a missed loss
-    due: bool = True  # whether the step updates the weights
-    makes_up: bool = False  # whether it does so only for losses that an update found empty
-    # The losses that the last update left out: name -> the first such step, and the fault.
-    stopped: dict[str, tuple[int, str]] = field(default_factory=dict)
     accumulation: Accumulation | None = None
     imbalance: float = math.nan  # of the last update by step()
     # Number, total and losses of a step between updates, until they have been checked.
     unchecked: tuple[int, paddle.Tensor, paddle.Tensor] | None = None
-
-    faults: FaultReporter = field(
-        default_factory=lambda: FaultReporter("it is left out of the balancing while this lasts")
-    )
 
     @property
     def is_unsettled(self) -> bool:
