@@ -246,10 +246,9 @@ class LossBalancer(PreciseLayer):
                 leaves it out, but its gradient still reaches the network.
         """
         scalars = self._scalars(losses)
+        self._settle()
         run, weights = self._run, self.loss_weights
-        step: int = (
-            self._settle() if run.is_unsettled else _paddle.host_count(self.step_count).value
-        )
+        step = _paddle.host_count(self.step_count).value
         missed = _paddle.host_counts(self.missed)
         due = self._schedule.is_due(step, self.update_every, scalars, missed)
         with paddle.no_grad():
@@ -263,7 +262,7 @@ class LossBalancer(PreciseLayer):
             total, rows, names = paddle.dot(weights, values), None, run.order.names
             if due and self.rule.needs:
                 if run.in_two_passes is None:
-                    run.in_two_passes = self._two_passes_are_better(scalars)
+                    run.in_two_passes = _one_pass.two_passes_are_better(scalars, self.shared)
                 rows = _one_pass.backward_by_loss(
                     scalars, factors, self.shared, names, bool(run.in_two_passes)
                 )
@@ -271,27 +270,22 @@ class LossBalancer(PreciseLayer):
                 # In the second step a graph that was built before the loop is gone.
                 one_by_one = step == 1 and run.in_two_passes is False
                 _one_pass.backward_of_sum(scalars, factors, names, one_by_one)
-            if may_not_stand or not update or (due and paddle.distributed.is_initialized()):
-                run.accumulation = run.accumulation or Accumulation()
-            if not due:
+            if due:
+                run.accumulation.add(values, rows, multiplier)
+            else:
                 run.unchecked = (step, total, values)
                 if total.place.is_cpu_place():
                     self._check()
-            elif run.accumulation is not None:
-                run.accumulation.add(values, rows, multiplier)
-                if update:
-                    values, rows = run.accumulation.means()
             if update:
+                if due:
+                    values, rows = run.accumulation.means()
                 before = self._state() if may_not_stand else None
+                run.accumulation.end_step(before, None if scaling is None else scaler)
                 if due:
                     is_scaled = scaling is not None or scale > 1  # not for micro-batches
                     self._update(step, scalars, values, rows, is_scaled, scaling)
                 else:
                     self._rest(step)
-                if before is None:
-                    run.accumulation = None
-                elif run.accumulation is not None:
-                    run.accumulation.end_step(before, None if scaling is None else scaler)
         return total
 
     def step(self, losses: Losses) -> paddle.Tensor:
@@ -316,9 +310,10 @@ class LossBalancer(PreciseLayer):
             ValueError: As for ``backward``.
         """
         scalars = self._scalars(losses)
+        self._settle()
         run, weights = self._run, self.loss_weights
-        step = self._settle()
-        if run.accumulation is not None and run.accumulation.is_within_a_step:
+        step = _paddle.host_count(self.step_count).value
+        if run.accumulation.is_within_a_step:
             raise RuntimeError(
                 "step(losses) was called between the micro-batches of backward(losses, "
                 "update=False); call backward(losses) for the last of them first"
@@ -331,12 +326,11 @@ class LossBalancer(PreciseLayer):
         with paddle.no_grad():
             weights.clear_gradient(False)  # left by the caller's backward of the weighted sum
             values = paddle.stack([x.astype(weights.dtype) for x in scalars])
-            run.accumulation = None  # this step cannot be undone
             if due:
-                if paddle.distributed.is_initialized():
-                    processes = Accumulation()
-                    processes.add(values, rows)
-                    values, rows = processes.means()
+                run.accumulation.add(values, rows)
+                values, rows = run.accumulation.means()
+            run.accumulation.end_step(None)  # because this step cannot be undone
+            if due:
                 self._update(step, scalars, values, rows, wants_imbalance=True)
             else:
                 run.unchecked = (step, paddle.dot(weights, values), values)
@@ -423,9 +417,7 @@ class LossBalancer(PreciseLayer):
         Raises:
             RuntimeError: The last step had no ``scale``, or has been undone already.
         """
-        # An accumulation without a step raises the error that there is nothing to undo.
-        accumulation = self._run.accumulation or Accumulation()
-        self._restore(accumulation.take_back())
+        self._restore(self._run.accumulation.take_back())
 
     def freeze(self) -> None:
         """Stop updating the weights, such as for a final stage with L-BFGS."""
@@ -470,7 +462,7 @@ class LossBalancer(PreciseLayer):
         """
         self._settle()
         run = self._run
-        if run.accumulation is not None and run.accumulation.is_within_a_step:
+        if run.accumulation.is_within_a_step:
             raise RuntimeError(
                 "a checkpoint cannot be made between the micro-batches of a step; make it after "
                 "the optimizer's step"
@@ -528,7 +520,7 @@ class LossBalancer(PreciseLayer):
         micro-batch. Loading a state dict does the same.
         """
         run = self._run
-        run.accumulation = run.unchecked = None
+        run.accumulation, run.unchecked = Accumulation(), None
         self._schedule.forget_step()
         if run.caller is not None:
             run.caller.awaited = -1
@@ -554,32 +546,31 @@ class LossBalancer(PreciseLayer):
             completed[key] = np.asarray(state_dict.get(key, array), np.float64)
         return completed
 
-    def _settle(self) -> int:
-        """Handle what has happened since the last step; return the number of the next one.
+    def _settle(self) -> None:
+        """Handle what has happened since the last step.
 
         A scaler may have found an overflow, or the caller's optimizer may have stepped. On an
         accelerator, losses between updates are checked only now, because reading them at once
         would make the step wait for them.
         """
         if not paddle.in_dynamic_mode():
-            return -1  # an export reads the state while it builds a program
-        run = self._run
+            return  # an export reads the state while it builds a program
         self._take_back_overflow()
-        step: int = self.step_count.item()
-        if run.caller is not None and not run.caller.settle(self.loss_weights, step):
-            fault = "has made the loss weights NaN or infinite"
-            consequence = "they are put back to what acted last"
-            self._faults.report(step, "the optimizer", fault, consequence=consequence)
+        caller = self._run.caller
+        if caller is not None:
+            step: int = self.step_count.item()
+            if not caller.settle(self.loss_weights, step):
+                fault = "has made the loss weights NaN or infinite"
+                consequence = "they are put back to what acted last"
+                self._faults.report(step, "the optimizer", fault, consequence=consequence)
         self._check()
-        return step
 
     def _take_back_overflow(self) -> None:
         """Undo the last step if the scaler has found an overflow in it."""
-        if self._run.accumulation is not None:
-            before = self._run.accumulation.take_back_overflow()
-            # If the step count differs, a state has been loaded since, and stays.
-            if before is not None and self.step_count.item() == before.step + 1:
-                self._restore(before)
+        before = self._run.accumulation.take_back_overflow()
+        # If the step count differs, a state has been loaded since, and stays.
+        if before is not None and self.step_count.item() == before.step + 1:
+            self._restore(before)
 
     def _check(self) -> None:
         """Report losses that were NaN or infinite in a step between updates."""
@@ -694,35 +685,18 @@ class LossBalancer(PreciseLayer):
 
     def _state(self) -> BalancerState:
         """Everything that a step may change."""
-        weights = self.loss_weights.numpy().astype(np.float64)
-        return BalancerState(
-            self.step_count.item(), weights, self.rule_state, self._run.last, self.missed.numpy()
-        )
+        names = ("step_count", "loss_weights", "missed", *self._remembered)
+        return BalancerState({name: getattr(self, name).numpy() for name in names}, self._run.last)
 
     def _restore(self, before: BalancerState) -> None:
-        """Restore this state."""
-        if self._run.caller is None:
-            overwrite(self.loss_weights, before.weights)
-        for name, array in before.rule.items():
-            overwrite(getattr(self, name), array)
+        """Restore this state, but not weights that are stepped by the caller's optimizer."""
+        for name, array in before.tensors.items():
+            if name != "loss_weights" or self._run.caller is None:
+                overwrite(getattr(self, name), array)
         self._run.last = before.last
-        _paddle.host_counts(self.missed)[:] = before.missed.tolist()
-        _paddle.host_count(self.step_count).value = before.step
 
     def _settle_for_saving(self, state: Any) -> None:
         self._settle()
-
-    def _two_passes_are_better(self, losses: Sequence[paddle.Tensor]) -> bool | None:
-        """Whether to take two passes; None if a loss without a graph hides that in this step."""
-        # With several processes there must be only one backward pass, because
-        # paddle.DataParallel averages gradients only in the first pass that reaches them.
-        if _ranks.number() > 1 or _one_pass.share_a_python_function(losses):
-            return True
-        if any(loss.stop_gradient for loss in losses):
-            return None
-        return _one_pass.two_passes_are_cheaper(
-            losses, self.shared
-        ) and _one_pass.can_ask_for_gradients(losses, self.shared)
 
     def _report(self, step: int, update: Update, losses: Sequence[paddle.Tensor]) -> None:
         """Warn of losses that cannot be balanced, once for each loss and fault."""
@@ -769,15 +743,10 @@ class _Run:
     in_two_passes: bool | None = None  # None until a step has shown the losses' graphs
     names: list[str] | None = None  # those for which ``equations`` has been found
     equations: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    accumulation: Accumulation | None = None
+    accumulation: Accumulation = field(default_factory=Accumulation)
     imbalance: float = math.nan  # of the last update by step()
     # Number, total and losses of a step between updates, until they have been checked.
     unchecked: tuple[int, paddle.Tensor, paddle.Tensor] | None = None
-
-    @property
-    def is_unsettled(self) -> bool:
-        """Whether there may be anything for ``LossBalancer._settle`` to do."""
-        return not (self.caller is None and self.accumulation is None and self.unchecked is None)
 
 
 def _registered(layer: paddle.nn.Layer, rule: Rule, n_loss: int) -> tuple[str, ...]:
