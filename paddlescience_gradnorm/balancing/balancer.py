@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Union
 
 import numpy as np
@@ -14,9 +13,9 @@ import paddle
 from paddlescience_gradnorm import _arguments, _paddle
 from paddlescience_gradnorm._layers import PreciseLayer, on_host, shielded_parameter
 from paddlescience_gradnorm.balancing import _equations, _one_pass, _ranks
-from paddlescience_gradnorm.balancing._accumulation import Accumulation, BalancerState, loss_scaling
+from paddlescience_gradnorm.balancing._accumulation import BalancerState, loss_scaling
 from paddlescience_gradnorm.balancing._caller_stepped import CallerStepped, set_grad
-from paddlescience_gradnorm.balancing._diagnosis import diagnose
+from paddlescience_gradnorm.balancing._diagnosis import announcement, diagnose
 from paddlescience_gradnorm.balancing._faults import FaultReporter
 from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
 from paddlescience_gradnorm.balancing._one_pass import overwrite
@@ -27,11 +26,13 @@ from paddlescience_gradnorm.balancing._options import (
     initial_weights,
     shared_parameters,
 )
+from paddlescience_gradnorm.balancing._run import Run
 from paddlescience_gradnorm.balancing._schedule import Schedule
 from paddlescience_gradnorm.balancing._update import Update, only_of, updated
 from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import Rule, renormalized
 from paddlescience_gradnorm.balancing.rules import find_rule
+from paddlescience_gradnorm.balancing.rules._rates import inverse_training_rates
 
 _log = logging.getLogger("paddlescience_gradnorm")
 
@@ -141,8 +142,7 @@ class LossBalancer(PreciseLayer):
         self._remembered: tuple[str, ...] = ()
         self._faults = FaultReporter("it is left out of the balancing while this lasts")
         self._schedule = Schedule(self.rule, self._faults)
-        nothing = Measurement(np.zeros(0), np.zeros([0, 0]), step=-1)
-        self._run = _Run(LossOrder(0), None, nothing)
+        self._run = Run.before_a_step(LossOrder(0))
         if self.n_loss is not None:
             self._make_weights(initial_weights(weight_attr, self.n_loss, self.floor, self.rule))
         self.register_state_dict_hook(self._settle_for_saving)
@@ -176,10 +176,9 @@ class LossBalancer(PreciseLayer):
         self._remembered = _registered(self, self.rule, n_loss)
         caller_steps = self.weight_lr is None
         reason = f"n_loss is {n_loss}"
-        self._run = _Run(
+        self._run = Run.before_a_step(
             LossOrder(n_loss, f"{reason} ({told_by})" if told_by else reason, self.absent),
             CallerStepped(self.floor, self.loss_weights) if caller_steps else None,
-            Measurement(np.full(n_loss, np.nan), np.full([n_loss] * 2, np.nan), step=-1),
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -245,12 +244,8 @@ class LossBalancer(PreciseLayer):
             RuntimeWarning: A loss cannot be balanced, once for each loss and fault. The update
                 leaves it out, but its gradient still reaches the network.
         """
-        scalars = self._scalars(losses)
-        self._settle()
+        scalars, step, due = self._begin(losses)
         run, weights = self._run, self.loss_weights
-        step = _paddle.host_count(self.step_count).value
-        missed = _paddle.host_counts(self.missed)
-        due = self._schedule.is_due(step, self.update_every, scalars, missed)
         with paddle.no_grad():
             scaling = None if scaler is None else loss_scaling(scaler, weights.dtype)
             multiplier = scale if scaling is None else scaling * scale
@@ -309,17 +304,13 @@ class LossBalancer(PreciseLayer):
             TypeError: As for ``backward``.
             ValueError: As for ``backward``.
         """
-        scalars = self._scalars(losses)
-        self._settle()
-        run, weights = self._run, self.loss_weights
-        step = _paddle.host_count(self.step_count).value
+        scalars, step, due = self._begin(losses)
+        run, weights, rows = self._run, self.loss_weights, None
         if run.accumulation.is_within_a_step:
             raise RuntimeError(
                 "step(losses) was called between the micro-batches of backward(losses, "
                 "update=False); call backward(losses) for the last of them first"
             )
-        missed, rows = _paddle.host_counts(self.missed), None
-        due = self._schedule.is_due(step, self.update_every, scalars, missed)
         if due and self.rule.needs:
             names = run.order.names
             rows = _one_pass.gradients_alone(scalars, weights, self.shared, names)
@@ -331,7 +322,9 @@ class LossBalancer(PreciseLayer):
                 values, rows = run.accumulation.means()
             run.accumulation.end_step(None)  # because this step cannot be undone
             if due:
-                self._update(step, scalars, values, rows, wants_imbalance=True)
+                acted, update = self._update(step, scalars, values, rows)
+                some = only_of(update.balanced, acted, update.state, run.last)
+                run.imbalance = self.rule.imbalance(*some) if update.balanced.any() else math.nan
             else:
                 run.unchecked = (step, paddle.dot(weights, values), values)
                 self._rest(step)
@@ -378,11 +371,11 @@ class LossBalancer(PreciseLayer):
         """
         losses = self._run.last.losses
         initial = self.rule_state.get("initial_losses", np.full(len(losses), np.nan))
-        ratios = np.full(len(losses), np.nan)
         known = (initial > 0) & np.isfinite(losses)
-        with np.errstate(over="ignore", invalid="ignore"):
-            ratios[known] = losses[known] / initial[known]
-            return ratios / ratios[known].mean() if known.any() else ratios
+        rates = np.full(len(losses), np.nan)
+        if known.any():
+            rates[known] = inverse_training_rates(losses[known], initial[known])
+        return rates
 
     @property
     def cosines(self) -> np.ndarray:
@@ -461,29 +454,12 @@ class LossBalancer(PreciseLayer):
             RuntimeError: A step still awaits micro-batches.
         """
         self._settle()
-        run = self._run
-        if run.accumulation.is_within_a_step:
+        if self._run.accumulation.is_within_a_step:
             raise RuntimeError(
                 "a checkpoint cannot be made between the micro-batches of a step; make it after "
                 "the optimizer's step"
             )
-        last = run.last
-        gram = np.full([len(last.losses)] * 2, np.nan) if last.gram is None else last.gram
-        return {
-            "frozen": self._schedule.frozen,
-            "passes": {None: 0, False: 1, True: 2}[run.in_two_passes],
-            "names": list(run.order.names),
-            "named": run.order.named,
-            "imbalance": run.imbalance,
-            "last": {
-                "step": last.step,
-                "rate": last.rate,
-                "losses": last.losses,
-                "gram": gram,
-                "equations": last.equations.tolist(),
-            },
-            "caller": {} if run.caller is None else run.caller.extra_state(),
-        }
+        return {"frozen": self._schedule.frozen, **self._run.extra_state()}
 
     def expect_extra_state(self, state: dict[str, Any]) -> None:
         """Take the number of losses from a state that is to be loaded, if it is not known."""
@@ -492,22 +468,9 @@ class LossBalancer(PreciseLayer):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore the ``extra_state`` of an equal balancer."""
-        run = self._run
-        run.order.resume(state["names"] if state["named"] else None)
-        if run.caller is not None:
-            run.caller.set_extra_state(state["caller"])
-        last = {**state["last"], "equations": np.array(state["last"]["equations"], bool)}
-        if not self.rule.needs:
-            last = {**last, "gram": None}
         self._faults.forget()
         self._schedule.resume(state["frozen"])
-        self._run = _Run(
-            run.order,
-            run.caller,
-            Measurement(**last, interval=self.update_every, floor=self.floor),
-            in_two_passes={1: False, 2: True}.get(state["passes"]),
-            imbalance=state["imbalance"],
-        )
+        self._run = self._run.resumed(state, bool(self.rule.needs), self.update_every, self.floor)
 
     def set_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """Load weights, rule state and step count; see ``paddle.nn.Layer.set_state_dict``."""
@@ -519,11 +482,8 @@ class LossBalancer(PreciseLayer):
         Call it if you abandon a step after ``backward(losses, update=False)``, before its last
         micro-batch. Loading a state dict does the same.
         """
-        run = self._run
-        run.accumulation, run.unchecked = Accumulation(), None
+        self._run.discard_step()
         self._schedule.forget_step()
-        if run.caller is not None:
-            run.caller.awaited = -1
 
     set_dict = set_state_dict
     load_dict = set_state_dict
@@ -582,8 +542,14 @@ class LossBalancer(PreciseLayer):
                     if not math.isfinite(loss):
                         self._faults.report(step, f"loss {name!r}", f"is {loss}")
 
-    def _scalars(self, losses: Losses) -> list[paddle.Tensor]:
-        """The losses as scalars. Losses that raise an error leave no trace in ``order``."""
+    def _begin(self, losses: Losses) -> tuple[list[paddle.Tensor], int, bool]:
+        """Begin a step or micro-batch.
+
+        Losses that raise an error leave no trace in ``order``.
+
+        Returns:
+            The losses as scalars, the number of the step, and whether it updates the weights.
+        """
         if self.n_loss is None:
             n_loss = count(losses)
             if n_loss < 2:
@@ -592,34 +558,36 @@ class LossBalancer(PreciseLayer):
                     "others join later, or leave the balancing out"
                 )
             self.set_n_loss(n_loss)
-        run = self._run
-        before = run.order.memento()
-        scalars = run.order.scalars(losses)
-        if run.names is not run.order.names:
+        order = self._run.order
+        before = order.memento()
+        scalars = order.scalars(losses)
+        if self._run.names is not order.names:
             try:
                 self._meet(scalars)
             except ValueError:
-                run.order.put_back(before)
+                order.put_back(before)
                 raise
-        return scalars
+        self._settle()
+        step = _paddle.host_count(self.step_count).value
+        missed = _paddle.host_counts(self.missed)
+        return scalars, step, self._schedule.is_due(step, self.update_every, scalars, missed)
 
     def _meet(self, losses: Sequence[paddle.Tensor]) -> None:
         """Find out which losses are equations, as soon as there are new names."""
-        run, rule = self._run, self.rule
-        names = run.order.names
-        _ranks.check_alike(names, run.order.complete)
-        _one_pass.refuse_a_static_program(losses, names)
+        order, kind = self._run.order, type(self.rule).__name__
+        _ranks.check_alike(order.names, order.complete)
+        _one_pass.refuse_a_static_program(losses, order.names)
         equations: _equations.Equations | None = self.equations
-        if equations is None and rule.tells_equations:
-            equations = run.order.equations
-            if equations is None and not run.order.known:
-                raise _equations.without_names(len(names), type(rule).__name__)
+        if equations is None and self.rule.tells_equations:
+            equations = order.equations
+            if equations is None and not order.known:
+                raise _equations.without_names(len(order.names), kind)
             if equations is None:
-                equations = _equations.by_name(run.order.known, type(rule).__name__)
-        open_ended = not run.order.complete
-        are_equations = _equations.are_equations(equations or (), names, open_ended)
-        run.equations, run.names = np.array(are_equations), names
-        self._announce(run.equations, run.order.known or names)
+                equations = _equations.by_name(order.known, kind)
+        are_equations = _equations.are_equations(equations or (), order.names, not order.complete)
+        self._run.equations, self._run.names = np.array(are_equations), order.names
+        known = order.known or order.names
+        _log.info("%s", announcement(self.rule, self.update_every, known, are_equations))
 
     def _update(
         self,
@@ -629,26 +597,18 @@ class LossBalancer(PreciseLayer):
         rows: _one_pass.Rows | None,
         is_scaled: bool = False,
         scaling: paddle.Tensor | None = None,
-        wants_imbalance: bool = False,
-    ) -> None:
-        """Put the rule's weights in place and count the step."""
-        run, rule, loss_weights = self._run, self.rule, self.loss_weights
-        numbers, weights = _one_pass.measured(values, loss_weights, rows, rule.needs)
-        rate = math.nan if self.weight_lr is None else self.weight_lr
-        if self.warmup_steps:
-            rate *= min(1.0, (step // self.update_every + 1) / self.warmup_steps)
-        measurement = Measurement(
-            **numbers,
-            equations=run.equations,
-            step=step,
-            interval=self.update_every,
-            rate=rate,
-            floor=self.floor,
-        )
-        before, caller, missed = self.rule_state, run.caller, _paddle.host_counts(self.missed)
+    ) -> tuple[np.ndarray, Update]:
+        """Put the rule's weights in place and count the step.
+
+        Returns:
+            The weights that acted in this step, shape [T], and the update.
+        """
+        run, loss_weights, missed = self._run, self.loss_weights, _paddle.host_counts(self.missed)
+        acted, measurement = self._measured(step, values, rows)
+        before, caller = self.rule_state, run.caller
         update = updated(
-            rule,
-            weights,
+            self.rule,
+            acted,
             before,
             measurement,
             None if caller is None else caller.largest_norm,
@@ -658,7 +618,7 @@ class LossBalancer(PreciseLayer):
         if scaling is None and (any(update.faults) or not update.balanced.any()):
             self._report(step, update, scalars)  # a scaler reports overflows itself
         if caller is not None:
-            caller.offer(loss_weights, update.values, weights, update.balanced, step + 1, scaling)
+            caller.offer(loss_weights, update.values, acted, update.balanced, step + 1, scaling)
         else:
             if loss_weights.grad is not None:
                 loss_weights.clear_gradient(False)  # so that no optimizer steps them
@@ -668,11 +628,26 @@ class LossBalancer(PreciseLayer):
                 overwrite(getattr(self, name), array)
         known = run.order.known or run.order.names
         self._schedule.settle(update, measurement, known, missed)
-        if wants_imbalance:
-            some = only_of(update.balanced, weights, update.state, measurement)
-            run.imbalance = rule.imbalance(*some) if update.balanced.any() else math.nan
         run.last = measurement
         _paddle.host_count(self.step_count).value = step + 1
+        return acted, update
+
+    def _measured(
+        self, step: int, values: paddle.Tensor, rows: _one_pass.Rows | None
+    ) -> tuple[np.ndarray, Measurement]:
+        """The weights that acted in this step, shape [T], and what the step tells the rule."""
+        numbers, acted = _one_pass.measured(values, self.loss_weights, rows, self.rule.needs)
+        rate = math.nan if self.weight_lr is None else self.weight_lr
+        if self.warmup_steps:
+            rate *= min(1.0, (step // self.update_every + 1) / self.warmup_steps)
+        return acted, Measurement(
+            **numbers,
+            equations=self._run.equations,
+            step=step,
+            interval=self.update_every,
+            rate=rate,
+            floor=self.floor,
+        )
 
     def _rest(self, step: int) -> None:
         """Count a step without an update, in which the weights must not move."""
@@ -706,47 +681,6 @@ class LossBalancer(PreciseLayer):
                 self._faults.report(step, f"loss {name!r}", fault)
         if not any(update.faults):
             self._faults.report(step, str(self.rule), "gives no finite weights")
-
-    def _announce(self, are_equations: np.ndarray, known: Sequence[str]) -> None:
-        """Log the rule, its pace, the losses, and what it does to them."""
-        names = dict(zip(known, are_equations.tolist()))
-        groups = [("losses", list(names), "")]
-        if self.rule.tells_equations:
-            equations = [name for name, is_one in names.items() if is_one]
-            conditions = [name for name, is_one in names.items() if not is_one]
-            # A rule treats them alike if all are of one kind.
-            alike = not (equations and conditions)
-            of_equations, of_conditions = ("", "") if alike else self.rule.effects
-            groups = [
-                ("equations", equations, of_equations),
-                ("conditions", conditions, of_conditions),
-            ]
-        losses = "; ".join(
-            f"{kind} {', '.join(map(repr, group))} {effect}".rstrip()
-            for kind, group, effect in groups
-            if group
-        )
-        pace = "in every step" if self.update_every == 1 else f"every {self.update_every} steps"
-        _log.info("loss weights by %s, updated %s: %s", self.rule, pace, losses)
-
-
-@dataclass
-class _Run:
-    """What changes from step to step, besides parameters and buffers.
-
-    It is a separate object, because setting an attribute of a layer takes 5 us.
-    """
-
-    order: LossOrder
-    caller: CallerStepped | None  # None: the balancer steps the weights itself
-    last: Measurement  # of the last update
-    in_two_passes: bool | None = None  # None until a step has shown the losses' graphs
-    names: list[str] | None = None  # those for which ``equations`` has been found
-    equations: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    accumulation: Accumulation = field(default_factory=Accumulation)
-    imbalance: float = math.nan  # of the last update by step()
-    # Number, total and losses of a step between updates, until they have been checked.
-    unchecked: tuple[int, paddle.Tensor, paddle.Tensor] | None = None
 
 
 def _registered(layer: paddle.nn.Layer, rule: Rule, n_loss: int) -> tuple[str, ...]:
