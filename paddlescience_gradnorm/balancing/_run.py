@@ -30,8 +30,8 @@ class Run:
     names: list[str] | None = None  # those for which ``equations`` has been found
     equations: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     accumulation: Accumulation = field(default_factory=Accumulation)
-    # Number, total and losses of a step between updates, until they have been checked.
-    unchecked: tuple[int, paddle.Tensor, paddle.Tensor] | None = None
+    # Number and losses of a step between updates, until they have been checked.
+    unchecked: tuple[int, paddle.Tensor] | None = None
 
     @classmethod
     def before_a_step(cls, order: LossOrder, caller: CallerStepped | None = None) -> Run:

@@ -244,17 +244,14 @@ class LossBalancer(PreciseLayer):
             RuntimeWarning: A loss cannot be balanced, once for each loss and fault. The update
                 leaves it out, but its gradient still reaches the network.
         """
-        scalars, step, due = self._begin(losses)
-        run, weights = self._run, self.loss_weights
+        step, due, scalars, values = self._begin(losses)
+        run, weights, rows = self._run, self.loss_weights, None
         with paddle.no_grad():
             scaling = None if scaler is None else loss_scaling(scaler, weights.dtype)
             multiplier = scale if scaling is None else scaling * scale
             may_not_stand = scaling is not None or scale != 1
             factors = weights * multiplier if may_not_stand else weights
-            values = paddle.stack(
-                [x if x.dtype == weights.dtype else x.astype(weights.dtype) for x in scalars]
-            )
-            total, rows, names = paddle.dot(weights, values), None, run.order.names
+            total, names = paddle.dot(weights, values), run.order.names
             if due and self.rule.needs:
                 if run.in_two_passes is None:
                     run.in_two_passes = _one_pass.two_passes_are_better(scalars, self.shared)
@@ -267,20 +264,14 @@ class LossBalancer(PreciseLayer):
                 _one_pass.backward_of_sum(scalars, factors, names, one_by_one)
             if due:
                 run.accumulation.add(values, rows, multiplier)
+            elif values.place.is_cpu_place():
+                self._check(step, values)
             else:
-                run.unchecked = (step, total, values)
-                if total.place.is_cpu_place():
-                    self._check()
+                run.unchecked = (step, values)
             if update:
-                if due:
-                    values, rows = run.accumulation.means()
                 before = self._state() if may_not_stand else None
-                run.accumulation.end_step(before, None if scaling is None else scaler)
-                if due:
-                    is_scaled = scaling is not None or scale > 1  # not for micro-batches
-                    self._update(step, scalars, values, rows, is_scaled, scaling)
-                else:
-                    self._rest(step)
+                is_scaled = scaling is not None or scale > 1  # not for micro-batches
+                self._end(step, due, scalars, before, scaler, scaling, is_scaled)
         return total
 
     def step(self, losses: Losses) -> paddle.Tensor:
@@ -304,7 +295,7 @@ class LossBalancer(PreciseLayer):
             TypeError: As for ``backward``.
             ValueError: As for ``backward``.
         """
-        scalars, step, due = self._begin(losses)
+        step, due, scalars, values = self._begin(losses)
         run, weights, rows = self._run, self.loss_weights, None
         if run.accumulation.is_within_a_step:
             raise RuntimeError(
@@ -312,22 +303,18 @@ class LossBalancer(PreciseLayer):
                 "update=False); call backward(losses) for the last of them first"
             )
         if due and self.rule.needs:
-            names = run.order.names
-            rows = _one_pass.gradients_alone(scalars, weights, self.shared, names)
+            rows = _one_pass.gradients_alone(scalars, weights, self.shared, run.order.names)
         with paddle.no_grad():
             weights.clear_gradient(False)  # left by the caller's backward of the weighted sum
-            values = paddle.stack([x.astype(weights.dtype) for x in scalars])
             if due:
                 run.accumulation.add(values, rows)
-                values, rows = run.accumulation.means()
-            run.accumulation.end_step(None)  # because this step cannot be undone
-            if due:
-                acted, update = self._update(step, scalars, values, rows)
+            else:
+                run.unchecked = (step, values)
+            ended = self._end(step, due, scalars)  # without a state, so it cannot be undone
+            if ended is not None:
+                acted, update = ended
                 some = only_of(update.balanced, acted, update.state, run.last)
                 run.imbalance = self.rule.imbalance(*some) if update.balanced.any() else math.nan
-            else:
-                run.unchecked = (step, paddle.dot(weights, values), values)
-                self._rest(step)
             return paddle.to_tensor(run.imbalance, weights.dtype, weights.place)
 
     def settle(self) -> None:
@@ -523,7 +510,8 @@ class LossBalancer(PreciseLayer):
                 fault = "has made the loss weights NaN or infinite"
                 consequence = "they are put back to what acted last"
                 self._faults.report(step, "the optimizer", fault, consequence=consequence)
-        self._check()
+        if self._run.unchecked is not None:
+            self._check(*self._run.unchecked)
 
     def _take_back_overflow(self) -> None:
         """Undo the last step if the scaler has found an overflow in it."""
@@ -532,23 +520,21 @@ class LossBalancer(PreciseLayer):
         if before is not None and self.step_count.item() == before.step + 1:
             self._restore(before)
 
-    def _check(self) -> None:
+    def _check(self, step: int, values: paddle.Tensor) -> None:
         """Report losses that were NaN or infinite in a step between updates."""
-        run = self._run
-        if run.unchecked is not None:
-            (step, total, values), run.unchecked = run.unchecked, None
-            if not math.isfinite(total.item()):
-                for name, loss in zip(run.order.names, values.numpy().tolist()):
-                    if not math.isfinite(loss):
-                        self._faults.report(step, f"loss {name!r}", f"is {loss}")
+        self._run.unchecked = None
+        for name, loss in zip(self._run.order.names, values.numpy().tolist()):
+            if not math.isfinite(loss):
+                self._faults.report(step, f"loss {name!r}", f"is {loss}")
 
-    def _begin(self, losses: Losses) -> tuple[list[paddle.Tensor], int, bool]:
+    def _begin(self, losses: Losses) -> tuple[int, bool, list[paddle.Tensor], paddle.Tensor]:
         """Begin a step or micro-batch.
 
         Losses that raise an error leave no trace in ``order``.
 
         Returns:
-            The losses as scalars, the number of the step, and whether it updates the weights.
+            The number of the step, whether it updates the weights, the losses as T scalars, and
+            their values, shape [T], in the dtype of the weights.
         """
         if self.n_loss is None:
             n_loss = count(losses)
@@ -570,7 +556,11 @@ class LossBalancer(PreciseLayer):
         self._settle()
         step = _paddle.host_count(self.step_count).value
         missed = _paddle.host_counts(self.missed)
-        return scalars, step, self._schedule.is_due(step, self.update_every, scalars, missed)
+        due = self._schedule.is_due(step, self.update_every, scalars, missed)
+        dtype = self.loss_weights.dtype
+        with paddle.no_grad():
+            values = paddle.stack([x if x.dtype == dtype else x.astype(dtype) for x in scalars])
+        return step, due, scalars, values
 
     def _meet(self, losses: Sequence[paddle.Tensor]) -> None:
         """Find out which losses are equations, as soon as there are new names."""
@@ -589,74 +579,94 @@ class LossBalancer(PreciseLayer):
         known = order.known or order.names
         _log.info("%s", announcement(self.rule, self.update_every, known, are_equations))
 
+    def _end(
+        self,
+        step: int,
+        due: bool,
+        losses: Sequence[paddle.Tensor],
+        before: BalancerState | None = None,
+        scaler: paddle.amp.GradScaler | None = None,
+        scaling: paddle.Tensor | None = None,
+        is_scaled: bool = False,
+    ) -> tuple[np.ndarray, Update] | None:
+        """End a step: update the weights if they are due, and count the step.
+
+        Args:
+            step: Number of the step.
+            due: Whether it updates the weights.
+            losses: The losses of the last micro-batch, T scalar tensors.
+            before: The state to restore if the step is undone; None if it stands.
+            scaler: The scaler that may find an overflow in this step, if any.
+            scaling: Its loss scaling, shape [1]; None if it does nothing.
+            is_scaled: Whether gradients that are not finite may have overflowed by their scale.
+
+        Returns:
+            What ``_update`` returns, if there was an update.
+        """
+        run, weights, ended = self._run, self.loss_weights, None
+        if run.caller is None and weights.grad is not None:
+            weights.clear_gradient(False)  # so that no optimizer steps them
+        means = run.accumulation.means() if due else None
+        run.accumulation.end_step(before, None if scaling is None else scaler)
+        if means is not None:
+            ended = self._update(step, losses, *means, is_scaled, scaling)
+        elif run.caller is not None:
+            run.caller.rest(weights, step, self._schedule.frozen)
+        _paddle.host_count(self.step_count).value = step + 1
+        return ended
+
     def _update(
         self,
         step: int,
-        scalars: Sequence[paddle.Tensor],
+        losses: Sequence[paddle.Tensor],
         values: paddle.Tensor,
         rows: _one_pass.Rows | None,
-        is_scaled: bool = False,
-        scaling: paddle.Tensor | None = None,
+        is_scaled: bool,
+        scaling: paddle.Tensor | None,
     ) -> tuple[np.ndarray, Update]:
-        """Put the rule's weights in place and count the step.
+        """Put the rule's weights in place.
 
         Returns:
             The weights that acted in this step, shape [T], and the update.
         """
-        run, loss_weights, missed = self._run, self.loss_weights, _paddle.host_counts(self.missed)
-        acted, measurement = self._measured(step, values, rows)
-        before, caller = self.rule_state, run.caller
+        run, missed, before = self._run, _paddle.host_counts(self.missed), self.rule_state
+        numbers, acted = _one_pass.measured(values, self.loss_weights, rows, self.rule.needs)
+        rate = math.nan if self.weight_lr is None else self.weight_lr
+        if self.warmup_steps:
+            rate *= min(1.0, (step // self.update_every + 1) / self.warmup_steps)
+        measurement = Measurement(
+            **numbers,
+            equations=run.equations,
+            step=step,
+            interval=self.update_every,
+            rate=rate,
+            floor=self.floor,
+        )
+        # Here the whole step has been measured, and no optimizer has seen its gradients yet.
         update = updated(
             self.rule,
             acted,
             before,
             measurement,
-            None if caller is None else caller.largest_norm,
+            None if run.caller is None else run.caller.largest_norm,
             is_scaled,
             self._schedule.only(missed),
         )
         if scaling is None and (any(update.faults) or not update.balanced.any()):
-            self._report(step, update, scalars)  # a scaler reports overflows itself
-        if caller is not None:
-            caller.offer(loss_weights, update.values, acted, update.balanced, step + 1, scaling)
+            self._report(step, update, losses)  # a scaler reports overflows itself
+        if run.caller is None:
+            overwrite(self.loss_weights, update.values)
         else:
-            if loss_weights.grad is not None:
-                loss_weights.clear_gradient(False)  # so that no optimizer steps them
-            overwrite(loss_weights, update.values)
+            run.caller.offer(
+                self.loss_weights, update.values, acted, update.balanced, step + 1, scaling
+            )
         for name, array in update.state.items():
             if array is not before[name]:
                 overwrite(getattr(self, name), array)
         known = run.order.known or run.order.names
         self._schedule.settle(update, measurement, known, missed)
         run.last = measurement
-        _paddle.host_count(self.step_count).value = step + 1
         return acted, update
-
-    def _measured(
-        self, step: int, values: paddle.Tensor, rows: _one_pass.Rows | None
-    ) -> tuple[np.ndarray, Measurement]:
-        """The weights that acted in this step, shape [T], and what the step tells the rule."""
-        numbers, acted = _one_pass.measured(values, self.loss_weights, rows, self.rule.needs)
-        rate = math.nan if self.weight_lr is None else self.weight_lr
-        if self.warmup_steps:
-            rate *= min(1.0, (step // self.update_every + 1) / self.warmup_steps)
-        return acted, Measurement(
-            **numbers,
-            equations=self._run.equations,
-            step=step,
-            interval=self.update_every,
-            rate=rate,
-            floor=self.floor,
-        )
-
-    def _rest(self, step: int) -> None:
-        """Count a step without an update, in which the weights must not move."""
-        run = self._run
-        if run.caller is not None:
-            run.caller.rest(self.loss_weights, step, self._schedule.frozen)
-        elif self.loss_weights.grad is not None:
-            self.loss_weights.clear_gradient(False)
-        _paddle.host_count(self.step_count).value = step + 1
 
     def _state(self) -> BalancerState:
         """Everything that a step may change."""
