@@ -47,8 +47,7 @@ class Accumulation:
         # The last step: the state before it, the sums that it used, the scaler that may find
         # an overflow in it, and what that scaler had found before.
         self._before: BalancerState | None = None
-        self._step_parts = 0
-        self._step_sums: tuple[Rows, ...] = ()
+        self._of_step: tuple[int, tuple[Rows, ...]] = (0, ())
         self._scaler: paddle.amp.GradScaler | None = None
         self._found_before: paddle.Tensor | None = None
 
@@ -94,12 +93,9 @@ class Accumulation:
             before: The state to restore if the step is undone; None if it cannot be undone.
             scaler: The scaler that may find an overflow in this step, if any.
         """
-        self._before = before
-        if before is None:
-            self._step_parts, self._step_sums, self._scaler = 0, (), None
-        else:
-            self._step_parts, self._step_sums, self._scaler = self._parts, self._sums, scaler
-            self._found_before = None if scaler is None else _paddle.found_overflow(scaler)
+        self._before, self._scaler = before, scaler
+        self._of_step = (0, ()) if before is None else (self._parts, self._sums)
+        self._found_before = None if scaler is None else _paddle.found_overflow(scaler)
         self._parts, self._sums = 0, ()
 
     def take_back(self) -> BalancerState:
@@ -110,7 +106,7 @@ class Accumulation:
                 "or has been taken back already"
             )
         before, self._before, self._scaler = self._before, None, None
-        self._parts, self._sums = self._step_parts, self._step_sums
+        self._parts, self._sums = self._of_step
         return before
 
     def take_back_overflow(self) -> BalancerState | None:

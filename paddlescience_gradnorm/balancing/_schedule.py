@@ -61,7 +61,7 @@ class Schedule:
             step: Number of the step, from 0. A repeated number means another micro-batch.
             update_every: Number of steps from one update to the next.
             losses: The losses of this step or micro-batch, T scalar tensors.
-            missed: For each loss what ``settle`` has written: 0, ``EMPTY`` or ``ALONE``.
+            missed: For each loss what ``record`` has written: 0, ``EMPTY`` or ``ALONE``.
 
         Warns:
             RuntimeWarning: L-BFGS is evaluating its closure, so there can be no update.
@@ -94,7 +94,7 @@ class Schedule:
         """For each loss whether this update may balance it; None if it may balance all."""
         return [was != 0 for was in missed] if self.makes_up else None
 
-    def settle(
+    def record(
         self,
         update: Update,
         measurement: Measurement,

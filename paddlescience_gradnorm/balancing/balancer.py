@@ -117,18 +117,8 @@ class LossBalancer(PreciseLayer):
         if absent not in ("error", "skip"):
             raise ValueError(f"absent must be 'error' or 'skip', got {absent!r}")
         self.absent = absent
-        self.weight_lr = checked_rate(weight_lr, self.rule)
-        if weight_lr is None and n_loss is None:
-            raise ValueError(
-                "n_loss is missing: with weight_lr=None your optimizer steps loss_weights, so they "
-                "must be there before the first step. Pass n_loss, or a weight_lr such as 0.01"
-            )
         self.warmup_steps = _arguments.integer("warmup_steps", warmup_steps, at_least=0)
-        if weight_lr is None and warmup_steps:
-            raise ValueError(
-                f"warmup_steps is {warmup_steps}, but weight_lr is None: warm up the rate of "
-                "the optimizer that steps loss_weights, or pass weight_lr"
-            )
+        self.weight_lr = checked_rate(weight_lr, self.rule, self.n_loss, self.warmup_steps)
         if update_every is None:
             update_every = self.rule.update_every
         self.update_every = _arguments.integer("update_every", update_every, at_least=1)
@@ -159,12 +149,13 @@ class LossBalancer(PreciseLayer):
         _arguments.integer("n_loss", n_loss, at_least=2)
         if self.n_loss is None:
             self.equations = _equations.checked(self.equations, n_loss)
-            self._make_weights(np.ones(n_loss), "the first step had so many: pass n_loss=")
+            reason = f"n_loss is {n_loss} (the first step had so many: pass n_loss=)"
+            self._make_weights(np.ones(n_loss), reason)
             self.n_loss = n_loss
         elif n_loss != self.n_loss:
             raise ValueError(f"n_loss is {self.n_loss} already, got {n_loss}")
 
-    def _make_weights(self, start: np.ndarray, told_by: str = "") -> None:
+    def _make_weights(self, start: np.ndarray, reason: str | None = None) -> None:
         dtype = self.shared[0].dtype
         if dtype not in (paddle.float32, paddle.float64):
             dtype = paddle.float32  # half precision cannot resolve a step of the weights
@@ -174,11 +165,9 @@ class LossBalancer(PreciseLayer):
         n_loss = len(start)
         self.register_buffer("missed", on_host(np.zeros(n_loss, np.int64)))
         self._remembered = _registered(self, self.rule, n_loss)
-        caller_steps = self.weight_lr is None
-        reason = f"n_loss is {n_loss}"
         self._run = Run.before_a_step(
-            LossOrder(n_loss, f"{reason} ({told_by})" if told_by else reason, self.absent),
-            CallerStepped(self.floor, self.loss_weights) if caller_steps else None,
+            LossOrder(n_loss, reason, self.absent),
+            CallerStepped(self.floor, self.loss_weights) if self.weight_lr is None else None,
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -664,7 +653,7 @@ class LossBalancer(PreciseLayer):
             if array is not before[name]:
                 overwrite(getattr(self, name), array)
         known = run.order.known or run.order.names
-        self._schedule.settle(update, measurement, known, missed)
+        self._schedule.record(update, measurement, known, missed)
         run.last = measurement
         return acted, update
 

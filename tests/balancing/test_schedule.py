@@ -98,7 +98,7 @@ def test_a_forgotten_step_is_decided_anew():
 
 def test_a_resumed_schedule_is_a_new_one():
     old, missed = schedule(), [0, 0, EMPTY]
-    old.settle(update_of([1, 1, 0], ["", "", "is nan"]), measured(1, 1, math.nan), NAMES, missed)
+    old.record(update_of([1, 1, 0], ["", "", "is nan"]), measured(1, 1, math.nan), NAMES, missed)
     old.is_due(11, 10, WITHOUT_DATA, missed)
     old.is_due(11, 10, FULL, missed)
     old.resume(frozen=False)
@@ -123,16 +123,16 @@ def test_a_loss_is_left_out_since_the_first_of_the_updates_in_a_row():
     for step, faults in ((0, [""] * 3), (10, fault), (20, fault)):
         value = math.nan if any(faults) else 1.0
         measurement = measured(1, value, 1, step=step)
-        account.settle(update_of([1, not any(faults), 1], faults), measurement, NAMES, missed)
+        account.record(update_of([1, not any(faults), 1], faults), measurement, NAMES, missed)
     assert account.left_out == {"bc": (10, "is nan")} and missed == [0, EMPTY, 0]
-    account.settle(update_of([1, 1, 1], [""] * 3), measured(1, 1, 1, step=30), NAMES, missed)
+    account.record(update_of([1, 1, 1], [""] * 3), measured(1, 1, 1, step=30), NAMES, missed)
     assert account.left_out == {} and missed == NONE
 
 
 def test_a_loss_without_a_name_is_not_listed():
     account = schedule()
     update = update_of([1, 0, 0], ["", "is nan", "is 0"])
-    account.settle(update, measured(1, math.nan, 0), NAMES[:2], [0, 0, 0])
+    account.record(update, measured(1, math.nan, 0), NAMES[:2], [0, 0, 0])
     assert account.left_out == {"bc": (0, "is nan")}
 
 
@@ -140,5 +140,5 @@ def test_an_update_that_makes_up_for_another_starts_no_new_entry():
     account, missed = schedule(), [0, 0, EMPTY]
     assert account.is_due(11, 10, FULL, missed) and account.makes_up
     update = update_of([0, 0, 1], ["", "is 0", ""])
-    account.settle(update, measured(1, 0, 1, step=11), NAMES, missed)
+    account.record(update, measured(1, 0, 1, step=11), NAMES, missed)
     assert account.left_out == {} and missed == NONE
