@@ -51,6 +51,8 @@ class LossOrder:
         self.whole_first = False
         self._reason = reason or f"n_loss is {n_loss}"
         self._zero: paddle.Tensor | None = None
+        # Names, equations and known names before the last call of ``scalars``.
+        self._before: tuple[Any, ...] = (self.names, self.equations, self.known)
 
     @property
     def named(self) -> bool:
@@ -66,13 +68,9 @@ class LossOrder:
         """Whether this is the 0 that ``scalars`` returns for an absent loss."""
         return loss is self._zero
 
-    def memento(self) -> tuple[Any, ...]:
-        """What ``scalars`` may change, to be restored by ``put_back``."""
-        return self.names, self.equations, self.known
-
-    def put_back(self, memento: tuple[Any, ...]) -> None:
-        """Forget what has been learned since ``memento``."""
-        self.names, self.equations, self.known = memento
+    def forget_last(self) -> None:
+        """Forget what the last call of ``scalars`` has learned."""
+        self.names, self.equations, self.known = self._before
 
     def resume(self, names: Sequence[str] | None) -> None:
         """Restore the names that a dict set in an earlier process; ``None`` if there was none."""
@@ -96,6 +94,7 @@ class LossOrder:
             ValueError: There are not ``n_loss`` losses, one is not scalar, or a dict's names
                 differ from the first step's.
         """
+        self._before = self.names, self.equations, self.known
         if isinstance(losses, Mapping):
             return self._by_name(losses)
         if isinstance(losses, paddle.Tensor):

@@ -534,13 +534,12 @@ class LossBalancer(PreciseLayer):
                 )
             self.set_n_loss(n_loss)
         order = self._run.order
-        before = order.memento()
         scalars = order.scalars(losses)
         if self._run.names is not order.names:
             try:
                 self._meet(scalars)
             except ValueError:
-                order.put_back(before)
+                order.forget_last()
                 raise
         self._settle()
         step = _paddle.host_count(self.step_count).value
