@@ -630,7 +630,8 @@ class LossBalancer(PreciseLayer):
             rate=rate,
             floor=self.floor,
         )
-        # Here the whole step has been measured, and no optimizer has seen its gradients yet.
+        # The whole step has been measured, and no optimizer has seen its gradients yet. So a rule
+        # that acts on the step's own gradients would change them here, from ``rows``.
         update = updated(
             self.rule,
             acted,
