@@ -61,13 +61,20 @@ def host_counts(tensor: paddle.Tensor) -> Any:
     return (ctypes.c_int64 * tensor.shape[0]).from_address(tensor.data_ptr())
 
 
-def write_on_host(tensor: paddle.Tensor, values: Sequence[float]) -> None:
-    """Overwrite a contiguous float32 or float64 host tensor by its address, as ``host_count``.
+_KINDS = {
+    paddle.float32: ctypes.c_float,
+    paddle.float64: ctypes.c_double,
+    paddle.int64: ctypes.c_int64,
+}
 
-    ``Tensor.set_value`` takes 60 us after a network's pass.
+
+def write_on_host(tensor: paddle.Tensor, values: Sequence[float]) -> None:
+    """Overwrite a contiguous host tensor of float32, float64 or int64 by its address.
+
+    ``Tensor.set_value`` takes 60 us after a network's pass. See also ``host_count``.
     """
-    kind: Any = ctypes.c_float if tensor.dtype == paddle.float32 else ctypes.c_double
-    if kind is ctypes.c_double and tensor.dtype != paddle.float64:
+    kind: Any = _KINDS.get(tensor.dtype)
+    if kind is None:
         raise _converted(tensor)
     if len(values) != math.prod(tensor.shape):
         raise ValueError(f"{len(values)} values do not fit a tensor of shape {tensor.shape}")

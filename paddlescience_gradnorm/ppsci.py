@@ -278,7 +278,7 @@ class GradNormAggregator(LossAggregator):
 
     def _backward(self, losses: Mapping[str, paddle.Tensor], scale: float) -> None:
         # The Solver numbers its steps, so the balancer need not find out whether L-BFGS calls.
-        self.balancer._run.knows_steps = self._last_step is not None
+        self.balancer._schedule.knows_steps = self._last_step is not None
         self.balancer.backward(losses, scale=scale)
         self._scale = scale
         if scale != 1:
@@ -313,7 +313,7 @@ class GradNormAggregator(LossAggregator):
         if (
             self._evaluations == _EVALUATIONS_TO_MOVE
             and np.array_equal(self._acting, self._start)
-            and not self.balancer._run.frozen
+            and not self.balancer._schedule.frozen
         ):
             warnings.warn(
                 f"the losses have been evaluated {self._evaluations} times in one step of the "
@@ -413,7 +413,7 @@ class GradNormAggregator(LossAggregator):
         return by_words.pop() if len(by_words) == 1 else None
 
     def _check_that_nobody_else_steps(self, what: str) -> None:
-        if self.balancer.weight_lr is None and not self.balancer._run.frozen:
+        if self.balancer.weight_lr is None and not self.balancer._schedule.frozen:
             raise ValueError(
                 f"with {what} the Solver's optimizer cannot step the loss weights: pass "
                 "weight_lr=, so that the aggregator steps them. If they are meant to stay, call "

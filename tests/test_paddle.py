@@ -41,6 +41,12 @@ def test_values_are_written_where_the_tensor_is(dtype):
     assert twice.tolist() == [[0, 0], [0, 0]]
 
 
+def test_integers_are_written_where_the_tensor_is():
+    tensor = paddle.to_tensor([1, 2], "int64")
+    _paddle.write_on_host(tensor, [2**40 + 3, -1])
+    assert tensor.tolist() == [2**40 + 3, -1]
+
+
 def test_a_count_is_read_and_set_where_it_is():
     tensor = paddle.to_tensor(2**40 + 3, "int64")
     assert _paddle.host_count(tensor).value == 2**40 + 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,6 @@ from paddlescience_gradnorm import _paddle
 from paddlescience_gradnorm.balancing import _ranks
 from paddlescience_gradnorm.balancing._one_pass import Rows
 from paddlescience_gradnorm.balancing.measurement import Measurement
-from paddlescience_gradnorm.balancing.rule import RuleState
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,18 @@ class BalancerState:
     """The full state of a balancer between steps. Restoring an earlier one undoes a step.
 
     Attributes:
-        step: Number of steps made.
-        weights: The loss weights, float64, shape [T].
-        rule: What the rule remembers.
+        tensors: The loss weights, the number of steps made, what the rule remembers, and all else
+            that the balancer holds in tensors, by name.
         last: The measurement of the last update.
-        missed: 1 for a loss that the last update found empty, int64, shape [T].
     """
 
-    step: int
-    weights: np.ndarray
-    rule: RuleState
+    tensors: Mapping[str, np.ndarray]
     last: Measurement
-    missed: np.ndarray
+
+    @property
+    def step(self) -> int:
+        """Number of steps made."""
+        return int(self.tensors["step_count"])
 
 
 class Accumulation:
@@ -47,8 +47,7 @@ class Accumulation:
         # The last step: the state before it, the sums that it used, the scaler that may find
         # an overflow in it, and what that scaler had found before.
         self._before: BalancerState | None = None
-        self._step_parts = 0
-        self._step_sums: tuple[Rows, ...] = ()
+        self._of_step: tuple[int, tuple[Rows, ...]] = (0, ())
         self._scaler: paddle.amp.GradScaler | None = None
         self._found_before: paddle.Tensor | None = None
 
@@ -69,7 +68,9 @@ class Accumulation:
         """
         if isinstance(rows, np.ndarray) and isinstance(multiplier, paddle.Tensor):
             multiplier = multiplier.item()
-        new = (losses,) if rows is None else (losses, rows / multiplier)
+        if rows is not None and (isinstance(multiplier, paddle.Tensor) or multiplier != 1):
+            rows = rows / multiplier
+        new = (losses,) if rows is None else (losses, rows)
         self._sums = tuple(a + b for a, b in zip(self._sums, new)) if self._parts else new
         self._parts += 1
 
@@ -92,12 +93,9 @@ class Accumulation:
             before: The state to restore if the step is undone; None if it cannot be undone.
             scaler: The scaler that may find an overflow in this step, if any.
         """
-        self._before = before
-        if before is None:
-            self._step_parts, self._step_sums, self._scaler = 0, (), None
-        else:
-            self._step_parts, self._step_sums, self._scaler = self._parts, self._sums, scaler
-            self._found_before = None if scaler is None else _paddle.found_overflow(scaler)
+        self._before, self._scaler = before, scaler
+        self._of_step = (0, ()) if before is None else (self._parts, self._sums)
+        self._found_before = None if scaler is None else _paddle.found_overflow(scaler)
         self._parts, self._sums = 0, ()
 
     def take_back(self) -> BalancerState:
@@ -108,7 +106,7 @@ class Accumulation:
                 "or has been taken back already"
             )
         before, self._before, self._scaler = self._before, None, None
-        self._parts, self._sums = self._step_parts, self._step_sums
+        self._parts, self._sums = self._of_step
         return before
 
     def take_back_overflow(self) -> BalancerState | None:

@@ -1,4 +1,4 @@
-"""Explains the numbers of a balancer in words. It needs numpy, not Paddle."""
+"""Says in words what a balancer does and what its numbers mean. It needs numpy, not Paddle."""
 
 from __future__ import annotations
 
@@ -21,6 +21,38 @@ _REMEDIES = {
     "training rate": "Only alpha=0 balances losses that may be 0 or below.",
     "too large": "Scale it down.",
 }
+
+
+def announcement(
+    rule: Rule, update_every: int, names: Sequence[str], are_equations: Sequence[bool]
+) -> str:
+    """What a balancer is about to do: its rule, its pace, the losses, and the effect on them.
+
+    Args:
+        rule: The balancing rule.
+        update_every: Number of steps from one update to the next.
+        names: Names of the losses; those that are not known yet may be missing from the end.
+        are_equations: Which losses are residuals of equations.
+    """
+    kinds = dict(zip(names, are_equations))
+    groups = [("losses", list(kinds), "")]
+    if rule.tells_equations:
+        equations = [name for name, is_one in kinds.items() if is_one]
+        conditions = [name for name, is_one in kinds.items() if not is_one]
+        # A rule treats them alike if all are of one kind.
+        alike = not (equations and conditions)
+        of_equations, of_conditions = ("", "") if alike else rule.effects
+        groups = [
+            ("equations", equations, of_equations),
+            ("conditions", conditions, of_conditions),
+        ]
+    losses = "; ".join(
+        f"{kind} {', '.join(map(repr, group))} {effect}".rstrip()
+        for kind, group, effect in groups
+        if group
+    )
+    pace = "in every step" if update_every == 1 else f"every {update_every} steps"
+    return f"loss weights by {rule}, updated {pace}: {losses}"
 
 
 def diagnose(

@@ -35,6 +35,7 @@ class LossOrder:
             lack some of them, and may bring new ones until there are T.
 
     Attributes:
+        known: The names that dicts have set; empty if none has.
         names: Names of all T losses; ``losses[i]`` for one whose name is not known.
         equations: The names of the equations, if a ``NamedLosses`` has told them.
     """
@@ -42,48 +43,40 @@ class LossOrder:
     def __init__(self, n_loss: int, reason: str | None = None, absent: str = "error") -> None:
         self.n_loss = n_loss
         self.absent = absent
+        self.known: list[str] = []
         self.names = _placeholders(n_loss)
         self.equations: tuple[str, ...] | None = None
         # Whether the first dict must name all losses, because a state without names was loaded and
         # this dict tells the order of its weights.
         self.whole_first = False
         self._reason = reason or f"n_loss is {n_loss}"
-        self._keys: list[str] | None = None
         self._zero: paddle.Tensor | None = None
-
-    @property
-    def known(self) -> list[str]:
-        """The names that a dict has set; empty if none has."""
-        return self._keys or []
+        # Names, equations and known names before the last call of ``scalars``.
+        self._before: tuple[Any, ...] = (self.names, self.equations, self.known)
 
     @property
     def named(self) -> bool:
         """Whether a dict has set the names."""
-        return self._keys is not None
+        return bool(self.known)
 
     @property
     def complete(self) -> bool:
         """Whether no loss can join any more."""
-        return self._keys is None or len(self._keys) == self.n_loss
+        return not self.known or len(self.known) == self.n_loss
 
     def is_absent(self, loss: paddle.Tensor) -> bool:
         """Whether this is the 0 that ``scalars`` returns for an absent loss."""
         return loss is self._zero
 
-    def memento(self) -> tuple[Any, ...]:
-        """What ``scalars`` may change, to be restored by ``put_back``."""
-        return self.names, self.equations, self._keys
-
-    def put_back(self, memento: tuple[Any, ...]) -> None:
-        """Forget what has been learned since ``memento``."""
-        self.names, self.equations, self._keys = memento
+    def forget_last(self) -> None:
+        """Forget what the last call of ``scalars`` has learned."""
+        self.names, self.equations, self.known = self._before
 
     def resume(self, names: Sequence[str] | None) -> None:
         """Restore the names that a dict set in an earlier process; ``None`` if there was none."""
         placeholders = _placeholders(self.n_loss)
         self.names = placeholders if names is None else list(names)
-        known = [name for name, i in zip(self.names, placeholders) if name != i]
-        self._keys = None if names is None else known
+        self.known = [name for name, i in zip(self.names, placeholders) if name != i]
 
     def scalars(self, losses: Losses) -> list[paddle.Tensor]:
         """The losses as 0-D tensors, in the order of the first step.
@@ -101,6 +94,7 @@ class LossOrder:
             ValueError: There are not ``n_loss`` losses, one is not scalar, or a dict's names
                 differ from the first step's.
         """
+        self._before = self.names, self.equations, self.known
         if isinstance(losses, Mapping):
             return self._by_name(losses)
         if isinstance(losses, paddle.Tensor):
@@ -126,9 +120,9 @@ class LossOrder:
         by_name = {str(key): loss for key, loss in losses.items()}
         if len(by_name) != len(losses):
             raise ValueError(f"losses has names that are the same as text: {list(losses)}")
-        keys = self._keys
-        if keys is None or by_name.keys() != set(keys):
-            keys = self._extended(keys or [], by_name)
+        keys = self.known
+        if not keys or by_name.keys() != set(keys):
+            keys = self._extended(keys, by_name)
         present = [key for key in keys if key in by_name]
         scalars = _checked([by_name[key] for key in present], present)
         # Last, because faulty losses must not set the names.
@@ -136,8 +130,8 @@ class LossOrder:
         if told is not None and not set(told) <= set(self.equations or ()):
             self.equations = (*(self.equations or ()), *told)
             keys = list(keys)  # a new list, because the balancer looks for new names by identity
-        if keys is not self._keys:
-            self._keys = keys
+        if keys is not self.known:
+            self.known = keys
             self.names = keys + _placeholders(self.n_loss)[len(keys) :]
         if len(scalars) == self.n_loss:
             return scalars

@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 
 from paddlescience_gradnorm import _paddle
+from paddlescience_gradnorm.balancing import _ranks
 
 # Gradients of T losses: an array on the host, a tensor on an accelerator.
 Rows = Union[np.ndarray, paddle.Tensor]
@@ -274,13 +275,26 @@ def _entries(
 
 
 def overwrite(tensor: paddle.Tensor, values: np.ndarray) -> None:
-    """Overwrite a float32 or float64 tensor in place, on its own device."""
+    """Overwrite a float32, float64 or int64 tensor in place, on its own device."""
     if tensor.place.is_cpu_place():
         _paddle.write_on_host(tensor, np.ravel(values).tolist())
     else:
         values = np.asarray(values, np.float32 if tensor.dtype == paddle.float32 else np.float64)
         with paddle.no_grad():
             tensor.copy_(paddle.to_tensor(values, place=tensor.place), False)
+
+
+def two_passes_are_better(
+    losses: Sequence[paddle.Tensor], shared: Sequence[paddle.Tensor]
+) -> bool | None:
+    """Whether to take two passes; None if a loss without a graph hides that in this step."""
+    # With several processes there must be only one backward pass, because
+    # paddle.DataParallel averages gradients only in the first pass that reaches them.
+    if _ranks.number() > 1 or share_a_python_function(losses):
+        return True
+    if any(loss.stop_gradient for loss in losses):
+        return None
+    return two_passes_are_cheaper(losses, shared) and can_ask_for_gradients(losses, shared)
 
 
 def two_passes_are_cheaper(

@@ -47,15 +47,29 @@ def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:
     return tuple(found.values())
 
 
-def checked_rate(weight_lr: float | None, rule: Rule) -> float | None:
-    if weight_lr is None and not isinstance(rule, GradientRule):
+def checked_rate(
+    weight_lr: float | None, rule: Rule, n_loss: int | None, warmup_steps: int
+) -> float | None:
+    if weight_lr is not None:
+        if not 0 < _arguments.number("weight_lr", weight_lr) < math.inf:
+            raise ValueError(f"weight_lr must be finite and above 0, or None, got {weight_lr}")
+        return weight_lr
+    if not isinstance(rule, GradientRule):
         raise ValueError(
             f"weight_lr is None, but {rule} has no gradient that an optimizer could step "
             "along; pass a rate, such as 0.01"
         )
-    if weight_lr is not None and not 0 < _arguments.number("weight_lr", weight_lr) < math.inf:
-        raise ValueError(f"weight_lr must be finite and above 0, or None, got {weight_lr}")
-    return weight_lr
+    if n_loss is None:
+        raise ValueError(
+            "n_loss is missing: with weight_lr=None your optimizer steps loss_weights, so they "
+            "must be there before the first step. Pass n_loss, or a weight_lr such as 0.01"
+        )
+    if warmup_steps:
+        raise ValueError(
+            f"warmup_steps is {warmup_steps}, but weight_lr is None: warm up the rate of "
+            "the optimizer that steps loss_weights, or pass weight_lr"
+        )
+    return None
 
 
 def given_weights(weight_attr: Any) -> np.ndarray:

@@ -13,11 +13,7 @@ from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import GradientRule, Rule, RuleState
 
 # A loss below this counts as 0, because a denormal number has too few digits for a reference.
-SMALLEST_LOSS = float(np.finfo(np.float32).tiny)
-# Why the last update has not balanced a loss, as the balancer's ``missed`` holds it. The loss was
-# empty: then a later step makes up for the update. Or too few losses were left: then that step
-# balances it too.
-EMPTY, ALONE = 1, 2
+_SMALLEST_LOSS = float(np.finfo(np.float32).tiny)
 # A weight above this counts as infinite, because float32 cannot hold it.
 _LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 
@@ -118,7 +114,7 @@ def faults_of(
     rule: Rule, weights: np.ndarray, measurement: Measurement, largest_norm: float | None = None
 ) -> list[str]:
     """Why each loss cannot be balanced; empty if it can. Arguments are as for ``updated``."""
-    least = SMALLEST_LOSS if rule.needs_positive_losses else -math.inf
+    least = smallest_loss(rule)
     most = math.inf if largest_norm is None else largest_norm
     # Python numbers, for the same reason as in ``updated``.
     losses, norms = measurement.losses.tolist(), measurement.norms.tolist()
@@ -132,29 +128,9 @@ def faults_of(
     ]
 
 
-def missed_after(
-    update: Update, measurement: Measurement, missed: Sequence[int], makes_up: bool
-) -> list[int]:
-    """For each loss whether this update is to be made up for: 0, ``EMPTY`` or ``ALONE``.
-
-    Args:
-        update: The update.
-        measurement: What it was made from.
-        missed: The same numbers before it, T of them.
-        makes_up: Whether it was itself made to make up for another. Then losses that had been
-            balanced before have missed nothing.
-    """
-    found = []
-    for was, balanced, fault, loss in zip(
-        missed, update.balanced.tolist(), update.faults, measurement.losses.tolist()
-    ):
-        if balanced or (makes_up and not was):
-            found.append(0)
-        elif not fault:
-            found.append(ALONE)
-        else:
-            found.append(EMPTY if loss == 0 or not math.isfinite(loss) else 0)
-    return found
+def smallest_loss(rule: Rule) -> float:
+    """The smallest loss that the rule can balance."""
+    return _SMALLEST_LOSS if rule.needs_positive_losses else -math.inf
 
 
 def _fault(rule: Rule, loss: float, norm: float, weight: float, largest_norm: float | None) -> str:
@@ -162,7 +138,7 @@ def _fault(rule: Rule, loss: float, norm: float, weight: float, largest_norm: fl
         return f"is {loss}"
     if not weight > 0:
         return f"has the weight {weight:g}, and only weights above 0 are balanced"
-    if rule.needs_positive_losses and loss < SMALLEST_LOSS:
+    if rule.needs_positive_losses and loss < _SMALLEST_LOSS:
         if loss < 0:
             return "is negative and has no training rate"
         return f"is {loss:.3g} and has no training rate"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Union
 
 import numpy as np
@@ -14,9 +13,9 @@ import paddle
 from paddlescience_gradnorm import _arguments, _paddle
 from paddlescience_gradnorm._layers import PreciseLayer, on_host, shielded_parameter
 from paddlescience_gradnorm.balancing import _equations, _one_pass, _ranks
-from paddlescience_gradnorm.balancing._accumulation import Accumulation, BalancerState, loss_scaling
+from paddlescience_gradnorm.balancing._accumulation import BalancerState, loss_scaling
 from paddlescience_gradnorm.balancing._caller_stepped import CallerStepped, set_grad
-from paddlescience_gradnorm.balancing._diagnosis import diagnose
+from paddlescience_gradnorm.balancing._diagnosis import announcement, diagnose
 from paddlescience_gradnorm.balancing._faults import FaultReporter
 from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
 from paddlescience_gradnorm.balancing._one_pass import overwrite
@@ -27,17 +26,13 @@ from paddlescience_gradnorm.balancing._options import (
     initial_weights,
     shared_parameters,
 )
-from paddlescience_gradnorm.balancing._update import (
-    EMPTY,
-    SMALLEST_LOSS,
-    Update,
-    missed_after,
-    only_of,
-    updated,
-)
+from paddlescience_gradnorm.balancing._run import Run
+from paddlescience_gradnorm.balancing._schedule import Schedule
+from paddlescience_gradnorm.balancing._update import Update, only_of, updated
 from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import Rule, renormalized
 from paddlescience_gradnorm.balancing.rules import find_rule
+from paddlescience_gradnorm.balancing.rules._rates import inverse_training_rates
 
 _log = logging.getLogger("paddlescience_gradnorm")
 
@@ -122,18 +117,8 @@ class LossBalancer(PreciseLayer):
         if absent not in ("error", "skip"):
             raise ValueError(f"absent must be 'error' or 'skip', got {absent!r}")
         self.absent = absent
-        self.weight_lr = checked_rate(weight_lr, self.rule)
-        if weight_lr is None and n_loss is None:
-            raise ValueError(
-                "n_loss is missing: with weight_lr=None your optimizer steps loss_weights, so they "
-                "must be there before the first step. Pass n_loss, or a weight_lr such as 0.01"
-            )
         self.warmup_steps = _arguments.integer("warmup_steps", warmup_steps, at_least=0)
-        if weight_lr is None and warmup_steps:
-            raise ValueError(
-                f"warmup_steps is {warmup_steps}, but weight_lr is None: warm up the rate of "
-                "the optimizer that steps loss_weights, or pass weight_lr"
-            )
+        self.weight_lr = checked_rate(weight_lr, self.rule, self.n_loss, self.warmup_steps)
         if update_every is None:
             update_every = self.rule.update_every
         self.update_every = _arguments.integer("update_every", update_every, at_least=1)
@@ -145,8 +130,9 @@ class LossBalancer(PreciseLayer):
         self.shared = shared_parameters(shared)
         self.register_buffer("step_count", on_host(np.zeros([], np.int64)))
         self._remembered: tuple[str, ...] = ()
-        nothing = Measurement(np.zeros(0), np.zeros([0, 0]), step=-1)
-        self._run = _Run(LossOrder(0), None, nothing)
+        self._faults = FaultReporter("it is left out of the balancing while this lasts")
+        self._schedule = Schedule(self.rule, self._faults)
+        self._run = Run.before_a_step(LossOrder(0))
         if self.n_loss is not None:
             self._make_weights(initial_weights(weight_attr, self.n_loss, self.floor, self.rule))
         self.register_state_dict_hook(self._settle_for_saving)
@@ -163,12 +149,13 @@ class LossBalancer(PreciseLayer):
         _arguments.integer("n_loss", n_loss, at_least=2)
         if self.n_loss is None:
             self.equations = _equations.checked(self.equations, n_loss)
-            self._make_weights(np.ones(n_loss), "the first step had so many: pass n_loss=")
+            reason = f"n_loss is {n_loss} (the first step had so many: pass n_loss=)"
+            self._make_weights(np.ones(n_loss), reason)
             self.n_loss = n_loss
         elif n_loss != self.n_loss:
             raise ValueError(f"n_loss is {self.n_loss} already, got {n_loss}")
 
-    def _make_weights(self, start: np.ndarray, told_by: str = "") -> None:
+    def _make_weights(self, start: np.ndarray, reason: str | None = None) -> None:
         dtype = self.shared[0].dtype
         if dtype not in (paddle.float32, paddle.float64):
             dtype = paddle.float32  # half precision cannot resolve a step of the weights
@@ -178,14 +165,9 @@ class LossBalancer(PreciseLayer):
         n_loss = len(start)
         self.register_buffer("missed", on_host(np.zeros(n_loss, np.int64)))
         self._remembered = _registered(self, self.rule, n_loss)
-        caller_steps = self.weight_lr is None
-        reason = f"n_loss is {n_loss}"
-        self._run = _Run(
-            LossOrder(n_loss, f"{reason} ({told_by})" if told_by else reason, self.absent),
-            CallerStepped(self.floor, self.loss_weights) if caller_steps else None,
-            Measurement(np.full(n_loss, np.nan), np.full([n_loss] * 2, np.nan), step=-1),
-            frozen=self._run.frozen,
-            knows_steps=self._run.knows_steps,
+        self._run = Run.before_a_step(
+            LossOrder(n_loss, reason, self.absent),
+            CallerStepped(self.floor, self.loss_weights) if self.weight_lr is None else None,
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -251,24 +233,17 @@ class LossBalancer(PreciseLayer):
             RuntimeWarning: A loss cannot be balanced, once for each loss and fault. The update
                 leaves it out, but its gradient still reaches the network.
         """
-        scalars = self._scalars(losses)
-        run, weights = self._run, self.loss_weights
-        step: int = (
-            self._settle() if run.is_unsettled else _paddle.host_count(self.step_count).value
-        )
-        due = self._is_due(step, scalars)
+        step, due, scalars, values = self._begin(losses)
+        run, weights, rows = self._run, self.loss_weights, None
         with paddle.no_grad():
             scaling = None if scaler is None else loss_scaling(scaler, weights.dtype)
             multiplier = scale if scaling is None else scaling * scale
             may_not_stand = scaling is not None or scale != 1
             factors = weights * multiplier if may_not_stand else weights
-            values = paddle.stack(
-                [x if x.dtype == weights.dtype else x.astype(weights.dtype) for x in scalars]
-            )
-            total, rows, names = paddle.dot(weights, values), None, run.order.names
+            total, names = paddle.dot(weights, values), run.order.names
             if due and self.rule.needs:
                 if run.in_two_passes is None:
-                    run.in_two_passes = self._two_passes_are_better(scalars)
+                    run.in_two_passes = _one_pass.two_passes_are_better(scalars, self.shared)
                 rows = _one_pass.backward_by_loss(
                     scalars, factors, self.shared, names, bool(run.in_two_passes)
                 )
@@ -276,27 +251,16 @@ class LossBalancer(PreciseLayer):
                 # In the second step a graph that was built before the loop is gone.
                 one_by_one = step == 1 and run.in_two_passes is False
                 _one_pass.backward_of_sum(scalars, factors, names, one_by_one)
-            if may_not_stand or not update or (due and paddle.distributed.is_initialized()):
-                run.accumulation = run.accumulation or Accumulation()
-            if not due:
-                run.unchecked = (step, total, values)
-                if total.place.is_cpu_place():
-                    self._check()
-            elif run.accumulation is not None:
+            if due:
                 run.accumulation.add(values, rows, multiplier)
-                if update:
-                    values, rows = run.accumulation.means()
+            elif values.place.is_cpu_place():
+                self._check(step, values)
+            else:
+                run.unchecked = (step, values)
             if update:
                 before = self._state() if may_not_stand else None
-                if due:
-                    is_scaled = scaling is not None or scale > 1  # not for micro-batches
-                    self._update(step, scalars, values, rows, is_scaled, scaling)
-                else:
-                    self._rest(step)
-                if before is None:
-                    run.accumulation = None
-                elif run.accumulation is not None:
-                    run.accumulation.end_step(before, None if scaling is None else scaler)
+                is_scaled = scaling is not None or scale > 1  # not for micro-batches
+                self._end(step, due, scalars, before, scaler, scaling, is_scaled)
         return total
 
     def step(self, losses: Losses) -> paddle.Tensor:
@@ -320,31 +284,26 @@ class LossBalancer(PreciseLayer):
             TypeError: As for ``backward``.
             ValueError: As for ``backward``.
         """
-        scalars = self._scalars(losses)
-        run, weights = self._run, self.loss_weights
-        step = self._settle()
-        if run.accumulation is not None and run.accumulation.is_within_a_step:
+        step, due, scalars, values = self._begin(losses)
+        run, weights, rows = self._run, self.loss_weights, None
+        if run.accumulation.is_within_a_step:
             raise RuntimeError(
                 "step(losses) was called between the micro-batches of backward(losses, "
                 "update=False); call backward(losses) for the last of them first"
             )
-        due, rows = self._is_due(step, scalars), None
         if due and self.rule.needs:
-            names = run.order.names
-            rows = _one_pass.gradients_alone(scalars, weights, self.shared, names)
+            rows = _one_pass.gradients_alone(scalars, weights, self.shared, run.order.names)
         with paddle.no_grad():
             weights.clear_gradient(False)  # left by the caller's backward of the weighted sum
-            values = paddle.stack([x.astype(weights.dtype) for x in scalars])
-            run.accumulation = None  # this step cannot be undone
             if due:
-                if paddle.distributed.is_initialized():
-                    processes = Accumulation()
-                    processes.add(values, rows)
-                    values, rows = processes.means()
-                self._update(step, scalars, values, rows, wants_imbalance=True)
+                run.accumulation.add(values, rows)
             else:
-                run.unchecked = (step, paddle.dot(weights, values), values)
-                self._rest(step)
+                run.unchecked = (step, values)
+            ended = self._end(step, due, scalars)  # without a state, so it cannot be undone
+            if ended is not None:
+                acted, update = ended
+                some = only_of(update.balanced, acted, update.state, run.last)
+                run.imbalance = self.rule.imbalance(*some) if update.balanced.any() else math.nan
             return paddle.to_tensor(run.imbalance, weights.dtype, weights.place)
 
     def settle(self) -> None:
@@ -388,11 +347,11 @@ class LossBalancer(PreciseLayer):
         """
         losses = self._run.last.losses
         initial = self.rule_state.get("initial_losses", np.full(len(losses), np.nan))
-        ratios = np.full(len(losses), np.nan)
         known = (initial > 0) & np.isfinite(losses)
-        with np.errstate(over="ignore", invalid="ignore"):
-            ratios[known] = losses[known] / initial[known]
-            return ratios / ratios[known].mean() if known.any() else ratios
+        rates = np.full(len(losses), np.nan)
+        if known.any():
+            rates[known] = inverse_training_rates(losses[known], initial[known])
+        return rates
 
     @property
     def cosines(self) -> np.ndarray:
@@ -413,7 +372,8 @@ class LossBalancer(PreciseLayer):
             raise RuntimeError("there is nothing to diagnose yet: call backward(losses) first")
         run, weights = self._run, self.get_weights().astype(np.float64)
         # A batch without points leaves a loss out once. Twice in succession is worth a finding.
-        lasting = {n: reason for n, reason in run.stopped.items() if reason[0] < run.last.step}
+        left_out = self._schedule.left_out
+        lasting = {n: reason for n, reason in left_out.items() if reason[0] < run.last.step}
         names = run.order.names
         return diagnose(names, weights, self.rule, self.rule_state, run.last, lasting)
 
@@ -426,17 +386,15 @@ class LossBalancer(PreciseLayer):
         Raises:
             RuntimeError: The last step had no ``scale``, or has been undone already.
         """
-        # An accumulation without a step raises the error that there is nothing to undo.
-        accumulation = self._run.accumulation or Accumulation()
-        self._restore(accumulation.take_back())
+        self._restore(self._run.accumulation.take_back())
 
     def freeze(self) -> None:
         """Stop updating the weights, such as for a final stage with L-BFGS."""
-        self._run.frozen = True
+        self._schedule.frozen = True
 
     def unfreeze(self) -> None:
         """Resume updating the weights."""
-        self._run.frozen = False
+        self._schedule.frozen = False
 
     def set_grad(self) -> None:
         """Give ``loss_weights`` a zero gradient if it has none, so ``grad.set_value`` works."""
@@ -463,7 +421,7 @@ class LossBalancer(PreciseLayer):
         self._take_back_overflow()
         for name, array in self.rule.start(len(self._run.last.losses)).items():
             overwrite(getattr(self, name), np.asarray(array, np.float64))
-        self._run.faults.forget()
+        self._faults.forget()
 
     def extra_state(self) -> dict[str, Any]:
         """The state for a checkpoint; see ``PicklableLayer``.
@@ -472,29 +430,12 @@ class LossBalancer(PreciseLayer):
             RuntimeError: A step still awaits micro-batches.
         """
         self._settle()
-        run = self._run
-        if run.accumulation is not None and run.accumulation.is_within_a_step:
+        if self._run.accumulation.is_within_a_step:
             raise RuntimeError(
                 "a checkpoint cannot be made between the micro-batches of a step; make it after "
                 "the optimizer's step"
             )
-        last = run.last
-        gram = np.full([len(last.losses)] * 2, np.nan) if last.gram is None else last.gram
-        return {
-            "frozen": run.frozen,
-            "passes": {None: 0, False: 1, True: 2}[run.in_two_passes],
-            "names": list(run.order.names),
-            "named": run.order.named,
-            "imbalance": run.imbalance,
-            "last": {
-                "step": last.step,
-                "rate": last.rate,
-                "losses": last.losses,
-                "gram": gram,
-                "equations": last.equations.tolist(),
-            },
-            "caller": {} if run.caller is None else run.caller.extra_state(),
-        }
+        return {"frozen": self._schedule.frozen, **self._run.extra_state()}
 
     def expect_extra_state(self, state: dict[str, Any]) -> None:
         """Take the number of losses from a state that is to be loaded, if it is not known."""
@@ -503,22 +444,9 @@ class LossBalancer(PreciseLayer):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore the ``extra_state`` of an equal balancer."""
-        run = self._run
-        run.order.resume(state["names"] if state["named"] else None)
-        if run.caller is not None:
-            run.caller.set_extra_state(state["caller"])
-        last = {**state["last"], "equations": np.array(state["last"]["equations"], bool)}
-        if not self.rule.needs:
-            last = {**last, "gram": None}
-        self._run = _Run(
-            run.order,
-            run.caller,
-            Measurement(**last, interval=self.update_every, floor=self.floor),
-            frozen=state["frozen"],
-            knows_steps=run.knows_steps,
-            in_two_passes={1: False, 2: True}.get(state["passes"]),
-            imbalance=state["imbalance"],
-        )
+        self._faults.forget()
+        self._schedule.resume(state["frozen"])
+        self._run = self._run.resumed(state, bool(self.rule.needs), self.update_every, self.floor)
 
     def set_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """Load weights, rule state and step count; see ``paddle.nn.Layer.set_state_dict``."""
@@ -530,11 +458,8 @@ class LossBalancer(PreciseLayer):
         Call it if you abandon a step after ``backward(losses, update=False)``, before its last
         micro-batch. Loading a state dict does the same.
         """
-        run = self._run
-        run.accumulation = run.unchecked = None
-        run.decided = -1
-        if run.caller is not None:
-            run.caller.awaited = -1
+        self._run.discard_step()
+        self._schedule.forget_step()
 
     set_dict = set_state_dict
     load_dict = set_state_dict
@@ -557,45 +482,49 @@ class LossBalancer(PreciseLayer):
             completed[key] = np.asarray(state_dict.get(key, array), np.float64)
         return completed
 
-    def _settle(self) -> int:
-        """Handle what has happened since the last step; return the number of the next one.
+    def _settle(self) -> None:
+        """Handle what has happened since the last step.
 
         A scaler may have found an overflow, or the caller's optimizer may have stepped. On an
         accelerator, losses between updates are checked only now, because reading them at once
         would make the step wait for them.
         """
         if not paddle.in_dynamic_mode():
-            return -1  # an export reads the state while it builds a program
-        run = self._run
+            return  # an export reads the state while it builds a program
         self._take_back_overflow()
-        step: int = self.step_count.item()
-        if run.caller is not None and not run.caller.settle(self.loss_weights, step):
-            fault = "has made the loss weights NaN or infinite"
-            consequence = "they are put back to what acted last"
-            run.faults.report(step, "the optimizer", fault, consequence=consequence)
-        self._check()
-        return step
+        caller = self._run.caller
+        if caller is not None:
+            step: int = self.step_count.item()
+            if not caller.settle(self.loss_weights, step):
+                fault = "has made the loss weights NaN or infinite"
+                consequence = "they are put back to what acted last"
+                self._faults.report(step, "the optimizer", fault, consequence=consequence)
+        if self._run.unchecked is not None:
+            self._check(*self._run.unchecked)
 
     def _take_back_overflow(self) -> None:
         """Undo the last step if the scaler has found an overflow in it."""
-        if self._run.accumulation is not None:
-            before = self._run.accumulation.take_back_overflow()
-            # If the step count differs, a state has been loaded since, and stays.
-            if before is not None and self.step_count.item() == before.step + 1:
-                self._restore(before)
+        before = self._run.accumulation.take_back_overflow()
+        # If the step count differs, a state has been loaded since, and stays.
+        if before is not None and self.step_count.item() == before.step + 1:
+            self._restore(before)
 
-    def _check(self) -> None:
+    def _check(self, step: int, values: paddle.Tensor) -> None:
         """Report losses that were NaN or infinite in a step between updates."""
-        run = self._run
-        if run.unchecked is not None:
-            (step, total, values), run.unchecked = run.unchecked, None
-            if not math.isfinite(total.item()):
-                for name, loss in zip(run.order.names, values.numpy().tolist()):
-                    if not math.isfinite(loss):
-                        run.faults.report(step, f"loss {name!r}", f"is {loss}")
+        self._run.unchecked = None
+        for name, loss in zip(self._run.order.names, values.numpy().tolist()):
+            if not math.isfinite(loss):
+                self._faults.report(step, f"loss {name!r}", f"is {loss}")
 
-    def _scalars(self, losses: Losses) -> list[paddle.Tensor]:
-        """The losses as scalars. Losses that raise an error leave no trace in ``order``."""
+    def _begin(self, losses: Losses) -> tuple[int, bool, list[paddle.Tensor], paddle.Tensor]:
+        """Begin a step or micro-batch.
+
+        Losses that raise an error leave no trace in ``order``.
+
+        Returns:
+            The number of the step, whether it updates the weights, the losses as T scalars, and
+            their values, shape [T], in the dtype of the weights.
+        """
         if self.n_loss is None:
             n_loss = count(losses)
             if n_loss < 2:
@@ -604,92 +533,92 @@ class LossBalancer(PreciseLayer):
                     "others join later, or leave the balancing out"
                 )
             self.set_n_loss(n_loss)
-        run = self._run
-        before = run.order.memento()
-        scalars = run.order.scalars(losses)
-        if run.names is not run.order.names:
+        order = self._run.order
+        scalars = order.scalars(losses)
+        if self._run.names is not order.names:
             try:
                 self._meet(scalars)
             except ValueError:
-                run.order.put_back(before)
+                order.forget_last()
                 raise
-        return scalars
+        self._settle()
+        step = _paddle.host_count(self.step_count).value
+        missed = _paddle.host_counts(self.missed)
+        due = self._schedule.is_due(step, self.update_every, scalars, missed)
+        dtype = self.loss_weights.dtype
+        with paddle.no_grad():
+            values = paddle.stack([x if x.dtype == dtype else x.astype(dtype) for x in scalars])
+        return step, due, scalars, values
 
     def _meet(self, losses: Sequence[paddle.Tensor]) -> None:
         """Find out which losses are equations, as soon as there are new names."""
-        run, rule = self._run, self.rule
-        names = run.order.names
-        _ranks.check_alike(names, run.order.complete)
-        _one_pass.refuse_a_static_program(losses, names)
+        order, kind = self._run.order, type(self.rule).__name__
+        _ranks.check_alike(order.names, order.complete)
+        _one_pass.refuse_a_static_program(losses, order.names)
         equations: _equations.Equations | None = self.equations
-        if equations is None and rule.tells_equations:
-            equations = run.order.equations
-            if equations is None and not run.order.known:
-                raise _equations.without_names(len(names), type(rule).__name__)
+        if equations is None and self.rule.tells_equations:
+            equations = order.equations
+            if equations is None and not order.known:
+                raise _equations.without_names(len(order.names), kind)
             if equations is None:
-                equations = _equations.by_name(run.order.known, type(rule).__name__)
-        open_ended = not run.order.complete
-        are_equations = _equations.are_equations(equations or (), names, open_ended)
-        run.equations, run.names = np.array(are_equations), names
-        self._announce(run.equations, run.order.known or names)
+                equations = _equations.by_name(order.known, kind)
+        are_equations = _equations.are_equations(equations or (), order.names, not order.complete)
+        self._run.equations, self._run.names = np.array(are_equations), order.names
+        known = order.known or order.names
+        _log.info("%s", announcement(self.rule, self.update_every, known, are_equations))
 
-    def _is_due(self, step: int, losses: Sequence[paddle.Tensor]) -> bool:
-        """Whether this step updates the weights: it is due, or it makes up for a missed update."""
-        run = self._run
-        if step == run.decided:  # all micro-batches of a step are measured, or none
-            if not (run.due or run.frozen):
-                run.seen_too_late = run.seen_too_late or self._has_missed(losses)
-            return run.due and not run.frozen
-        run.decided, seen_too_late = step, run.seen_too_late
-        run.due, run.makes_up = step % self.update_every == 0 and not run.frozen, False
-        run.seen_too_late = False
-        if not (run.frozen or run.knows_steps) and _paddle.is_in_a_closure():
-            run.due = False
-            run.faults.report(
-                step,
-                "backward(losses)",
-                "was called in the closure of L-BFGS",
-                consequence="its function must not change within a step, so the weights rest. "
-                "Train with Adam first, and call freeze() before L-BFGS, which leaves the weights "
-                "as they are and this warning out",
-            )
-            return False
-        if not run.due and not run.frozen:
-            # In the last step only a later micro-batch may have had the loss. That was too late,
-            # because all micro-batches of a step are measured, or none.
-            run.due = run.makes_up = self._has_missed(losses) or seen_too_late
-        return run.due
+    def _end(
+        self,
+        step: int,
+        due: bool,
+        losses: Sequence[paddle.Tensor],
+        before: BalancerState | None = None,
+        scaler: paddle.amp.GradScaler | None = None,
+        scaling: paddle.Tensor | None = None,
+        is_scaled: bool = False,
+    ) -> tuple[np.ndarray, Update] | None:
+        """End a step: update the weights if they are due, and count the step.
 
-    def _has_missed(self, losses: Sequence[paddle.Tensor]) -> bool:
-        """Whether there is a loss now, in any process, that the last update found empty."""
-        missed = _paddle.host_counts(self.missed)
-        if EMPTY not in missed:
-            return False
-        least = SMALLEST_LOSS if self.rule.needs_positive_losses else -math.inf
-        return _ranks.any_has(
-            any(
-                state == EMPTY
-                and not loss.stop_gradient
-                and (value := loss.item()) != 0
-                and least <= value < math.inf
-                and value > -math.inf
-                for state, loss in zip(missed, losses)
-            )
-        )
+        Args:
+            step: Number of the step.
+            due: Whether it updates the weights.
+            losses: The losses of the last micro-batch, T scalar tensors.
+            before: The state to restore if the step is undone; None if it stands.
+            scaler: The scaler that may find an overflow in this step, if any.
+            scaling: Its loss scaling, shape [1]; None if it does nothing.
+            is_scaled: Whether gradients that are not finite may have overflowed by their scale.
+
+        Returns:
+            What ``_update`` returns, if there was an update.
+        """
+        run, weights, ended = self._run, self.loss_weights, None
+        if run.caller is None and weights.grad is not None:
+            weights.clear_gradient(False)  # so that no optimizer steps them
+        means = run.accumulation.means() if due else None
+        run.accumulation.end_step(before, None if scaling is None else scaler)
+        if means is not None:
+            ended = self._update(step, losses, *means, is_scaled, scaling)
+        elif run.caller is not None:
+            run.caller.rest(weights, step, self._schedule.frozen)
+        _paddle.host_count(self.step_count).value = step + 1
+        return ended
 
     def _update(
         self,
         step: int,
-        scalars: Sequence[paddle.Tensor],
+        losses: Sequence[paddle.Tensor],
         values: paddle.Tensor,
         rows: _one_pass.Rows | None,
-        is_scaled: bool = False,
-        scaling: paddle.Tensor | None = None,
-        wants_imbalance: bool = False,
-    ) -> None:
-        """Put the rule's weights in place and count the step."""
-        run, rule, loss_weights = self._run, self.rule, self.loss_weights
-        numbers, weights = _one_pass.measured(values, loss_weights, rows, rule.needs)
+        is_scaled: bool,
+        scaling: paddle.Tensor | None,
+    ) -> tuple[np.ndarray, Update]:
+        """Put the rule's weights in place.
+
+        Returns:
+            The weights that acted in this step, shape [T], and the update.
+        """
+        run, missed, before = self._run, _paddle.host_counts(self.missed), self.rule_state
+        numbers, acted = _one_pass.measured(values, self.loss_weights, rows, self.rule.needs)
         rate = math.nan if self.weight_lr is None else self.weight_lr
         if self.warmup_steps:
             rate *= min(1.0, (step // self.update_every + 1) / self.warmup_steps)
@@ -701,151 +630,56 @@ class LossBalancer(PreciseLayer):
             rate=rate,
             floor=self.floor,
         )
-        before, caller, missed = self.rule_state, run.caller, _paddle.host_counts(self.missed)
+        # The whole step has been measured, and no optimizer has seen its gradients yet. So a rule
+        # that acts on the step's own gradients would change them here, from ``rows``.
         update = updated(
-            rule,
-            weights,
+            self.rule,
+            acted,
             before,
             measurement,
-            None if caller is None else caller.largest_norm,
+            None if run.caller is None else run.caller.largest_norm,
             is_scaled,
-            [was != 0 for was in missed] if run.makes_up else None,
+            self._schedule.only(missed),
         )
         if scaling is None and (any(update.faults) or not update.balanced.any()):
-            self._report(step, update, scalars)  # a scaler reports overflows itself
-        if caller is not None:
-            caller.offer(loss_weights, update.values, weights, update.balanced, step + 1, scaling)
+            self._report(step, update, losses)  # a scaler reports overflows itself
+        if run.caller is None:
+            overwrite(self.loss_weights, update.values)
         else:
-            if loss_weights.grad is not None:
-                loss_weights.clear_gradient(False)  # so that no optimizer steps them
-            overwrite(loss_weights, update.values)
+            run.caller.offer(
+                self.loss_weights, update.values, acted, update.balanced, step + 1, scaling
+            )
         for name, array in update.state.items():
             if array is not before[name]:
                 overwrite(getattr(self, name), array)
-        if any(update.faults) or any(missed):
-            missed[:] = missed_after(update, measurement, list(missed), run.makes_up)
-        of_names = zip(run.order.names, update.faults)
-        run.stopped = {
-            name: run.stopped.get(name) or (step, fault)
-            for name, fault in of_names
-            if fault
-            and (name in run.stopped or not run.makes_up)
-            and (name in run.order.known or not run.order.known)
-        }
-        if wants_imbalance:
-            some = only_of(update.balanced, weights, update.state, measurement)
-            run.imbalance = rule.imbalance(*some) if update.balanced.any() else math.nan
+        known = run.order.known or run.order.names
+        self._schedule.record(update, measurement, known, missed)
         run.last = measurement
-        _paddle.host_count(self.step_count).value = step + 1
-
-    def _rest(self, step: int) -> None:
-        """Count a step without an update, in which the weights must not move."""
-        run = self._run
-        if run.caller is not None:
-            run.caller.rest(self.loss_weights, step, run.frozen)
-        elif self.loss_weights.grad is not None:
-            self.loss_weights.clear_gradient(False)
-        _paddle.host_count(self.step_count).value = step + 1
+        return acted, update
 
     def _state(self) -> BalancerState:
         """Everything that a step may change."""
-        weights = self.loss_weights.numpy().astype(np.float64)
-        return BalancerState(
-            self.step_count.item(), weights, self.rule_state, self._run.last, self.missed.numpy()
-        )
+        names = ("step_count", "loss_weights", "missed", *self._remembered)
+        return BalancerState({name: getattr(self, name).numpy() for name in names}, self._run.last)
 
     def _restore(self, before: BalancerState) -> None:
-        """Restore this state."""
-        if self._run.caller is None:
-            overwrite(self.loss_weights, before.weights)
-        for name, array in before.rule.items():
-            overwrite(getattr(self, name), array)
+        """Restore this state, but not weights that are stepped by the caller's optimizer."""
+        for name, array in before.tensors.items():
+            if name != "loss_weights" or self._run.caller is None:
+                overwrite(getattr(self, name), array)
         self._run.last = before.last
-        _paddle.host_counts(self.missed)[:] = before.missed.tolist()
-        _paddle.host_count(self.step_count).value = before.step
 
     def _settle_for_saving(self, state: Any) -> None:
         self._settle()
 
-    def _two_passes_are_better(self, losses: Sequence[paddle.Tensor]) -> bool | None:
-        """Whether to take two passes; None if a loss without a graph hides that in this step."""
-        # With several processes there must be only one backward pass, because
-        # paddle.DataParallel averages gradients only in the first pass that reaches them.
-        if _ranks.number() > 1 or _one_pass.share_a_python_function(losses):
-            return True
-        if any(loss.stop_gradient for loss in losses):
-            return None
-        return _one_pass.two_passes_are_cheaper(
-            losses, self.shared
-        ) and _one_pass.can_ask_for_gradients(losses, self.shared)
-
     def _report(self, step: int, update: Update, losses: Sequence[paddle.Tensor]) -> None:
         """Warn of losses that cannot be balanced, once for each loss and fault."""
-        run = self._run
-        for name, fault, loss in zip(run.order.names, update.faults, losses):
-            if fault and not run.order.is_absent(loss):
-                run.faults.report(step, f"loss {name!r}", fault)
+        order = self._run.order
+        for name, fault, loss in zip(order.names, update.faults, losses):
+            if fault and not order.is_absent(loss):
+                self._faults.report(step, f"loss {name!r}", fault)
         if not any(update.faults):
-            run.faults.report(step, str(self.rule), "gives no finite weights")
-
-    def _announce(self, are_equations: np.ndarray, known: Sequence[str]) -> None:
-        """Log the rule, its pace, the losses, and what it does to them."""
-        names = dict(zip(known, are_equations.tolist()))
-        groups = [("losses", list(names), "")]
-        if self.rule.tells_equations:
-            equations = [name for name, is_one in names.items() if is_one]
-            conditions = [name for name, is_one in names.items() if not is_one]
-            # A rule treats them alike if all are of one kind.
-            alike = not (equations and conditions)
-            of_equations, of_conditions = ("", "") if alike else self.rule.effects
-            groups = [
-                ("equations", equations, of_equations),
-                ("conditions", conditions, of_conditions),
-            ]
-        losses = "; ".join(
-            f"{kind} {', '.join(map(repr, group))} {effect}".rstrip()
-            for kind, group, effect in groups
-            if group
-        )
-        pace = "in every step" if self.update_every == 1 else f"every {self.update_every} steps"
-        _log.info("loss weights by %s, updated %s: %s", self.rule, pace, losses)
-
-
-@dataclass
-class _Run:
-    """What changes from step to step, besides parameters and buffers.
-
-    It is a separate object, because setting an attribute of a layer takes 5 us.
-    """
-
-    order: LossOrder
-    caller: CallerStepped | None  # None: the balancer steps the weights itself
-    last: Measurement  # of the last update
-    frozen: bool = False
-    in_two_passes: bool | None = None  # None until a step has shown the losses' graphs
-    names: list[str] | None = None  # those for which ``equations`` has been found
-    equations: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    # Whether the caller makes sure that each step calls ``backward`` once, even with L-BFGS.
-    knows_steps: bool = False
-    decided: int = -1  # number of the step to which ``due`` and ``makes_up`` apply
-    seen_too_late: bool = False  # whether only a later micro-batch of it had a missed loss
-    due: bool = True  # whether the step updates the weights
-    makes_up: bool = False  # whether it does so only for losses that an update found empty
-    # The losses that the last update left out: name -> the first such step, and the fault.
-    stopped: dict[str, tuple[int, str]] = field(default_factory=dict)
-    accumulation: Accumulation | None = None
-    imbalance: float = math.nan  # of the last update by step()
-    # Number, total and losses of a step between updates, until they have been checked.
-    unchecked: tuple[int, paddle.Tensor, paddle.Tensor] | None = None
-
-    faults: FaultReporter = field(
-        default_factory=lambda: FaultReporter("it is left out of the balancing while this lasts")
-    )
-
-    @property
-    def is_unsettled(self) -> bool:
-        """Whether there may be anything for ``LossBalancer._settle`` to do."""
-        return not (self.caller is None and self.accumulation is None and self.unchecked is None)
+            self._faults.report(step, str(self.rule), "gives no finite weights")
 
 
 def _registered(layer: paddle.nn.Layer, rule: Rule, n_loss: int) -> tuple[str, ...]:

@@ -413,9 +413,9 @@ def test_an_update_makes_one_copy_to_the_host_and_other_steps_none(
     for name in ("item", "numpy", "tolist", "__float__", "__int__", "__bool__", "__array__"):
         monkeypatch.setattr(paddle.Tensor, name, recording(getattr(paddle.Tensor, name)))
     balancer.backward(make_losses(fc_net))
-    # The losses, the weights and the Gram matrix; before it, whether the total of the last
-    # step, which has long been computed, was finite.
-    assert reads == [[], [3 + 3 + 9]]
+    # The losses, the weights and the Gram matrix; before it, whether the losses of the last
+    # step, which have long been computed, were finite.
+    assert reads == [[3], [3 + 3 + 9]]
     reads.clear()
     balancer.backward(make_losses(fc_net))
     assert reads == []

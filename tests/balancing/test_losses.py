@@ -161,3 +161,17 @@ def test_losses_may_know_which_of_them_are_equations():
     order = LossOrder(2)
     order.scalars(NamedLosses({"a": paddle.ones([]), "b": paddle.ones([])}, ["b"]))
     assert order.equations == ("b",)
+
+
+def test_what_the_last_losses_have_taught_can_be_forgotten():
+    order, one = LossOrder(3, absent="skip"), paddle.to_tensor(1.0)
+    order.scalars(NamedLosses({"pde": one, "bc": one}, ["pde"]))
+    order.scalars(NamedLosses({"ode": one}, ["ode"]))
+    assert order.known == ["pde", "bc", "ode"] and order.equations == ("pde", "ode")
+    order.forget_last()
+    assert order.known == ["pde", "bc"] and order.names[2] == "losses[2]"
+    assert order.equations == ("pde",) and not order.complete
+    order.resume(["a", "b", "c"])
+    order.scalars([one] * 3)
+    order.forget_last()  # a list has taught nothing
+    assert order.names == ["a", "b", "c"]

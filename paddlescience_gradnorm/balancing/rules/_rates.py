@@ -29,12 +29,12 @@ def inverse_training_rates(losses: np.ndarray, initial_losses: np.ndarray) -> np
         [0.5, 1.5]
     """
     # Losses are scaled by a power of two, which changes no digit, because a ratio may overflow.
-    unit = -math.frexp(losses.max())[1]
+    unit = -math.frexp(np.abs(losses).max())[1]
     ratios = [
         math.ldexp(loss, unit) / initial if initial else math.nan
         for loss, initial in zip(losses.tolist(), initial_losses.tolist())
     ]
-    mean = sum(ratios) / len(ratios)
+    mean = sum(ratios) / len(ratios) or math.nan
     return np.array([ratio / mean for ratio in ratios])
 
 
