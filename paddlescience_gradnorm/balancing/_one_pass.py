@@ -200,7 +200,7 @@ def can_ask_for_gradients(losses: Sequence[paddle.Tensor], shared: Sequence[padd
 
 def measured(
     losses: paddle.Tensor, weights: paddle.Tensor, rows: Rows | None, needs: Collection[str]
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+) -> tuple[dict[str, Any], np.ndarray]:
     """What a rule needs, float64, on the host; an accelerator is read in one copy.
 
     Args:
@@ -211,7 +211,7 @@ def measured(
         needs: The rule's ``needs``.
 
     Returns:
-        Arguments of ``Measurement`` by name, and the weights, shape [T].
+        Arguments of ``Measurement`` by name, arrays, and the weights, shape [T].
     """
     parts = {"losses": losses, "weights": weights}
     if rows is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -84,7 +85,7 @@ class Measurement:
         Args:
             which: The losses to keep, boolean, shape [T].
         """
-        statistics = {
+        statistics: dict[str, Any] = {
             name: None if (values := getattr(self, name)) is None else values[which]
             for name in STATISTICS
         }
