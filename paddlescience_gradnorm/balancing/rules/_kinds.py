@@ -16,3 +16,15 @@ def kinds(equations: np.ndarray) -> np.ndarray:
     """
     members = np.array([equations, ~equations], float)
     return members[members.any(axis=1)]
+
+
+def cancels_out(gram: np.ndarray, sums: np.ndarray, norms: np.ndarray) -> bool:
+    """Whether a sum of gradients is nothing but rounding, so that it has no direction.
+
+    Args:
+        gram: Inner products of the sums, shape [K, K].
+        sums: The factor of each gradient in each sum, at least 0, shape [K, T].
+        norms: Norms of the gradients, shape [T].
+    """
+    # Gradients come in float32, which has 7 digits.
+    return bool((gram.diagonal() <= (1e-6 * (sums @ norms)) ** 2).any())

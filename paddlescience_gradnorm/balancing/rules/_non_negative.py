@@ -12,7 +12,7 @@ def least_over_non_negative(quadratic: np.ndarray, linear: np.ndarray) -> np.nda
     """The x >= 0 with the least x^T Q x / 2 - b^T x, shape [T], to rounding.
 
     Source: the active-set method of Lawson and Hanson, "Solving Least Squares Problems", 1974,
-    chapter 23, on the normal equations. It ends, because the value falls with every x that it takes.
+    chapter 23, on the normal equations. It ends, because the value falls with every x it takes.
 
     Args:
         quadratic: Q, symmetric, positive semidefinite, shape [T, T].

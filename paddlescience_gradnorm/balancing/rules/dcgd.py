@@ -10,7 +10,7 @@ import numpy as np
 from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import DirectionRule, RuleState
 from paddlescience_gradnorm.balancing.rules._checks import check_choice, check_not_negative
-from paddlescience_gradnorm.balancing.rules._kinds import kinds
+from paddlescience_gradnorm.balancing.rules._kinds import cancels_out, kinds
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,9 @@ class DCGD(DirectionRule):
         members = kinds(measurement.equations)
         assert measurement.gram is not None
         gram = members @ measurement.gram @ members.T
-        sizes = gram.diagonal()
-        # A sum that is rounding has no direction. float32 has 7 digits.
-        if len(members) < 2 or (sizes <= (1e-6 * (members @ measurement.norms)) ** 2).any():
+        if len(members) < 2 or cancels_out(gram, members, measurement.norms):
             return np.ones(len(weights)), state
-        return self._of_kinds(sizes, float(gram[0, 1])) @ members, state
+        return self._of_kinds(gram.diagonal(), float(gram[0, 1])) @ members, state
 
     def _of_kinds(self, sizes: np.ndarray, product: float) -> np.ndarray:
         """Coefficients of g_r and g_b, from their squared norms and their product, shape [2]."""

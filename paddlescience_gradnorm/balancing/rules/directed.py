@@ -11,7 +11,7 @@ import numpy as np
 from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import DirectionRule, Rule, RuleState
 from paddlescience_gradnorm.balancing.rules._checks import check_choice
-from paddlescience_gradnorm.balancing.rules._kinds import kinds
+from paddlescience_gradnorm.balancing.rules._kinds import cancels_out, kinds
 from paddlescience_gradnorm.balancing.rules.config import ConFIG
 from paddlescience_gradnorm.balancing.rules.pinn import PinnRule
 
@@ -30,8 +30,8 @@ class Directed(DirectionRule):
         rule: A rule that weighs, such as ``PinnRule()``.
         direction: A rule that combines, such as ``ConFIG()``.
         groups: What ``direction`` combines. ``"kinds"``: two gradients, the weighted sum of the
-            equations' and that of the conditions'; if there is one kind only, it is the sum.
-            ``"each"``: the weighted gradients of all losses.
+            equations' and that of the conditions'. With one kind only, or where one of the two
+            sums cancels out, it is the sum of both. ``"each"``: all weighted gradients.
 
     Raises:
         TypeError: ``rule`` is not a rule that weighs, or ``direction`` not one that combines.
@@ -102,12 +102,13 @@ class Directed(DirectionRule):
         )
         new = np.maximum(new, measurement.floor)  # as for any rule that weighs
         members = kinds(measurement.equations) if self.groups == "kinds" else np.eye(len(new))
-        coefficients, of_direction = np.ones(len(members)), _without(_OF_DIRECTION, state)
-        if len(members) > 1:
-            coefficients, of_direction = self.direction.weigh(
-                coefficients, of_direction, combined(measurement, members * new)
-            )
-        return coefficients @ members * new, {
+        sums = members * new
+        of_sums = combined(measurement, sums)
+        coefficients, of_direction = np.ones(len(sums)), _without(_OF_DIRECTION, state)
+        assert of_sums.gram is not None
+        if len(sums) > 1 and not cancels_out(of_sums.gram, sums, measurement.norms):
+            coefficients, of_direction = self.direction.weigh(coefficients, of_direction, of_sums)
+        return coefficients @ sums, {
             "directed_weights": new,
             **_prefixed(_OF_RULE, of_rule),
             **_prefixed(_OF_DIRECTION, of_direction),
