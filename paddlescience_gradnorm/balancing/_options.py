@@ -48,6 +48,11 @@ def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:
 
 
 def checked_rate(weight_lr: float | None, rule: Rule) -> float | None:
+    if rule.acts_now:
+        raise NotImplementedError(
+            f"{rule} gives coefficients for the gradients of the step itself, which a balancer "
+            "does not apply yet; pass a rule that weighs, such as PinnRule()"
+        )
     if weight_lr is None and not isinstance(rule, GradientRule):
         raise ValueError(
             f"weight_lr is None, but {rule} has no gradient that an optimizer could step "

@@ -44,7 +44,7 @@ class AugmentedLagrangian(Rule):
         ...     print(weights.round(1).tolist())
         [1.0, 1.5]
         [1.0, 8.6]
-        [1.0, 12.2]
+        [1.0, 15.7]
     """
 
     eta: float = 0.01
@@ -61,7 +61,7 @@ class AugmentedLagrangian(Rule):
 
     @property
     def effects(self) -> tuple[str, str]:
-        return "keep weights of 1", "are constraints with weights that grow"
+        return "keep weights of 1", "are constraints with multipliers that grow"
 
     def start(self, n_loss: int) -> RuleState:
         return {

@@ -36,8 +36,8 @@ class Equal(Rule):
 class Fixed(Rule):
     """The weights of the user, by the losses' names or in their order.
 
-    As of every rule, the weights act from the second step on. ``weight_attr`` sets those of the
-    first step.
+    Like those of every rule that weighs, they act from the second step on. ``weight_attr`` sets
+    the weights of the first step.
 
     Args:
         weights: A dict name -> weight, in which losses that are not named have 1; or a weight for
