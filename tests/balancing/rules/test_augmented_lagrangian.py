@@ -10,7 +10,12 @@ def test_weights_are_those_of_the_authors(recorded):
         # The authors' weights come from the loss of the step itself.
         acting = state["multipliers"] + state["penalties"] * measurement.losses
         np.testing.assert_allclose(acting[1:], expected, rtol=1e-10)
+        before = state
         weights, state = rule.weigh(np.ones(4), state, measurement)
+        loss = measurement.losses[1:]
+        multipliers, penalties = before["multipliers"][1:], before["penalties"][1:]
+        terms = [measurement.losses[0], *(multipliers * loss + penalties * loss**2 / 2)]
+        np.testing.assert_allclose(state["terms"], terms, rtol=1e-14)
         newest = state["multipliers"] + state["penalties"] * measurement.losses
         assert weights[0] == 1 and (weights[1:] == newest[1:]).all()
 

@@ -55,14 +55,19 @@ def test_without_two_kinds_of_losses_nothing_changes(measured, equations):
 
 
 def test_each_loss_counts_the_updates_that_it_has_had():
-    rule, state = DualBalance("std"), DualBalance("std").start(2)
-    state = {"updates": np.array([5.0, 1.0]), "mean_losses": np.array([1.0, 2.0])}
+    rule = DualBalance("std")
+    state = {"updates": np.array([5.0, 1.0, 3.0]), "mean_losses": np.array([1.0, 2.0, 3.0])}
     measurement = Measurement(
-        np.array([1.0, 4.0]), std=np.array([6.0, 1.0]), equations=np.array([True, False])
+        np.array([1.0, 4.0, 3.0]),
+        std=np.array([6.0, 1.0, 2.0]),
+        equations=np.array([True, False, False]),
     )
-    new, state = rule.weigh(np.array([1.0, 2.0]), state, measurement)
-    assert new.tolist() == [1, 2 + (6 - 2) / 2]
-    assert state["updates"].tolist() == [6, 2] and state["mean_losses"].tolist() == [1, 3]
+    new, state = rule.weigh(np.array([1.0, 2.0, 8.0]), state, measurement)
+    assert state["updates"].tolist() == [6, 2, 4]
+    assert state["mean_losses"].tolist() == [1, 3, 3]
+    targets = (6 + 3) * np.array([4 / 3, 1]) / (4 / 3 + 1)
+    expected = [1, 2 + (targets[0] - 2) / 2, 8 + (targets[1] - 8) / 4]
+    np.testing.assert_allclose(new, expected, rtol=1e-14)
 
 
 def test_a_statistic_that_is_none_is_named():
