@@ -73,10 +73,11 @@ def list_problems(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Train on a problem, print what came of it and write it to the output folder."""
-    if options.balance == "equal" and options.alpha is not None:
+    if options.balance not in ("pinn", "published") and options.alpha is not None:
+        which = "equal weights have" if options.balance == "equal" else f"{options.balance!r} has"
         options.parser.error(
-            f"argument --alpha: equal weights have none, got {options.alpha:g}; leave it out, or "
-            "choose another --balance"
+            f"argument --alpha: {which} none, got {options.alpha:g}; leave it out, or choose "
+            "another --balance"
         )
     if options.balance == "published" and options.alpha is None:
         options.alpha = ALPHA
@@ -340,9 +341,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--balance",
-        choices=(*RULES, "equal"),
+        choices=[name for name, rule in RULES.items() if name != "fixed" and not rule.acts_now],
         default="pinn",
-        help="GradNorm by the PINN rule or as published, or equal weights (default: pinn)",
+        help="the rule that weighs the losses (default: pinn)",
     )
     parser.add_argument(
         "--alpha",

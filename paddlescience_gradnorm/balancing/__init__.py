@@ -7,18 +7,60 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 from paddlescience_gradnorm.balancing.measurement import Measurement
-from paddlescience_gradnorm.balancing.rule import GradientRule, GradientStep, Rule
-from paddlescience_gradnorm.balancing.rules import RULES, GradNormRule, PinnRule, find_rule
+from paddlescience_gradnorm.balancing.rule import DirectionRule, GradientRule, GradientStep, Rule
+from paddlescience_gradnorm.balancing.rules import (
+    DCGD,
+    IMTLG,
+    MGDA,
+    NTK,
+    RULES,
+    AlignedMTL,
+    AugmentedLagrangian,
+    ConFIG,
+    Directed,
+    DualBalance,
+    Equal,
+    Fixed,
+    GradNormRule,
+    InverseNorm,
+    LearningRateAnnealing,
+    PCGrad,
+    PinnRule,
+    ReLoBRaLo,
+    SoftAdapt,
+    Uncertainty,
+    UPGrad,
+    find_rule,
+)
 
 __all__ = [
+    "DCGD",
+    "IMTLG",
+    "MGDA",
+    "NTK",
     "RULES",
+    "AlignedMTL",
+    "AugmentedLagrangian",
+    "ConFIG",
+    "Directed",
+    "DirectionRule",
+    "DualBalance",
+    "Equal",
+    "Fixed",
     "GradNormRule",
     "GradientRule",
     "GradientStep",
+    "InverseNorm",
+    "LearningRateAnnealing",
     "LossBalancer",
     "Measurement",
+    "PCGrad",
     "PinnRule",
+    "ReLoBRaLo",
     "Rule",
+    "SoftAdapt",
+    "UPGrad",
+    "Uncertainty",
     "find_rule",
 ]
 

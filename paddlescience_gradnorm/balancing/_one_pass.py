@@ -13,6 +13,7 @@ import paddle
 
 from paddlescience_gradnorm import _paddle
 from paddlescience_gradnorm.balancing import _ranks
+from paddlescience_gradnorm.balancing.measurement import STATISTICS
 
 # Gradients of T losses: an array on the host, a tensor on an accelerator.
 Rows = Union[np.ndarray, paddle.Tensor]
@@ -200,7 +201,7 @@ def can_ask_for_gradients(losses: Sequence[paddle.Tensor], shared: Sequence[padd
 
 def measured(
     losses: paddle.Tensor, weights: paddle.Tensor, rows: Rows | None, needs: Collection[str]
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+) -> tuple[dict[str, Any], np.ndarray]:
     """What a rule needs, float64, on the host; an accelerator is read in one copy.
 
     Args:
@@ -211,30 +212,45 @@ def measured(
         needs: The rule's ``needs``.
 
     Returns:
-        Arguments of ``Measurement`` by name, and the weights, shape [T].
+        Arguments of ``Measurement`` by name, arrays, and the weights, shape [T].
     """
-    of_entries = rows is not None and ("largest" in needs or "mean" in needs)
-    parts = [losses, weights]
+    parts = {"losses": losses, "weights": weights}
     if rows is not None:
         # In float32 the square of 1e20 overflows and the square of 1e-23 vanishes.
         precise = rows.astype("float64")
-        parts.append(precise @ precise.T)
-        if of_entries:
-            sizes = abs(precise) if isinstance(precise, np.ndarray) else precise.abs()
-            parts += [sizes.max(axis=1), sizes.mean(axis=1)]
+        parts["gram"] = precise @ precise.T
+        parts.update(_statistics(precise, [name for name in STATISTICS if name in needs]))
     if losses.place.is_cpu_place():
-        arrays = [x if isinstance(x, np.ndarray) else x.numpy() for x in parts]
+        arrays = [x if isinstance(x, np.ndarray) else x.numpy() for x in parts.values()]
         numbers = [array.astype(np.float64).ravel() for array in arrays]
     else:
-        joined = paddle.concat([x.astype("float64").flatten() for x in parts]).numpy()
-        numbers = np.split(joined, np.cumsum([x.size for x in parts])[:-1])
-    found, acted = {"losses": numbers[0]}, numbers[1]
+        joined = paddle.concat([x.astype("float64").flatten() for x in parts.values()]).numpy()
+        numbers = np.split(joined, np.cumsum([x.size for x in parts.values()])[:-1])
+    found = dict(zip(parts, numbers))
+    acted = found.pop("weights")
     factors = np.where(acted == 0, 1.0, acted) if 0.0 in acted.tolist() else acted
     if rows is not None:
-        found["gram"] = numbers[2].reshape(len(acted), -1) / (factors * factors[:, None])
-    if of_entries:
-        found["largest"], found["mean"] = numbers[3] / abs(factors), numbers[4] / abs(factors)
+        found["gram"] = found["gram"].reshape(len(acted), -1) / (factors * factors[:, None])
+    for name in found.keys() & {"largest", "mean", "std"}:  # the kurtosis has no unit
+        found[name] = found[name] / abs(factors)
     return found, acted
+
+
+def _statistics(rows: Rows, names: Sequence[str]) -> dict[str, Rows]:
+    """Statistics of the entries of each row by name, shape [T] each; rows are float64."""
+    found: dict[str, Rows] = {}
+    if "largest" in names or "mean" in names:
+        sizes = abs(rows) if isinstance(rows, np.ndarray) else rows.abs()
+        found = {"largest": sizes.max(axis=1), "mean": sizes.mean(axis=1)}
+    if "std" in names or "kurtosis" in names:
+        # NaN where a gradient is not finite; the kurtosis also where all entries are equal.
+        with np.errstate(over="ignore", invalid="ignore"):
+            distances = rows - rows.mean(axis=1)[:, None]
+            found["std"] = (distances * distances).mean(axis=1) ** 0.5
+            if "kurtosis" in names:
+                squares = (distances / found["std"][:, None]) ** 2
+                found["kurtosis"] = (squares * squares).mean(axis=1)
+    return {name: found[name] for name in names}
 
 
 def _row(

@@ -50,6 +50,11 @@ def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:
 def checked_rate(
     weight_lr: float | None, rule: Rule, n_loss: int | None, warmup_steps: int
 ) -> float | None:
+    if rule.acts_now:
+        raise NotImplementedError(
+            f"{rule} gives coefficients for the gradients of the step itself, which a balancer "
+            "does not apply yet; pass a rule that weighs, such as PinnRule()"
+        )
     if weight_lr is not None:
         if not 0 < _arguments.number("weight_lr", weight_lr) < math.inf:
             raise ValueError(f"weight_lr must be finite and above 0, or None, got {weight_lr}")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+
+# What may be measured of the entries of a gradient: one number for each loss.
+STATISTICS = ("largest", "mean", "std", "kurtosis")
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,11 @@ class Measurement:
             ``"largest"``.
         mean: mean |g_i| over the shared parameters, shape [T]; None unless the rule needs
             ``"mean"``.
+        std: Standard deviation of the entries of g_i, the root of their mean squared distance
+            from their mean, shape [T]; None unless the rule needs ``"std"``.
+        kurtosis: Their mean fourth power of (g - mean) / std, shape [T]: 3 for a normal
+            distribution, NaN if all entries are equal. None unless the rule needs ``"kurtosis"``.
+        names: Names of the losses; empty if they are not known.
         equations: Which losses are residuals of equations, boolean, shape [T]; the others are
             conditions. By default none are.
         step: Number of this step, from 0.
@@ -41,6 +50,9 @@ class Measurement:
     gram: np.ndarray | None = None
     largest: np.ndarray | None = None
     mean: np.ndarray | None = None
+    std: np.ndarray | None = None
+    kurtosis: np.ndarray | None = None
+    names: tuple[str, ...] = ()
     equations: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     step: int = 0
     interval: int = 1
@@ -73,11 +85,15 @@ class Measurement:
         Args:
             which: The losses to keep, boolean, shape [T].
         """
+        statistics: dict[str, Any] = {
+            name: None if (values := getattr(self, name)) is None else values[which]
+            for name in STATISTICS
+        }
         return dataclasses.replace(
             self,
             losses=self.losses[which],
             gram=None if self.gram is None else self.gram[which][:, which],
-            largest=None if self.largest is None else self.largest[which],
-            mean=None if self.mean is None else self.mean[which],
+            **statistics,
+            names=tuple(name for name, kept in zip(self.names, which) if kept),
             equations=self.equations[which],
         )

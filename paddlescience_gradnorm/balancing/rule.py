@@ -33,8 +33,8 @@ class Rule(ABC):
         [1.5, 0.75]
     """
 
-    # What is measured besides the losses: any of "gram", "largest" and "mean". If it is empty,
-    # an update costs no more than any other step.
+    # What is measured besides the losses: "gram", "largest", "mean", "std", "kurtosis", as in
+    # ``Measurement``. If it is empty, an update costs no more than any other step.
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
     # Default number of steps from one update to the next.
     update_every: ClassVar[int] = 1
@@ -47,6 +47,8 @@ class Rule(ABC):
     keeps_sum: ClassVar[bool] = False
     # How many losses must be left in a step for the rule to be asked.
     fewest_losses: ClassVar[int] = 2
+    # Whether what ``weigh`` returns acts on the gradients of the same step: see ``DirectionRule``.
+    acts_now: ClassVar[bool] = False
 
     @property
     def needs_positive_losses(self) -> bool:
@@ -96,6 +98,14 @@ class Rule(ABC):
     def check(self, floor: float) -> None:  # noqa: B027 # most rules have nothing to check
         """Warn or raise if the rule's options conflict with the balancer's floor."""
 
+    def meet(self, names: Sequence[str], complete: bool) -> None:  # noqa: B027 # as for check
+        """Raise a ``ValueError`` if the rule's options do not fit losses of these names.
+
+        Args:
+            names: Names of the losses that are known so far.
+            complete: Whether no loss can join any more.
+        """
+
     def findings(
         self, names: Sequence[str], weights: np.ndarray, state: RuleState, measurement: Measurement
     ) -> list[str]:
@@ -108,6 +118,20 @@ class Rule(ABC):
             measurement: The measurement of the last update.
         """
         return []
+
+
+class DirectionRule(Rule):
+    """A rule that combines the gradients of a step into one direction, from their Gram matrix.
+
+    Its ``weigh`` returns coefficients c, shape [T], for the gradients that were measured: the
+    network's gradient in this step is sum_i c_i g_i. A coefficient may be 0 or negative, so there
+    is no floor. The weights that ``weigh`` is given do not matter.
+
+    Such a rule has to act in every step, because a combination that avoids a conflict in one step
+    may make one in the next.
+    """
+
+    acts_now: ClassVar[bool] = True
 
 
 class GradientStep(NamedTuple):

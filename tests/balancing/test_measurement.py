@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from paddlescience_gradnorm.balancing.measurement import Measurement
+from paddlescience_gradnorm.balancing.measurement import STATISTICS, Measurement
 
 GRADIENTS = np.array([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0], [-6.0, -8.0, 0.0], [0.0, 5.0, 0.0]])
 
@@ -15,6 +15,9 @@ def measurement():
         gram=GRADIENTS @ GRADIENTS.T,
         largest=np.abs(GRADIENTS).max(1),
         mean=np.abs(GRADIENTS).mean(1),
+        std=GRADIENTS.std(1),
+        kurtosis=np.array([1.0, 2.0, 3.0, 4.0]),
+        names=("pde", "bc", "ode", "ic"),
         equations=np.array([True, False, True, False]),
         step=7,
         interval=5,
@@ -71,6 +74,8 @@ def test_a_part_is_what_would_have_been_measured_of_these_losses_alone(measureme
     assert part.gram.tolist() == (gradients @ gradients.T).tolist()
     assert part.largest.tolist() == np.abs(gradients).max(1).tolist()
     assert part.mean.tolist() == np.abs(gradients).mean(1).tolist()
+    assert part.std.tolist() == gradients.std(1).tolist()
+    assert part.kurtosis.tolist() == [1, 4] and part.names == ("pde", "ic")
     assert part.equations.tolist() == [True, False]
     assert part.norms.tolist() == [5, 5] and part.cosines[0, 1] == 0.8
     for name in ("step", "interval", "rate", "floor"):
@@ -86,7 +91,8 @@ def test_a_part_keeps_no_norms_of_the_whole(measurement):
 def test_a_part_of_what_was_not_measured_is_not_measured():
     part = Measurement(np.array([1.0, 2.0])).of(np.array([False, True]))
     assert part.losses.tolist() == [2] and part.equations.tolist() == [False]
-    assert part.gram is None and part.largest is None and part.mean is None
+    assert part.gram is None and part.names == ()
+    assert all(getattr(part, name) is None for name in STATISTICS)
 
 
 def test_a_part_may_be_everything_or_nothing(measurement):

@@ -415,14 +415,55 @@ def test_products_of_the_unweighted_gradients_are_measured(rows_of, dtype):
     assert all(array.dtype == np.float64 for array in (acted, *found.values()))
 
 
-@pytest.mark.parametrize("needs", [{"largest"}, {"mean"}, {"gram", "largest", "mean"}])
-def test_sizes_of_the_entries_are_measured_if_a_rule_needs_them(rows_of, dtype, needs):
+STATISTICS = {
+    "largest": lambda g: np.abs(g).max(1),
+    "mean": lambda g: np.abs(g).mean(1),
+    "std": lambda g: g.std(1),
+    "kurtosis": lambda g: (((g - g.mean(1)[:, None]) / g.std(1)[:, None]) ** 4).mean(1),
+}
+
+
+@pytest.mark.parametrize("needs", [*({name} for name in STATISTICS), {"gram", *STATISTICS}])
+def test_statistics_of_the_entries_are_measured_if_a_rule_needs_them(rows_of, dtype, needs):
     unweighted = np.array([[1.0, -2.0, 3.0, 0.0], [4.0, 0.0, 0.0, -2.0]])
-    rows = rows_of(unweighted * [[0.5], [2.0]])
-    weights, ones = paddle.to_tensor([0.5, 2.0], dtype), paddle.ones([2], dtype)
+    rows = rows_of(unweighted * [[0.5], [-2.0]])
+    weights, ones = paddle.to_tensor([0.5, -2.0], dtype), paddle.ones([2], dtype)
     found, _ = measured(ones, weights, rows, needs)
-    assert found["largest"].tolist() == [3, 4] and found["mean"].tolist() == [1.5, 1.5]
+    assert set(found) == {"losses", "gram"} | needs
+    for name in needs - {"gram"}:
+        assert found[name].dtype == np.float64
+        np.testing.assert_allclose(found[name], STATISTICS[name](unweighted), rtol=1e-14)
     np.testing.assert_allclose(found["gram"], unweighted @ unweighted.T, rtol=1e-12)
+
+
+@passes
+def test_statistics_are_those_of_a_networks_gradients(place, fc_net, make_losses, in_two_passes):
+    shared = fc_net.parameters()
+    expected = rows_one_by_one(fc_net, make_losses(fc_net), shared)
+    factors, losses = paddle.to_tensor(WEIGHTS), make_losses(fc_net)
+    values = paddle.stack([loss.detach() for loss in losses])
+    rows = backward_by_loss(losses, factors, shared, NAMES, in_two_passes)
+    found, _ = measured(values, factors, rows, set(STATISTICS))
+    for name, of in STATISTICS.items():
+        np.testing.assert_allclose(found[name], of(expected), rtol=1e-5)
+
+
+def test_entries_without_a_spread_have_no_kurtosis(rows_of, dtype):
+    ones = paddle.ones([3], dtype)
+    rows = rows_of([[2.0, 2.0], [np.inf, 1.0], [1.0, -1.0]])
+    found, _ = measured(ones, ones, rows, set(STATISTICS))
+    np.testing.assert_array_equal(found["std"], [0, np.nan, 1])
+    np.testing.assert_array_equal(found["kurtosis"], [np.nan, np.nan, 1])
+
+
+@pytest.mark.parametrize("needs", [frozenset(), {"gram", *STATISTICS}])
+def test_an_accelerator_is_read_once(monkeypatch, needs):
+    monkeypatch.setattr(paddle.base.core.Place, "is_cpu_place", lambda self: False)
+    rows = paddle.rand([2, 5]) if needs else None
+    values, weights, copies, numpy = paddle.ones([2]), paddle.ones([2]), [], paddle.Tensor.numpy
+    monkeypatch.setattr(paddle.Tensor, "numpy", lambda self: copies.append(self) or numpy(self))
+    measured(values, weights, rows, needs)
+    assert len(copies) == 1
 
 
 @pytest.mark.usefixtures("place")

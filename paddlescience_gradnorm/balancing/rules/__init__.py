@@ -6,12 +6,73 @@ import inspect
 from typing import Any
 
 from paddlescience_gradnorm.balancing.rule import Rule
+from paddlescience_gradnorm.balancing.rules.aligned_mtl import AlignedMTL
+from paddlescience_gradnorm.balancing.rules.augmented_lagrangian import AugmentedLagrangian
+from paddlescience_gradnorm.balancing.rules.config import ConFIG
+from paddlescience_gradnorm.balancing.rules.dcgd import DCGD
+from paddlescience_gradnorm.balancing.rules.directed import Directed
+from paddlescience_gradnorm.balancing.rules.dual_balance import DualBalance
+from paddlescience_gradnorm.balancing.rules.fixed import Equal, Fixed
+from paddlescience_gradnorm.balancing.rules.imtl_g import IMTLG
+from paddlescience_gradnorm.balancing.rules.inverse_norm import InverseNorm
+from paddlescience_gradnorm.balancing.rules.lr_annealing import LearningRateAnnealing
+from paddlescience_gradnorm.balancing.rules.mgda import MGDA
+from paddlescience_gradnorm.balancing.rules.ntk import NTK
+from paddlescience_gradnorm.balancing.rules.pcgrad import PCGrad
 from paddlescience_gradnorm.balancing.rules.pinn import PinnRule
 from paddlescience_gradnorm.balancing.rules.published import GradNormRule
+from paddlescience_gradnorm.balancing.rules.relobralo import ReLoBRaLo
+from paddlescience_gradnorm.balancing.rules.softadapt import SoftAdapt
+from paddlescience_gradnorm.balancing.rules.uncertainty import Uncertainty
+from paddlescience_gradnorm.balancing.rules.upgrad import UPGrad
 
-__all__ = ["RULES", "GradNormRule", "PinnRule", "find_rule"]
+__all__ = [
+    "DCGD",
+    "IMTLG",
+    "MGDA",
+    "NTK",
+    "RULES",
+    "AlignedMTL",
+    "AugmentedLagrangian",
+    "ConFIG",
+    "Directed",
+    "DualBalance",
+    "Equal",
+    "Fixed",
+    "GradNormRule",
+    "InverseNorm",
+    "LearningRateAnnealing",
+    "PCGrad",
+    "PinnRule",
+    "ReLoBRaLo",
+    "SoftAdapt",
+    "UPGrad",
+    "Uncertainty",
+    "find_rule",
+]
 
-RULES: dict[str, type[Rule]] = {"published": GradNormRule, "pinn": PinnRule}
+RULES: dict[str, type[Rule]] = {
+    "published": GradNormRule,
+    "pinn": PinnRule,
+    "equal": Equal,
+    "fixed": Fixed,
+    "softadapt": SoftAdapt,
+    "relobralo": ReLoBRaLo,
+    "uncertainty": Uncertainty,
+    "augmented_lagrangian": AugmentedLagrangian,
+    "lr_annealing": LearningRateAnnealing,
+    "inverse_norm": InverseNorm,
+    "ntk": NTK,
+    "dual_balance": DualBalance,
+    "config": ConFIG,
+    "dcgd": DCGD,
+    "imtl_g": IMTLG,
+    "pcgrad": PCGrad,
+    "upgrad": UPGrad,
+    "mgda": MGDA,
+    "aligned_mtl": AlignedMTL,
+    "directed": Directed,
+}
 
 
 def find_rule(rule: str | Rule | None = None, alpha: float | None = None) -> Rule:
@@ -23,7 +84,8 @@ def find_rule(rule: str | Rule | None = None, alpha: float | None = None) -> Rul
         alpha: The rule's alpha. ``None`` leaves it to the rule.
 
     Raises:
-        TypeError: ``rule`` is not a rule, or its alpha is missing or not a number.
+        TypeError: ``rule`` is not a rule, or an option that it must have is missing or not a
+            number.
         ValueError: No rule has this name, this rule does not take alpha here, or alpha is out of
             range.
 
@@ -58,5 +120,10 @@ def _by_name(name: str, alpha: float | None) -> Rule:
     if option is not None and option.default is option.empty:
         raise TypeError(
             f"alpha is missing: the rule {name!r} has no default for it; the paper uses 0.12 to 3"
+        )
+    if kind is Fixed:
+        raise TypeError(
+            "weights are missing: pass the rule itself in place of 'fixed', such as "
+            "Fixed({'bc': 50}) or Fixed([1, 50])"
         )
     return kind()
