@@ -218,7 +218,8 @@ class GradNormAggregator(LossAggregator):
             if option in options:
                 raise TypeError(
                     f"GradNormAggregator.of takes no {option}: the first step tells how many "
-                    "losses the constraints give"
+                    "losses the constraints give. With weight_lr=None, pass weight_attr= with a "
+                    "number for each"
                 )
         _check_constraints(constraint, equation)
         aggregator = cls(model, **options)
@@ -242,9 +243,9 @@ class GradNormAggregator(LossAggregator):
             ValueError: There are no constraints, or one of them has two names.
         """
         _check_constraints(constraint, equation)
-        self._constraint = dict(constraint)
+        self._constraint = {str(name): each for name, each in constraint.items()}
         self._part_of = {part: n for n, e in (equation or {}).items() for part in e.equations}
-        for name, each in constraint.items():
+        for name, each in self._constraint.items():
             inner = each.loss.inner if isinstance(each.loss, _LossOfOne) else each.loss
             each.loss = _LossOfOne(inner, name)
 
@@ -437,12 +438,18 @@ class GradNormAggregator(LossAggregator):
             raise ValueError(
                 f"the constraints give the losses {', '.join(losses)}, but before they gave "
                 f"{', '.join(self.names)}: make a new GradNormAggregator for other losses; or, if "
-                'some are only absent from some steps, pass absent="skip" and the number of all'
+                'some are only absent from some steps, pass absent="skip"'
+                + ("" if self._constraint else " and the number of all")
             )
         if len(names) == 1:
             raise ValueError(
                 f"the constraints give one loss only, {names[0]!r}, so there is nothing to "
                 "balance: leave loss_aggregator out" + ("" if self._constraint else _APART)
+            )
+        if n_loss not in (None, len(names)) and self._constraint:
+            raise ValueError(
+                f"weight_attr or a checkpoint is for {n_loss} losses, but the constraints give "
+                f"{len(names)}: {', '.join(names)}"
             )
         if n_loss not in (None, len(names)):
             raise ValueError(
@@ -504,8 +511,11 @@ class GradNormAggregator(LossAggregator):
             }
             # A traction is a condition, because the equation that defines it holds inside by its
             # other expressions. But a residual may be required on the boundary too.
-            is_traction = output not in inside and part_of in map(self._part_of.get, inside)
-            return False if part_of is None or is_traction or not differentiates[name] else None
+            if part_of is None:
+                is_clear = not _equations.is_equation(output)
+            else:
+                is_clear = output not in inside and part_of in map(self._part_of.get, inside)
+            return False if is_clear or not differentiates[name] else None
         is_inside = isinstance(constraint, constraints.InteriorConstraint)
         if part_of is not None:
             of_condition = not is_inside and _equations.is_equation(of_supervised) is False

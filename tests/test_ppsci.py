@@ -1242,7 +1242,7 @@ def test_what_of_cannot_take_is_named():
     with pytest.raises(ValueError, match="constraint is empty"):
         GradNormAggregator.of(model, {}, equation)
     for option in ("n_loss", "num_losses"):
-        with pytest.raises(TypeError, match=f"takes no {option}: the first step tells"):
+        with pytest.raises(TypeError, match=rf"takes no {option}: .* weight_attr="):
             GradNormAggregator.of(model, constraint, equation, **{option: 3})
 
 
@@ -1570,6 +1570,26 @@ def test_conditions_alone_are_known_too():
     aggregator = GradNormAggregator.of(model, constraint, equation)
     trained(model, constraint, equation, aggregator, steps=1)
     assert equations_found(aggregator) == [] and aggregator.names == ["inner.u", "left.u"]
+
+
+def test_an_equation_that_is_not_given_is_asked_for_on_the_boundary():
+    model, constraint, _ = apart(["EQ", "traction", "slope"])
+    aggregator = GradNormAggregator.of(model, constraint)
+    with pytest.raises(ValueError, match=r"not tell which 'traction\.laplace' is\. "):
+        trained(model, constraint, None, aggregator, steps=1)
+
+
+def test_the_solvers_optimizer_may_step_the_weights_of_all_constraints():
+    model, constraint, equation = apart()
+    options = {"alpha": 0.5, "weight_lr": None}
+    for weights, error in ([1, 1, 1], None), ([1, 1], "for 2 losses, but .* give 3: EQ.laplace, "):
+        aggregator = GradNormAggregator.of(
+            model, constraint, equation, weight_attr=weights, **options
+        )
+        optimizer = ppsci.optimizer.Adam(1e-2)((model, aggregator.balancer))
+        with contextlib.nullcontext() if error is None else pytest.raises(ValueError, match=error):
+            trained(model, constraint, equation, aggregator, 3, optimizer=optimizer)
+            assert np.ptp(aggregator.get_weights()) > 1e-3
 
 
 def test_one_loss_of_one_constraint_needs_no_aggregator():
