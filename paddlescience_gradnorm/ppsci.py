@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import logging
+import os
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable
 
 import numpy as np
@@ -24,6 +27,7 @@ try:
     from ppsci import constraint as constraints
     from ppsci.loss.base import Loss
     from ppsci.loss.mtl import LossAggregator
+    from ppsci.utils import logger, misc
 except ModuleNotFoundError as error:
     if error.name != "ppsci":
         raise
@@ -32,7 +36,7 @@ except ModuleNotFoundError as error:
         "pip install 'paddlescience_gradnorm[ppsci]'"
     ) from error
 
-__all__ = ["GradNormAggregator"]
+__all__ = ["GradNormAggregator", "build_aggregator"]
 
 # Options of PaddleScience's aggregators that ours does not have, and what to write instead.
 _THEIR_OPTIONS = {
@@ -45,6 +49,10 @@ _CONDITIONS = (
     constraints.InitialConstraint,
     constraints.IntegralConstraint,
     constraints.PeriodicConstraint,
+)
+_APART = (
+    "; or write GradNormAggregator.of(model, constraint, equation), which balances them apart: the "
+    "Solver adds up losses of the same name"
 )
 # If one step of the optimizer evaluates the losses so often, and the weights are still those of the
 # start, they are likely to stay so. L-BFGS in short steps makes up to 25 evaluations.
@@ -137,11 +145,14 @@ class GradNormAggregator(LossAggregator):
         self._acting = self._start = np.ones(0)
         self._scale = 1.0
         self._with_gradient: list[paddle.Tensor] = []
-        # The constraints, if ``of`` has made this object, and the names of all equations.
+        # The constraints that ``take`` has got, and for each expression the equation it is part of.
         self._constraint: dict[str, Any] = {}
-        self._of_equations: set[str] = set()
+        self._part_of: dict[str, str] = {}
         self._solver: Callable[[], Any] = lambda: None
         self._quantities: dict[str, Callable[[], np.ndarray]] = {}
+        # The weights of every step since ``log_to``; and whether losses have joined in this step.
+        self._history: list[np.ndarray] = []
+        self._is_new = False
 
     @classmethod
     def of(
@@ -149,6 +160,7 @@ class GradNormAggregator(LossAggregator):
         model: paddle.nn.Layer,
         constraint: Mapping[str, Any],
         equation: Mapping[str, Any] | None = None,
+        *positional: Any,
         **options: Any,
     ) -> GradNormAggregator:
         """An aggregator that balances every constraint's losses apart.
@@ -158,17 +170,23 @@ class GradNormAggregator(LossAggregator):
         messages, logs and ``equations``. The constraints also tell which losses are equations. An
         expression with derivatives inside the domain is one. What holds on the boundary, at the
         start, or for a value of the network is a condition. If a loss is in doubt, the first step
-        raises an error that names it. An expression of ``equation`` on the boundary is in doubt.
+        raises an error that names it. An expression of ``equation`` that is used both inside the
+        domain and on its boundary is in doubt on the boundary.
 
         Args:
             model: The Solver's model.
             constraint: The Solver's constraints by name. Their losses are wrapped, in place.
             equation: The Solver's equations by name.
+            *positional: Not accepted; the error says what to write.
             **options: As for the class, except ``n_loss``, which the first step tells.
 
         Raises:
             TypeError: An argument is of the wrong type.
-            ValueError: There are no constraints, or an option is out of range.
+            ValueError: There are no constraints, one of them has two names, or an option is out of
+                range.
+
+        Warns:
+            UserWarning: In the first step, if a loss has a weight set by hand.
 
         Examples:
             >>> import ppsci
@@ -195,28 +213,47 @@ class GradNormAggregator(LossAggregator):
             >>> aggregator.names
             ['EQ.laplace', 'left.u', 'right.u']
         """
-        if not isinstance(constraint, Mapping):
-            raise TypeError(f"constraint must be the Solver's dict, got {constraint!r}")
-        if not constraint:
-            raise ValueError("constraint is empty, so there are no losses to balance")
+        _check_arguments(model, positional, {})
         for option in ("n_loss", "num_losses"):
             if option in options:
                 raise TypeError(
                     f"GradNormAggregator.of takes no {option}: the first step tells how many "
-                    "losses the constraints give"
+                    "losses the constraints give. With weight_lr=None, pass weight_attr= with a "
+                    "number for each"
                 )
+        _check_constraints(constraint, equation)
         aggregator = cls(model, **options)
-        aggregator._constraint = dict(constraint)
-        aggregator._of_equations = {n for e in (equation or {}).values() for n in e.equations}
-        for name, each in constraint.items():
+        aggregator.take(constraint, equation)
+        return aggregator
+
+    def take(
+        self, constraint: Mapping[str, Any], equation: Mapping[str, Any] | None = None
+    ) -> None:
+        """Balance the losses of these constraints from now on, with the weights as they are.
+
+        For the next Solver, if it has constraints of its own, as in the stages of a curriculum.
+        They must have the names of those before. ``of`` calls this for the first constraints.
+
+        Args:
+            constraint: The Solver's constraints by name. Their losses are wrapped, in place.
+            equation: The Solver's equations by name.
+
+        Raises:
+            TypeError: An argument is of the wrong type.
+            ValueError: There are no constraints, or one of them has two names.
+        """
+        _check_constraints(constraint, equation)
+        self._constraint = {str(name): each for name, each in constraint.items()}
+        self._part_of = {part: n for n, e in (equation or {}).items() for part in e.equations}
+        for name, each in self._constraint.items():
             inner = each.loss.inner if isinstance(each.loss, _LossOfOne) else each.loss
             each.loss = _LossOfOne(inner, name)
-        return aggregator
 
     def log_to(self, solver: Any, norms: bool = False) -> None:
         """Let the Solver log the weights beside its losses, as ``weight/NAME``.
 
-        They appear wherever its losses do: in the terminal, VisualDL, W&B and TensorBoard. Call
+        They appear wherever its losses do: in the terminal, VisualDL, W&B and TensorBoard. And
+        ``solver.plot_loss_history()`` draws them too, in a picture beside that of the losses. Call
         this before the training, because from then on the aggregator can ask the Solver's
         constraints which losses are equations.
 
@@ -229,6 +266,44 @@ class GradNormAggregator(LossAggregator):
         self._quantities = {"weight": self.get_weights}
         if norms:
             self._quantities["gradient_norm"] = lambda: self.balancer.gradient_norms
+        self._history = []
+        solver.plot_loss_history = functools.partial(self._plot_with_weights, self._solver)
+
+    def _plot_with_weights(
+        self,
+        solver: Callable[[], Any],
+        by_epoch: bool = False,
+        smooth_step: int = 1,
+        use_semilogy: bool = True,
+    ) -> None:
+        """What ``solver.plot_loss_history`` does after ``log_to``."""
+        made = solver()
+        type(made).plot_loss_history(made, by_epoch, smooth_step, use_semilogy)
+        steps = smooth_step * (made.iters_per_epoch if by_epoch else 1)
+        self.plot_weights(made.output_dir, steps, use_semilogy)
+
+    def plot_weights(
+        self, output_dir: str, smooth_step: int = 1, use_semilogy: bool = True
+    ) -> None:
+        """Draw the weights of every step since ``log_to`` as ``Iteration-Weight_curve.jpg``.
+
+        ``solver.plot_loss_history`` calls this after ``log_to``, with its own arguments.
+
+        Args:
+            output_dir: The folder of the picture.
+            smooth_step: Number of steps whose mean is one point of the curves.
+            use_semilogy: Whether the axes are logarithmic.
+
+        Raises:
+            ValueError: No step has been made since ``log_to``.
+        """
+        if not self._history:
+            raise ValueError(
+                "there are no weights to draw: call aggregator.log_to(solver) before solver.train()"
+            )
+        os.makedirs(output_dir, exist_ok=True)
+        curves = dict(zip(self.names, map(list, np.transpose(self._history))))
+        misc.plot_curve(curves, "Iteration", "Weight", output_dir, smooth_step, use_semilogy)
 
     def forward(
         self, losses: Mapping[str, paddle.Tensor], step: int | None = None
@@ -271,6 +346,8 @@ class GradNormAggregator(LossAggregator):
                     self.balancer.take_back()
                 self._scale = 1.0
                 self._acting = self.balancer.get_weights()
+                if self._quantities:
+                    self._history.append(self._acting)
                 run = self._backward
             weights = self._weights_of(losses)
             values = paddle.stack([x.detach().astype(weights.dtype) for x in losses.values()])
@@ -279,7 +356,12 @@ class GradNormAggregator(LossAggregator):
     def _backward(self, losses: Mapping[str, paddle.Tensor], scale: float) -> None:
         # The Solver numbers its steps, so the balancer need not find out whether L-BFGS calls.
         self.balancer._schedule.knows_steps = self._last_step is not None
-        self.balancer.backward(losses, scale=scale)
+        if self._is_new:
+            self._warn_of_weights_by_hand()
+        in_solver = self._is_new and self._last_step is not None
+        with _said_by_the_solver() if in_solver else contextlib.nullcontext():
+            self.balancer.backward(losses, scale=scale)
+        self._is_new = False
         self._scale = scale
         if scale != 1:
             parameters = {id(p): p for p in (*self.model.parameters(), *self.balancer.shared)}
@@ -338,38 +420,48 @@ class GradNormAggregator(LossAggregator):
                 self._start = self.get_weights()
             # Names last, because faulty losses must not set them.
             self._equations, self.names = self._find_equations(names, losses), names
+            self._is_new = True
         return NamedLosses({n: losses[n] for n in names if n in losses}, self._equations)
 
     def _check_names(self, names: list[str], losses: Mapping[str, paddle.Tensor]) -> None:
         n_loss, may_be_absent = self.balancer.n_loss, self.balancer.absent == "skip"
+        for name in losses:
+            if self._constraint and not self._constraint_of(name):
+                raise ValueError(
+                    f"loss {name!r} comes from none of the constraints that this aggregator has "
+                    f"been given, {', '.join(self._constraint)}: call aggregator.take(constraint, "
+                    "equation) with those of the Solver"
+                )
         if may_be_absent and (n_loss is None or len(names) <= n_loss):
             return
         if self.names:
             raise ValueError(
                 f"the constraints give the losses {', '.join(losses)}, but before they gave "
                 f"{', '.join(self.names)}: make a new GradNormAggregator for other losses; or, if "
-                'some are only absent from some steps, pass absent="skip" and the number of all'
+                'some are only absent from some steps, pass absent="skip"'
+                + ("" if self._constraint else " and the number of all")
             )
         if len(names) == 1:
             raise ValueError(
                 f"the constraints give one loss only, {names[0]!r}, so there is nothing to "
-                "balance: leave loss_aggregator out; or give outputs names of their own, since "
-                "the Solver adds up losses of the same name"
+                "balance: leave loss_aggregator out" + ("" if self._constraint else _APART)
+            )
+        if n_loss not in (None, len(names)) and self._constraint:
+            raise ValueError(
+                f"weight_attr or a checkpoint is for {n_loss} losses, but the constraints give "
+                f"{len(names)}: {', '.join(names)}"
             )
         if n_loss not in (None, len(names)):
             raise ValueError(
                 f"n_loss is {n_loss}, but the constraints give {len(names)}: {', '.join(names)}. "
-                f"Pass n_loss={len(names)}; or give outputs names of their own, since the Solver "
-                "adds up losses of the same name"
+                f"Pass n_loss={len(names)} (len(constraint) is another number){_APART}"
             )
 
     def _check_programs(self, losses: Mapping[str, paddle.Tensor]) -> None:
-        for name, loss in losses.items():
-            if not loss.stop_gradient and "Dy2St" in _paddle.graph_node(loss).name():
-                raise ValueError(
-                    f"loss {name!r} comes from a static program, whose losses Paddle cannot "
-                    "differentiate one by one: give the Solver to_static=False"
-                )
+        try:
+            _one_pass.refuse_a_static_program(list(losses.values()), list(losses))
+        except ValueError as error:
+            raise ValueError(f"{error}. In a Solver, pass to_static=False") from None
 
     def _find_equations(
         self, names: list[str], losses: Mapping[str, paddle.Tensor]
@@ -378,11 +470,13 @@ class GradNormAggregator(LossAggregator):
         rule, solver = self.balancer.rule, self._solver()
         if self.balancer.equations is not None or not rule.tells_equations:
             return ()
-        known: dict[str, bool | None] = dict.fromkeys(conditions_known(losses, self.model), False)
         if self._constraint:
-            known = {name: self._is_equation(name, loss) for name, loss in losses.items()}
-        elif solver is not None:
-            known.update(equations_of(solver.constraint, solver.equation or {}))
+            differentiates = {name: _differentiates(loss) for name, loss in losses.items()}
+            known = {name: self._is_equation(name, differentiates) for name in losses}
+        else:
+            known = dict.fromkeys(conditions_known(losses, self.model), False)
+            if solver is not None:
+                known.update(equations_of(solver.constraint, solver.equation or {}))
         known.update({name: name in self._equations for name in self.names})
         try:
             return tuple(_equations.by_name(names, type(rule).__name__, known))
@@ -390,27 +484,66 @@ class GradNormAggregator(LossAggregator):
             if solver is not None or self._constraint:
                 raise
             raise ValueError(
-                f"{error}. Or call aggregator.log_to(solver) before solver.train(), because the "
-                "Solver's constraints may tell"
+                f"{error}. Or write GradNormAggregator.of(model, constraint, equation), because "
+                "the Solver's constraints may tell"
             ) from None
 
-    def _is_equation(self, name: str, loss: paddle.Tensor) -> bool | None:
-        """Whether a constraint's loss is the residual of an equation; None if that is in doubt."""
-        of = max((n for n in self._constraint if name.startswith(f"{n}.")), key=len, default="")
-        output, constraint = name[len(of) + 1 :], self._constraint.get(of)
-        is_expression, differentiates = output in self._of_equations, _differentiates(loss)
+    def _constraint_of(self, loss: str) -> str:
+        """Name of the constraint that gives this loss; empty if none does."""
+        return max((n for n in self._constraint if loss.startswith(f"{n}.")), key=len, default="")
+
+    def _is_equation(self, name: str, differentiates: Mapping[str, bool]) -> bool | None:
+        """Whether a constraint's loss is the residual of an equation; None if that is in doubt.
+
+        Args:
+            name: Name of the loss.
+            differentiates: Whether each loss of the step holds derivatives.
+        """
+        of = self._constraint_of(name)
+        output, constraint = name[len(of) + 1 :], self._constraint[of]
+        part_of, of_supervised = self._part_of.get(output), of.replace("sup", "")
         if isinstance(constraint, _CONDITIONS):
-            return None if is_expression else False
-        if is_expression or (
-            isinstance(constraint, constraints.InteriorConstraint) and differentiates
-        ):
+            inside = {
+                expression
+                for each in self._constraint.values()
+                if not isinstance(each, _CONDITIONS)
+                for expression in each.output_expr
+            }
+            # A traction is a condition, because the equation that defines it holds inside by its
+            # other expressions. But a residual may be required on the boundary too.
+            if part_of is None:
+                is_clear = not _equations.is_equation(output)
+            else:
+                is_clear = output not in inside and part_of in map(self._part_of.get, inside)
+            return False if is_clear or not differentiates[name] else None
+        is_inside = isinstance(constraint, constraints.InteriorConstraint)
+        if part_of is not None:
+            of_condition = not is_inside and _equations.is_equation(of_supervised) is False
+            return None if of_condition else True
+        if is_inside and differentiates[name]:
             return True
-        if output in (getattr(self.model, "output_keys", None) or ()) and not differentiates:
+        if output in (getattr(self.model, "output_keys", None) or ()) and not differentiates[name]:
             return False
-        # A constraint at given points may be of either kind, so only the names are left to ask.
-        by_words = {_equations.is_equation(text) for text in (of.replace("sup", ""), output)}
+        # A constraint at given points may be of either kind, so only the names are left to ask. If
+        # it holds losses both with and without derivatives, its own name tells nothing of one.
+        kinds = {differentiates[n] for n in differentiates if self._constraint_of(n) == of}
+        by_words = {_equations.is_equation(output)}
+        if len(kinds) == 1:
+            by_words.add(_equations.is_equation(of_supervised))
         by_words.discard(None)
         return by_words.pop() if len(by_words) == 1 else None
+
+    def _warn_of_weights_by_hand(self) -> None:
+        found = [
+            text for each in self._constraint.values() for text in each.loss.weights_by_hand or ()
+        ]
+        if found:
+            warnings.warn(
+                f"{', '.join(found)}: these weights multiply with those that are learned here. "
+                "Take them out, unless you want the losses to differ by them",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _check_that_nobody_else_steps(self, what: str) -> None:
         if self.balancer.weight_lr is None and not self.balancer._schedule.frozen:
@@ -529,15 +662,34 @@ class _LossOfOne(Loss):
     Args:
         inner: The constraint's loss.
         name: Name of the constraint.
+
+    Attributes:
+        weights_by_hand: What weights other than 1 the losses have had in the first step, in words.
     """
 
-    def __init__(self, inner: paddle.nn.Layer, name: str) -> None:
+    def __init__(self, inner: Callable[..., Any], name: str) -> None:
         super().__init__(getattr(inner, "reduction", None), getattr(inner, "weight", None))
         self.inner = inner
         self._of = name
+        self.weights_by_hand: list[str] | None = None
 
-    def forward(self, *arguments: Any) -> dict[str, paddle.Tensor]:
-        return {f"{self._of}.{name}": loss for name, loss in self.inner(*arguments).items()}
+    def forward(
+        self, output: Any, label: Any = None, weight: Mapping[str, paddle.Tensor] | None = None
+    ) -> dict[str, paddle.Tensor]:
+        losses = self.inner(output, label, weight)
+        if not isinstance(losses, Mapping):
+            raise TypeError(
+                f"the loss of constraint {self._of!r} must return a dict name -> scalar, got "
+                f"{type(losses).__name__}"
+            )
+        if self.weights_by_hand is None:
+            self.weights_by_hand = [
+                f"loss '{self._of}.{name}' has weight {value:g} ({where})"
+                for where, weights in (("weight_dict", weight), ("weight", self.weight))
+                for name in losses
+                if (value := _constant(weights, name)) not in (None, 1)
+            ]
+        return {f"{self._of}.{name}": loss for name, loss in losses.items()}
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -547,6 +699,37 @@ class _LossOfOne(Loss):
             if inner is None:
                 raise
         return getattr(inner, name)
+
+
+def _constant(weights: Any, name: str) -> float | None:
+    """The weight of a loss; None if it has none, or one for each point."""
+    value = weights.get(name) if isinstance(weights, Mapping) else weights
+    if isinstance(value, paddle.Tensor):
+        numbers = np.unique(value.astype("float32").numpy())
+        return float(numbers[0]) if len(numbers) == 1 else None
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+@contextlib.contextmanager
+def _said_by_the_solver() -> Iterator[None]:
+    """Put what this package logs into the Solver's log, and nowhere twice."""
+    ours = logging.getLogger("paddlescience_gradnorm")
+    before = ours.level, ours.propagate
+    handler = _ToTheSolversLog()
+    ours.addHandler(handler)
+    ours.propagate = False
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(before[0])
+        ours.propagate = before[1]
+
+
+class _ToTheSolversLog(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        logger.info(record.getMessage())
 
 
 class _Total(paddle.Tensor):
@@ -623,17 +806,79 @@ def _entry(values: Callable[[], np.ndarray], i: int) -> float:
     return float(values()[i])
 
 
+def build_aggregator(
+    cfg: Mapping[str, Any],
+    model: paddle.nn.Layer,
+    constraint: Mapping[str, Any],
+    equation: Mapping[str, Any] | None = None,
+) -> GradNormAggregator:
+    """The aggregator that a configuration describes, such as a part of a YAML file.
+
+    PaddleScience 1.4 reads no aggregator from a configuration: its examples write them in Python,
+    and its ``ppsci.loss.mtl.build_mtl_aggregator`` knows its own only.
+
+    Args:
+        cfg: ``{"name": "GradNormAggregator", ...}``, a dict or a ``DictConfig``. All other entries
+            are options of ``GradNormAggregator.of``.
+        model: The Solver's model.
+        constraint: The Solver's constraints by name.
+        equation: The Solver's equations by name.
+
+    Raises:
+        TypeError: ``cfg`` is no mapping, or an option does not exist.
+        ValueError: Another aggregator is named, or an option is out of range.
+
+    Examples:
+        >>> build_aggregator({"name": "NTK"}, None, {})
+        Traceback (most recent call last):
+        ValueError: cfg names the aggregator 'NTK', but only 'GradNormAggregator' is built here
+    """
+    if not isinstance(cfg, Mapping):
+        raise TypeError(f'cfg must be a mapping such as {{"name": ...}}, got {cfg!r}')
+    options = {
+        option: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        for option, value in cfg.items()
+    }
+    name = options.pop("name", None)
+    if name != "GradNormAggregator":
+        raise ValueError(
+            f"cfg names the aggregator {name!r}, but only 'GradNormAggregator' is built here"
+        )
+    return GradNormAggregator.of(model, constraint, equation, **options)
+
+
+def _check_constraints(constraint: Any, equation: Any) -> None:
+    if not isinstance(constraint, Mapping):
+        raise TypeError(f"constraint must be the Solver's dict, got {constraint!r}")
+    if not constraint:
+        raise ValueError("constraint is empty, so there are no losses to balance")
+    names: dict[int, str] = {}
+    for name, each in constraint.items():
+        if not isinstance(each, constraints.Constraint):
+            raise TypeError(
+                f"constraint must hold PaddleScience's constraints, got {each!r} as {name!r}"
+            )
+        if id(each) in names:
+            raise ValueError(
+                f"the constraints {names[id(each)]!r} and {name!r} are one object, so their losses "
+                "cannot be told apart: leave one out, or make another constraint"
+            )
+        names[id(each)] = name
+    if not isinstance(equation or {}, Mapping):
+        raise TypeError(f"equation must be the Solver's dict, got {equation!r}")
+
+
 def _check_arguments(model: Any, positional: tuple[Any, ...], options: Mapping[str, Any]) -> None:
     if not isinstance(model, paddle.nn.Layer):
         raise TypeError(
             f"model must be the network that the Solver trains, got {model!r}: write "
-            "GradNormAggregator(model, n_loss)"
+            "GradNormAggregator.of(model, constraint, equation)"
         )
     if positional:
         raise TypeError(
-            "GradNormAggregator takes only model and n_loss by position, got "
-            f"{', '.join(map(repr, positional))} too: write update_every= for what PaddleScience "
-            "calls update_freq, and alpha= for the strength of the published rule"
+            f"GradNormAggregator got {', '.join(map(repr, positional))} by position too: write "
+            "update_every= for PaddleScience's update_freq, weight_attr= for its init_weights, and "
+            "alpha= for the strength of the published rule. There is no momentum"
         )
     for name in options:
         if name in _THEIR_OPTIONS:

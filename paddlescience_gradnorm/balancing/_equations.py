@@ -33,7 +33,7 @@ _CONDITION = frozenset(
     "bc bcs boundary boundaries ic ics initial init data obs observation observations observed "
     "measured measurement measurements sensor sensors supervised label labels dirichlet neumann "
     "robin periodic interface symmetry wall walls lid inlet outlet inflow outflow noslip slip "
-    "edge edges end ends left right top bottom".split()
+    "edge edges end ends left right top bottom up down upper lower".split()
 )
 _NEUTRAL = frozenset("loss losses mse error term x y z t r mass".split())
 _OF_FIELDS = frozenset("u v w p h".split())
@@ -157,11 +157,11 @@ def by_name(
     equations = [name for name, is_one in found.items() if is_one]
     if not doubtful:
         return equations
-    given = f"equations={equations} if these are all" if equations else "equations=[...]"
+    perhaps = [name for name, is_one in found.items() if is_one is not False]
     raise ValueError(
         f"{rule} treats equations and conditions differently, and of the losses "
-        f"{', '.join(map(repr, names))} the names do not tell which {_are(doubtful)}. Pass the "
-        f"names of all residuals of equations: {given}, and equations=[] if there are none. "
+        f"{', '.join(map(repr, names))} the names do not tell which {_are(doubtful)}. Pass "
+        f"equations={perhaps}, without those of them that are conditions. "
         'rule="published" makes no difference between losses'
     )
 

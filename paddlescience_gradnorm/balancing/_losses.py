@@ -127,7 +127,7 @@ class LossOrder:
         scalars = _checked([by_name[key] for key in present], present)
         # Last, because faulty losses must not set the names.
         told = getattr(losses, "equations", None)
-        if told is not None and not set(told) <= set(self.equations or ()):
+        if told is not None and (self.equations is None or not set(told) <= set(self.equations)):
             self.equations = (*(self.equations or ()), *told)
             keys = list(keys)  # a new list, because the balancer looks for new names by identity
         if keys is not self.known:

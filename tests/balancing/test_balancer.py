@@ -1070,7 +1070,7 @@ def test_names_in_doubt_are_an_error_before_any_backward(fc_net, make_losses):
     with pytest.raises(ValueError) as error:
         balancer.backward(losses)
     assert "the names do not tell which 'u' is" in str(error.value)
-    assert "equations=['laplace']" in str(error.value)
+    assert "equations=['laplace', 'u']" in str(error.value)
     with pytest.raises(ValueError, match="losses in a list have no names"):
         LossBalancer(fc_net, 3).backward(list(losses.values()))
     with pytest.raises(ValueError, match=r"no such loss.* did you mean 'laplace'"):

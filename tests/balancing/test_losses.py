@@ -161,6 +161,9 @@ def test_losses_may_know_which_of_them_are_equations():
     order = LossOrder(2)
     order.scalars(NamedLosses({"a": paddle.ones([]), "b": paddle.ones([])}, ["b"]))
     assert order.equations == ("b",)
+    order = LossOrder(2)
+    order.scalars(NamedLosses({"a": paddle.ones([]), "b": paddle.ones([])}, []))
+    assert order.equations == ()  # known to be none, so nobody need be asked
 
 
 def test_what_the_last_losses_have_taught_can_be_forgotten():
