@@ -167,7 +167,9 @@ class Problem:
                 f"low and high must have a number for each of the coordinates {self.coordinates}, "
                 f"got {self.low} and {self.high}"
             )
-        if not isinstance(self.domain, Boolean) or self._symbols(self.domain):
+        # To sympy a symbol is a condition too.
+        is_condition = isinstance(self.domain, Boolean) and not self.domain.is_symbol
+        if not is_condition or self._symbols(self.domain):
             raise ValueError(
                 f"domain must be a sympy condition on the coordinates {self.coordinates}, such as "
                 f"x**2 + y**2 >= 1, got {self.domain!r}"
