@@ -195,7 +195,7 @@ def test_step_that_does_not_converge_is_an_error(monkeypatch):
         solve_step(8)
 
 
-def test_laplace_series_is_exact_to_eight_digits():
+def test_laplace_series_is_exact_to_seven_digits():
     """By the maximum principle: it is harmonic, and on the boundary what it is to be."""
     s, turn = np.linspace(-0.5, 0.5, 333), np.linspace(0, 2 * np.pi, 555)
     for side in (np.stack([s, np.full_like(s, 0.5)], 1), np.stack([np.full_like(s, -0.5), s], 1)):
