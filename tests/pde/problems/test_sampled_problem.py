@@ -3,7 +3,7 @@ import paddle
 import pytest
 import sympy
 
-from paddlescience_gradnorm import FCNet, NetworkBase
+from paddlescience_gradnorm import FCNet, GradNorm, NetworkBase
 from paddlescience_gradnorm.pde.problems import PROBLEMS, Condition, Problem, Region, problem
 from paddlescience_gradnorm.training import Trainer
 
@@ -177,6 +177,20 @@ def test_unknown_coefficient_is_found_on_the_true_field(float64):
         adam.step()
         adam.clear_grad()
     assert training.coefficient_errors()["k"] < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:step 0. loss .* is left out of the balancing")
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_trainer_takes_two_steps_by_the_pinn_rule(name):
+    p = problem(name)
+    training = p.sample(n_points=20, seed=0)
+    net = GradNorm(FCNet(len(p.coordinates), len(p.fields), 3, 8), len(p.conditions))
+    parameters = [*net.parameters(), *training.parameters()]
+    adam = paddle.optimizer.Adam(1e-3, parameters=parameters)
+    history = Trainer(net, training.losses, adam).fit(epochs=2)
+    assert list(history.losses) == [condition.name for condition in p.conditions]
+    assert all(np.isfinite(values).all() for values in history.losses.values())
+    assert all(np.isfinite(values).all() for values in history.weights.values())
 
 
 def test_trainer_takes_the_losses():
