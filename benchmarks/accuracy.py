@@ -51,8 +51,8 @@ SUITE = {
     "vibration": Settings(points={"interior": 300}),
     "beam": Settings(points={"interior": 100}),  # on a line, which is enough
 }
-# A better rule is looked for on the first fifteen problems and on SEARCH. No rule is run on
-# CONFIRMATION until the new one is fixed. Both halves have the same kinds, a row each.
+# A better rule is looked for on the first fifteen problems and on SEARCH. No rule is
+# measured on CONFIRMATION until the new one is fixed. Both halves have the same kinds, a row each.
 SEARCH = (
     *("channel", "step", "taylor_green"),
     *("laplace_holes", "helmholtz_3d"),
