@@ -243,34 +243,47 @@ def _plot_training(path: Path, history: History) -> None:
 
 
 def _plot_solution(path: Path, problem: Problem, net: Network) -> None:
-    """A row for each quantity: network, solution, absolute error, over the two coordinates."""
+    """A row for each quantity: network, solution, absolute error, over the first two coordinates.
+
+    In the middle of the others; over the only one as curves.
+    """
     import numpy as np
 
-    (left, right), (bottom, top) = zip(problem.low, problem.high)
+    lines = len(problem.low) == 1
+    low, high = np.array(problem.low), np.array(problem.high)
     # In the middles of cells: on the faces a solution may jump.
     middles = (np.arange(PIXELS) + 0.5) / PIXELS
-    grid = np.meshgrid(left + (right - left) * middles, bottom + (top - bottom) * middles)
-    points = np.stack(grid, axis=-1).reshape(-1, 2)
+    shape = (PIXELS,) if lines else (PIXELS, PIXELS)
+    unit = np.full((*shape, len(low)), 0.5)
+    for k, places in enumerate(np.meshgrid(*[middles] * len(shape))):
+        unit[..., k] = places
+    points = (low + (high - low) * unit).reshape(-1, len(low))
     found, truth = problem.evaluate(net, points), problem.solution(points)
+    found[~problem.contains(points)] = truth[~problem.contains(points)] = np.nan
     figure = _figure(12, 3.6 * len(problem.quantities))
     axes = figure.subplots(len(problem.quantities), 3, squeeze=False)
+    names = list(map(str, problem.coordinates))
+    cut = "".join(f", {c} = {v:g}" for c, v in zip(names[2:], ((low + high) / 2)[2:]))
     for k, name in enumerate(problem.quantities):
-        limits = {"vmin": truth[:, k].min(), "vmax": truth[:, k].max()}
+        limits = {"vmin": np.nanmin(truth[:, k]), "vmax": np.nanmax(truth[:, k])}
         for axis, title, values, style in zip(
             axes[k],
             (f"{name}, network", f"{name}, solution", f"{name}, absolute error"),
             (found[:, k], truth[:, k], np.abs(found - truth)[:, k]),
             (limits, limits, {"cmap": "magma"}),
         ):
+            axis.set(title=title + cut, xlabel=names[0])
+            if lines:
+                axis.plot(points[:, 0], values)
+                continue
             image = axis.imshow(
-                values.reshape(PIXELS, PIXELS),
+                values.reshape(shape),
                 origin="lower",
-                extent=(left, right, bottom, top),
+                extent=(low[0], high[0], low[1], high[1]),
                 aspect="auto",
                 **style,
             )
-            x, y = map(str, problem.coordinates)
-            axis.set(title=title, xlabel=x, ylabel=y)
+            axis.set_ylabel(names[1])
             figure.colorbar(image, ax=axis)
     figure.savefig(path, dpi=120)
 

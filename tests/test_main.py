@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import paddlescience_gradnorm
-from paddlescience_gradnorm.__main__ import PROGRAM, main
+from paddlescience_gradnorm import FCNet
+from paddlescience_gradnorm.__main__ import PROGRAM, _plot_solution, main
 from paddlescience_gradnorm.pde.problems import PROBLEMS, problem
 from paddlescience_gradnorm.training import History
 
@@ -51,6 +52,17 @@ def test_problems_has_a_line_for_each(tmp_path):
     for line, name in zip(lines, PROBLEMS):
         losses = ", ".join(condition.name for condition in problem(name).conditions)
         assert problem(name).equation in line and line.endswith(f"losses: {losses}")
+
+
+@pytest.mark.parametrize("name", ["beam", "couette", "helmholtz_3d"])
+def test_solutions_are_plotted_over_one_and_two_of_their_coordinates(tmp_path, name):
+    p = problem(name)
+    _plot_solution(tmp_path / "a.png", p, FCNet(len(p.coordinates), len(p.fields), 3, 8))
+    image = np.array(Image.open(tmp_path / "a.png").convert("RGB"))
+    rows = len(p.quantities)
+    # In the middle of the first panel: a colour, the white of a hole, or a curve beside white.
+    middle = image[image.shape[0] // rows // 2, int(image.shape[1] * 0.15)]
+    assert (middle == 255).all() == (name != "helmholtz_3d")
 
 
 @pytest.mark.parametrize(

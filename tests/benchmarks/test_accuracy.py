@@ -9,6 +9,8 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlescience_gradnorm.pde.problems import PROBLEMS, problem
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -121,6 +123,34 @@ def test_a_name_that_is_not_known_is_one_line(tmp_path):
     result = run(tmp_path, "--problems", "heta")
     assert result.returncode == 2
     assert "heta is not in" in result.stderr.splitlines()[-1]
+
+
+def test_the_new_problems_are_halved_by_kind(accuracy):
+    search, confirmation = accuracy.SEARCH, accuracy.CONFIRMATION
+    assert len(set(search)) == len(set(confirmation)) == 11
+    assert not set(search) & set(confirmation)
+    first = set(PROBLEMS) - {*search, *confirmation}
+    assert len(first) == 15 and first > {"laplace", "cavity", "helmholtz_inverse"}
+    assert {*search, *confirmation, *accuracy.SUITE} <= set(PROBLEMS)
+
+    def kinds(half):
+        names = [{c.name for c in problem(name).conditions} for name in half]
+        known = ("continuity", "moment", "data")  # flows, beams, inverse problems
+        return [sum(kind in of_problem for of_problem in names) for kind in known]
+
+    assert kinds(search) == kinds(confirmation) == [3, 1, 1]
+
+
+@pytest.mark.parametrize("text, number", [("first", 15), ("search,heat", 12), ("confirmation", 11)])
+def test_sets_of_problems_have_names(accuracy, monkeypatch, text, number):
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", "--problems", text])
+    options = accuracy.parse(list(PROBLEMS), ["equal"])
+    assert len(options.problems) == number
+
+
+def test_without_a_choice_the_first_fifteen_are_run(accuracy, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["accuracy.py"])
+    assert accuracy.parse(list(PROBLEMS), ["equal"]).problems == list(PROBLEMS)[:15]
 
 
 def linear(balances, balance):

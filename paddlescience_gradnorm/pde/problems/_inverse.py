@@ -8,7 +8,7 @@ import sympy
 from sympy import pi
 
 from paddlescience_gradnorm.pde.problems._elliptic import laplacian
-from paddlescience_gradnorm.pde.problems._evolution import burgers
+from paddlescience_gradnorm.pde.problems._evolution import burgers, heat
 from paddlescience_gradnorm.pde.problems._reference_solutions import BURGERS_VISCOSITY
 from paddlescience_gradnorm.pde.problems.formulation import Condition, Problem, Region, Unknown
 
@@ -72,4 +72,56 @@ def helmholtz_inverse() -> Problem:
         ),
         reference=(exact,),
         unknowns=(Unknown("k", k, 1.0, k, 3.0),),
+    )
+
+
+def heat_inverse() -> Problem:
+    """Heat conduction with an unknown conductivity and 100 measurements with noise of 0.05."""
+    field = u(x, t)
+    k = sympy.Symbol("k")
+    known = heat()
+    equation, boundary, initial, _ = known.conditions
+    return replace(
+        known,
+        name="heat_inverse",
+        equation="u_t = k u_xx for x and t in [0, 1], u = 0 at the ends, u = sin(pi x) at first, u "
+        "measured with noise; k = 0.25",
+        conditions=(
+            replace(equation, expressions=(field.diff(t) - k * field.diff(x, 2),)),
+            boundary,
+            initial,
+            Condition("data", "data", Region("data", 100), (field,), noise=0.05),
+        ),
+        unknowns=(Unknown("k", k, 1.0, k, 0.25),),
+    )
+
+
+def transport_inverse() -> Problem:
+    """A cloud that drifts and spreads, at 400 points and times, with noise of 0.02.
+
+    Nothing else is known: no initial values and no boundary. The trained parameter behind d is
+    its logarithm, which starts from -3.
+    """
+    field = u(x, t)
+    c, log_d = sympy.symbols("c log_d")
+    spread = 1 + 4 * t / 5
+    exact = sympy.exp(-((x - t) ** 2) * 5 / spread) / sympy.sqrt(spread)
+    residual = field.diff(t) + c * field.diff(x) - sympy.exp(log_d) * field.diff(x, 2)
+    return Problem(
+        name="transport_inverse",
+        equation="u_t + c u_x = d u_xx for x in [-1, 2], t in [0, 1], u measured with noise; "
+        "c = 1, d = 0.04",
+        coordinates=(x, t),
+        fields=(u,),
+        low=(-1.0, 0.0),
+        high=(2.0, 1.0),
+        conditions=(
+            Condition("pde", "pde", Region("interior", 1000), (residual,)),
+            Condition("data", "data", Region("data", 400), (field,), noise=0.02),
+        ),
+        reference=(exact,),
+        unknowns=(
+            Unknown("c", c, 0.0, c, 1.0),
+            Unknown("d", log_d, -3.0, sympy.exp(log_d), 0.04),
+        ),
     )

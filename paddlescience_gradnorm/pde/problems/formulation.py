@@ -11,16 +11,19 @@ import numpy as np
 import paddle
 import sympy
 from sympy.core.function import UndefinedFunction
+from sympy.logic.boolalg import Boolean
 
 from paddlescience_gradnorm import _arguments
 from paddlescience_gradnorm.pde.problems.sampled_problem import SampledProblem, numerical
 from paddlescience_gradnorm.pde.residual import Network, Residual
-from paddlescience_gradnorm.pde.sampling import sample_face
+from paddlescience_gradnorm.pde.sampling import sample_interior
 
 KINDS = ("pde", "boundary", "initial", "data")
 # For which the numbers of points in regions are given.
 INTERIOR_POINTS = 1000
 EVALUATION_POINTS = 10_000
+
+Face = Mapping[sympy.Symbol, Union[float, sympy.Expr]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,19 +33,24 @@ class Region:
     Attributes:
         name: By which the number of points can be chosen.
         n_points: Number of points where the interior has 1,000.
-        faces: For each face, the coordinates that are fixed on it and their values; points are
-            shared out by length or area. None for the whole box.
+        faces: For each face, the coordinates that are fixed on it and their values. A value is a
+            number or an expression in the other coordinates and in parameters, symbols of your
+            own that run from 0 to 1: a curve or a curved surface. Points are uniform in these and
+            in the free coordinates, and shared out by length or area. No faces: the whole domain.
         periodic: Instead of faces, a coordinate: points are on the box's low face in it, and a
             condition is on what an expression is there minus what it is opposite.
 
     Examples:
         >>> x, y = sympy.symbols("x y")
         >>> walls = Region("walls", 100, faces=({x: 0.0}, {x: 1.0}))
+        >>> s = sympy.Symbol("s")
+        >>> circle = {x: sympy.cos(2 * sympy.pi * s), y: sympy.sin(2 * sympy.pi * s)}
+        >>> hole = Region("hole", 100, faces=(circle,))
     """
 
     name: str
     n_points: int
-    faces: tuple[Mapping[sympy.Symbol, float], ...] = ()
+    faces: tuple[Face, ...] = ()
     periodic: sympy.Symbol | None = None
 
 
@@ -95,7 +103,7 @@ class Problem:
         equation: The equation and what matters of the domain, for people.
         coordinates: Sympy symbols, the network's inputs.
         fields: Sympy functions, the network's outputs.
-        low: Lower corner of the domain, a box.
+        low: Lower corner of the domain, or of a box around it.
         high: Upper corner.
         conditions: The losses, in their order.
         reference: The solution: expressions in the coordinates, one for each quantity; or a
@@ -103,6 +111,8 @@ class Problem:
         quantities: What is evaluated, by name: expressions in fields and their derivatives. The
             fields, unless given.
         unknowns: Coefficients to be found.
+        domain: Where in the box the domain is, a sympy condition on the coordinates such as
+            ``x**2 + y**2 >= 1``. All of it, unless given.
 
     Raises:
         TypeError: The expressions of a condition are no tuple, or a number of points no integer.
@@ -136,6 +146,7 @@ class Problem:
     reference: Union[Sequence[sympy.Expr], Callable[[np.ndarray], np.ndarray]]
     quantities: Mapping[str, sympy.Expr] = field(default_factory=dict)
     unknowns: tuple[Unknown, ...] = ()
+    domain: Boolean = sympy.true
 
     def __post_init__(self) -> None:
         if not self.quantities:
@@ -155,6 +166,13 @@ class Problem:
             raise ValueError(
                 f"low and high must have a number for each of the coordinates {self.coordinates}, "
                 f"got {self.low} and {self.high}"
+            )
+        # To sympy a symbol is a condition too.
+        is_condition = isinstance(self.domain, Boolean) and not self.domain.is_symbol
+        if not is_condition or self._symbols(self.domain):
+            raise ValueError(
+                f"domain must be a sympy condition on the coordinates {self.coordinates}, such as "
+                f"x**2 + y**2 >= 1, got {self.domain!r}"
             )
         for condition in self.conditions:
             self._check_condition(condition)
@@ -215,6 +233,16 @@ class Problem:
                 f"region {region.name!r} must have faces or be periodic, in coordinates of "
                 f"{self.coordinates}, got faces {region.faces} and periodic {region.periodic}"
             )
+        for face in region.faces:
+            if any(sympy.sympify(value).free_symbols & set(face) for value in face.values()):
+                raise ValueError(
+                    f"a face of region {region.name!r} must have values in parameters and in the "
+                    f"coordinates that it leaves free, got {face}"
+                )
+
+    def _symbols(self, expression: sympy.Basic) -> set[sympy.Symbol]:
+        """Those that are no coordinates."""
+        return expression.free_symbols - set(self.coordinates)
 
     @functools.cached_property
     def regions(self) -> tuple[Region, ...]:
@@ -303,22 +331,94 @@ class Problem:
         """Points of a region, shape [N, d]; of a periodic one those on the low face.
 
         As many as asked for, but one for each face at least.
+
+        Raises:
+            ValueError: A face leaves the domain, or there is hardly any domain in its box.
         """
-        axes = {symbol: k for k, symbol in enumerate(self.coordinates)}
+        faces: Sequence[Face] = region.faces or [{}]
         if region.periodic is not None:
-            faces = [{axes[region.periodic]: self.low[axes[region.periodic]]}]
-        else:
-            faces = [{axes[s]: value for s, value in face.items()} for face in region.faces or [{}]]
-        extent = np.array(self.high) - self.low
-        sizes = [np.prod(np.delete(extent, list(face))) for face in faces]
+            faces = [{region.periodic: self.low[self.coordinates.index(region.periodic)]}]
+        sizes = [self._size(face) for face in faces]
         shares = np.diff(np.round(n * np.cumsum([0.0, *sizes]) / np.sum(sizes))).astype(int)
         seeds = np.random.SeedSequence(seed).generate_state(len(faces))
-        return np.concatenate(
-            [
-                sample_face(max(1, int(share)), self.low, self.high, face, seed=int(face_seed))
-                for share, face, face_seed in zip(shares, faces, seeds)
-            ]
+        points = []
+        for face, share, face_seed in zip(faces, shares, seeds):
+            count = max(1, int(share))
+            if face:
+                points.append(self._on_face(face, count, int(face_seed)))
+                self._check_face(region, face, points[-1])
+            else:
+                points.append(self._in_domain(count, int(face_seed)))
+        return np.concatenate(points)
+
+    def _in_domain(self, n: int, seed: int) -> np.ndarray:
+        drawn = n
+        while drawn <= 1000 * n:
+            # Sobol's sequence goes on, so that the points of a shorter draw stay.
+            points = sample_interior(drawn, self.low, self.high, seed=seed)
+            points = points[self.contains(points)]
+            if len(points) >= n:
+                return points[:n]
+            drawn *= 2
+        raise ValueError(
+            f"domain {self.domain} holds {len(points)} of {drawn // 2} points of the box from "
+            f"{self.low} to {self.high}; make low and high a box around it"
         )
+
+    def _on_face(self, face: Face, n: int, seed: int) -> np.ndarray:
+        variables, low, high = self._variables(face)
+        drawn = sample_interior(n, low, high, seed=seed) if variables else np.empty((n, 0))
+        place = [sympy.sympify(face.get(c, c)) for c in self.coordinates]
+        points = numerical(place, variables)(drawn)
+        for k, value in enumerate(place):
+            if value.is_number:  # of which a compiled expression keeps only 15 digits
+                points[:, k] = float(value)
+        return points
+
+    def _size(self, face: Face) -> float:
+        """Length, area or volume: the mean of the root of Gram's determinant, times the range."""
+        variables, low, high = self._variables(face)
+        if not variables:
+            return 1.0
+        place = sympy.Matrix([face.get(c, c) for c in self.coordinates])
+        tangents = place.jacobian(variables)
+        stretch = sympy.sqrt((tangents.T * tangents).det())
+        points = sample_interior(1024, low, high, seed=0)
+        return float(
+            numerical([stretch], variables)(points).mean() * np.prod(np.subtract(high, low))
+        )
+
+    def _variables(self, face: Face) -> tuple[list[sympy.Symbol], list[float], list[float]]:
+        """What runs on a face, from where to where: its parameters and its free coordinates."""
+        values = [sympy.sympify(value) for value in face.values()]
+        parameters = sorted(set().union(*map(self._symbols, values)), key=str)
+        free = [k for k, c in enumerate(self.coordinates) if c not in face]
+        return (
+            [*parameters, *(self.coordinates[k] for k in free)],
+            [0.0] * len(parameters) + [self.low[k] for k in free],
+            [1.0] * len(parameters) + [self.high[k] for k in free],
+        )
+
+    def _check_face(
+        self,
+        region: Region,
+        face: Face,
+        points: np.ndarray,
+    ) -> None:
+        inside = np.allclose(points, np.clip(points, self.low, self.high), rtol=1e-6, atol=1e-12)
+        # Curves are the domain's own edges, on which rounding decides.
+        curved = any(sympy.sympify(value).free_symbols for value in face.values())
+        if not inside or not (curved or self.contains(points).all()):
+            raise ValueError(
+                f"face {dict(face)} of region {region.name!r} leaves the domain, {self.domain} "
+                f"in the box from {self.low} to {self.high}; give the part that is in it, with a "
+                "parameter s from 0 to 1, such as {x: 2.0, y: s / 2}"
+            )
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Which points of the box, shape [N, d], lie in the domain: booleans, shape [N]."""
+        found = sympy.lambdify(self.coordinates, self.domain, "numpy")(*points.T)
+        return np.broadcast_to(found, len(points)).astype(bool)
 
     def evaluate(self, network: Network, points: np.ndarray) -> np.ndarray:
         """The quantities that a network gives, to be compared with ``solution``.
@@ -336,6 +436,8 @@ class Problem:
 
     def relative_errors(self, network: Network) -> dict[str, float]:
         """Relative L2 error of every quantity, at 10,000 random points, always the same.
+
+        Of a domain that is a part of its box, at those of them that lie in it.
 
         Args:
             network: Maps points of shape [N, d] to fields of shape [N, number of fields].
@@ -357,6 +459,7 @@ class Problem:
     def _evaluation(self) -> tuple[np.ndarray, np.ndarray]:
         uniform = np.random.default_rng(0).random((EVALUATION_POINTS, len(self.low)))
         points = self.low + (np.array(self.high) - self.low) * uniform
+        points = points[self.contains(points)]
         return points, self.solution(points)
 
     @functools.cached_property

@@ -41,16 +41,18 @@ def test_points_lie_in_their_regions(name):
     axes = {symbol: k for k, symbol in enumerate(p.coordinates)}
     for region in p.regions:
         points = p.sample_region(region, 96, seed=0)
-        assert points.shape == (96, 2)
+        assert points.shape == (96, len(p.coordinates))
         assert ((np.array(p.low) <= points) & (points <= np.array(p.high))).all()
         faces = region.faces
         if region.periodic is not None:
             faces = ({region.periodic: p.low[axes[region.periodic]]},)
+        if not faces:
+            assert (points > p.low).all() and (points < p.high).all() and p.contains(points).all()
+        if any(sympy.sympify(v).free_symbols for face in faces for v in face.values()):
+            continue  # curves
         on = [np.all([points[:, axes[s]] == v for s, v in f.items()], axis=0) for f in faces]
         if on:
             assert np.any(on, axis=0).all() and all(face.sum() > 0 for face in on)
-        else:
-            assert (points > p.low).all() and (points < p.high).all()
         extent = np.ptp(points, axis=0) / (np.array(p.high) - p.low)
         free = [i for i, c in enumerate(p.coordinates) if not any(c in f for f in faces)]
         assert (extent[free] > 0.9).all()  # they reach all of it
@@ -63,6 +65,105 @@ def test_faces_get_points_in_proportion_to_their_length():
     assert [(points[:, 0] == 0).sum(), (points[:, 0] == 2).sum()] == [15, 15]
     assert [(points[:, 1] == 0).sum(), (points[:, 1] == 1).sum()] == [30, 30]
     assert len(make().sample_region(around, 1, seed=0)) == 4  # one for each
+
+
+def ring(**changes):
+    s = sympy.Symbol("s")
+
+    def circle(radius):
+        return {
+            x: 1 + radius * sympy.cos(2 * sympy.pi * s),
+            y: radius * sympy.sin(2 * sympy.pi * s),
+        }
+
+    edges = Region("edges", 300, faces=(circle(0.5), circle(1)))
+    parts = {
+        "low": (0.0, -1.0),
+        "high": (2.0, 1.0),
+        "conditions": (PDE, Condition("edges", "boundary", edges, (U,))),
+        "domain": ((x - 1) ** 2 + y**2 >= 0.25) & ((x - 1) ** 2 + y**2 <= 1),
+    }
+    return make(**{**parts, **changes})
+
+
+def radius(points):
+    return np.hypot(points[:, 0] - 1, points[:, 1])
+
+
+def test_points_lie_in_the_domain_and_fill_it():
+    inside = ring().sample_region(INSIDE, 1000, seed=0)
+    assert inside.shape == (1000, 2)
+    assert radius(inside).min() >= 0.5 and radius(inside).max() <= 1
+    # Of the ring's area, 3/4 pi, the part within 3/4 has 5/12.
+    assert (radius(inside) < 0.75).mean() == pytest.approx(5 / 12, abs=0.02)
+    assert (inside[:, 0] < 1).mean() == pytest.approx(0.5, abs=0.02)
+    # Those of a shorter sample come first.
+    np.testing.assert_array_equal(ring().sample_region(INSIDE, 300, seed=0), inside[:300])
+
+
+def test_points_on_curves_are_shared_out_by_length():
+    p = ring()
+    points = p.sample_region(p.regions[1], 300, seed=0)
+    assert radius(points[:100]) == pytest.approx(0.5) and radius(points[100:]) == pytest.approx(1)
+    angle = np.arctan2(points[100:, 1], points[100:, 0] - 1)
+    assert np.histogram(angle, 8, (-np.pi, np.pi))[0] == pytest.approx(25, abs=2)
+
+
+def test_curves_may_leave_coordinates_free_and_depend_on_them():
+    s, t, z = sympy.symbols("s t z")
+    field = sympy.Function("u")(x, y, z)
+    slope = Region("slope", 100, faces=({z: x / 2},))  # with y free
+    tube = Region("tube", 100, faces=({x: sympy.cos(s), y: sympy.sin(s)},))  # with z free
+    ball = {x: sympy.sin(3 * s) * sympy.cos(6 * t), y: sympy.sin(3 * s) * sympy.sin(6 * t)}
+    p = Problem(
+        "box",
+        "u = 0",
+        (x, y, z),
+        (u,),
+        (0.0, 0.0, 0.0),
+        (1.0, 1.0, 4.0),
+        conditions=(Condition("a", "boundary", slope, (field,)),),
+        reference=(x,),
+    )
+    points = p.sample_region(slope, 100, seed=0)
+    np.testing.assert_array_equal(points[:, 2], points[:, 0] / 2)
+    assert np.ptp(points[:, :2], axis=0).min() > 0.9
+    assert p._size(slope.faces[0]) == pytest.approx(np.sqrt(1.25))
+    points = p.sample_region(tube, 100, seed=0)
+    assert np.hypot(points[:, 0], points[:, 1]) == pytest.approx(1) and np.ptp(points[:, 2]) > 3.9
+    assert p._size(tube.faces[0]) == pytest.approx(4)
+    area = 6 * (1 - np.cos(3))  # of a part of the unit sphere
+    assert p._size({**ball, z: sympy.cos(3 * s)}) == pytest.approx(area, rel=1e-3)
+
+
+def test_errors_are_those_in_the_domain():
+    p = ring(conditions=(PDE,))
+
+    def wrong_in_the_hole(q):
+        hole = (q[:, :1] - 1) ** 2 + q[:, 1:] ** 2 < 0.25
+        return q[:, :1] * q[:, 1:] + hole.astype(q.dtype)
+
+    assert p.relative_errors(wrong_in_the_hole)["u"] == pytest.approx(0, abs=1e-6)
+    assert make().contains(np.zeros((3, 2))).tolist() == [True] * 3
+
+
+@pytest.mark.parametrize(
+    "face",
+    [{x: 3.0}, {y: 0.0}, {x: 1 + 2 * k, y: k}],
+    ids=["beyond the box", "through the hole", "a curve beyond the box"],
+)
+def test_a_face_outside_of_the_domain_is_named(face):
+    region = Region("edge", 50, faces=(face,))
+    with pytest.raises(
+        ValueError, match=r"face .* of region 'edge' leaves the domain, .* a parameter"
+    ):
+        ring().sample_region(region, 50, seed=0)
+
+
+def test_a_domain_with_hardly_a_point_is_named():
+    p = ring(domain=x > 1e6, conditions=(PDE,))
+    with pytest.raises(ValueError, match=r"domain x > 1000000.0 holds 0 of \d+ points of the box"):
+        p.sample_region(INSIDE, 10, seed=0)
 
 
 def test_points_on_a_corner():
@@ -87,9 +188,12 @@ def test_numbers_of_points():
 def test_seed_decides(name):
     p = problem(name)
     one, same, other = (p.sample(n_points=40, seed=seed).points for seed in (1, 1, 2))
-    for region in one:
-        np.testing.assert_array_equal(one[region].numpy(), same[region].numpy())
-        assert (one[region].numpy() != other[region].numpy()).any()
+    for region in p.regions:
+        points, again, others = (points[region.name].numpy() for points in (one, same, other))
+        np.testing.assert_array_equal(points, again)
+        a_point = region.faces and all(len(face) == points.shape[1] for face in region.faces)
+        curved = any(sympy.sympify(v).free_symbols for f in region.faces for v in f.values())
+        assert (points != others).any() == (curved or not a_point)
 
 
 def test_regions_and_faces_have_points_of_their_own():
@@ -103,10 +207,11 @@ def test_regions_and_faces_have_points_of_their_own():
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_solution_is_of_float64_in_columns(name):
     p = problem(name)
-    points = p.low + (np.array(p.high) - p.low) * np.random.default_rng(0).random((5, 2))
+    uniform = np.random.default_rng(0).random((5, len(p.low)))
+    points = p.low + (np.array(p.high) - p.low) * uniform
     values = p.solution(points)
     assert values.shape == (5, len(p.quantities)) and values.dtype == np.float64
-    np.testing.assert_array_equal(p.solution(points[2:3]), values[2:3])
+    np.testing.assert_allclose(p.solution(points[2:3]), values[2:3], rtol=1e-12, atol=1e-14)
 
 
 def test_solution_at_points_that_were_rounded_to_float32():
@@ -172,6 +277,15 @@ def test_problems_cannot_be_changed():
             {"conditions": (Condition("pde", "pde", Region("e", 0), (U,)),)},
             "n_points of region 'e' must be at least 1, got 0",
         ),
+        (
+            {"conditions": (Condition("b", "boundary", Region("e", 9, ({x: x / 2},)), (U,)),)},
+            "a face of region 'e' must have values in parameters and in the coordinates that",
+        ),
+        (
+            {"domain": k > 0},
+            r"domain must be a sympy condition on the coordinates \(x, y\), .* k > 0",
+        ),
+        ({"domain": x}, r"domain must be a sympy condition .* such as .*, got x"),
         ({"reference": (x, y)}, r"reference must have an expression .* \['u'\]"),
         ({"reference": (k * x,)}, r"reference must have an expression in \(x, y\)"),
         (

@@ -1,5 +1,6 @@
 """Every problem's solution fulfils its own conditions, and a network can be trained on them."""
 
+import mpmath
 import numpy as np
 import paddle
 import pytest
@@ -26,7 +27,31 @@ LOSSES = {
     "burgers_inverse": "pde initial boundary data",
     "helmholtz_inverse": "pde boundary data",
     "laplace_jump": "pde left right bottom top",
+    "channel": "continuity momentum_x momentum_y inflow outflow walls",
+    "step": "continuity momentum_x momentum_y inflow outflow walls",
+    "taylor_green": "continuity momentum_x momentum_y boundary initial pressure",
+    "lid": "continuity momentum_x momentum_y lid walls pressure",
+    "couette": "continuity momentum_x momentum_y inner outer pressure",
+    "beltrami": "continuity momentum_x momentum_y momentum_z boundary initial pressure",
+    "laplace_holes": "pde sides holes",
+    "helmholtz_3d": "pde boundary",
+    "poisson_boltzmann": "pde sides holes",
+    "poisson_3d": "pde faces hole",
+    "first_order": "pde boundary",
+    "lotka_volterra": "prey predators initial",
+    "beam": "pde deflection slope moment shear",
+    "vibration": "pde u0 ut0 deflection moment",
+    "kdv": "pde initial boundary slope",
+    "schroedinger": "pde_u pde_v initial boundary",
+    "reaction_diffusion": "pde_u pde_v initial boundary",
+    "heat_multiscale": "pde initial boundary",
+    "elasticity": "equilibrium_x equilibrium_y bottom top top_stress sides sides_stress",
+    "pipe": "equilibrium_x equilibrium_y inner outer bottom left",
+    "heat_inverse": "pde boundary initial data",
+    "transport_inverse": "pde data",
 }
+# An ordinary differential equation in time, and one of which only measurements are known.
+WITHOUT_BOUNDARY = ("transport_inverse", "lotka_volterra")
 WITH_FORMULA = [name for name in PROBLEMS if not callable(problem(name).reference)]
 
 
@@ -54,7 +79,7 @@ class Analytic(NetworkBase):
                         for e in self.expressions
                     ],
                     axis=1,
-                )
+                ).astype(columns.dtype)
             )
             for index in indices
         ]
@@ -117,9 +142,9 @@ def test_names_kinds_and_texts():
         assert p is problem(name) and p.name == name and p.equation and PROBLEMS[name].__doc__
         assert [c.name for c in p.conditions] == losses.split()
         kinds = {c.kind for c in p.conditions}
-        assert "pde" in kinds and "boundary" in kinds
+        assert "pde" in kinds and ("boundary" in kinds) == (name not in WITHOUT_BOUNDARY)
         timed = sympy.Symbol("t") in p.coordinates
-        assert ("initial" in kinds) == timed
+        assert ("initial" in kinds) == (timed and name != "transport_inverse")
         assert ("data" in kinds) == bool(p.unknowns or name == "heat")
 
 
@@ -135,6 +160,10 @@ def test_solution_fulfils_equation_and_conditions(name, float64):
     exact = Analytic(p.reference, p.coordinates)
     losses = {k: v.item() for k, v in training.losses(exact).items()}
     scale = 1e3 if name == "plate" else 1e2  # of the terms that cancel
+    for condition in p.conditions:
+        if condition.noise:
+            found = losses.pop(condition.name)
+            assert found == pytest.approx(condition.noise**2, rel=0.4)  # of 100 numbers and more
     assert losses == pytest.approx(dict.fromkeys(losses, 0.0), abs=(1e-14 * scale) ** 2 * 100)
     assert p.relative_errors(exact) == pytest.approx(dict.fromkeys(p.quantities, 0), abs=1e-14)
     points = training.points[p.regions[0].name].numpy()
@@ -144,8 +173,8 @@ def test_solution_fulfils_equation_and_conditions(name, float64):
 @pytest.mark.parametrize("name", WITH_FORMULA)
 def test_every_loss_sees_what_is_no_solution(name, float64):
     p = problem(name)
-    a, b = p.coordinates
-    bump = sympy.exp(0.3 * a + 0.7 * b) / 10
+    slopes = (0.4, 0.7, 0.5, 0.9)
+    bump = sympy.exp(sum(slope * c for slope, c in zip(slopes, p.coordinates))) / 10
     off = Analytic([e + bump for e in p.reference], p.coordinates)
     losses = at_the_truth(p.sample(n_points=64, seed=3)).losses(off)
     assert min(loss.item() for loss in losses.values()) > 1e-6
@@ -162,9 +191,10 @@ def test_solution_simplifies_to_nothing_in_every_equation(name):
         if condition.kind == "pde":
             for expression in condition.expressions:
                 residual = expression.subs(true).subs(exact).doit()
-                for point in ((0.25, 0.375), (0.625, 0.8125)):
-                    at = dict(zip(p.coordinates, map(sympy.Rational, point)))
-                    assert abs(residual.subs(at).evalf(30)) < 1e-12
+                value = sympy.lambdify(p.coordinates, residual, "mpmath")
+                for point in ((0.25, 0.375, 0.5, 0.75), (0.625, 0.8125, 0.125, 0.5)):
+                    with mpmath.workdps(30):
+                        assert abs(value(*map(mpmath.mpf, point[: len(p.coordinates)]))) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["burgers", "burgers_inverse"])
@@ -233,7 +263,7 @@ def test_cavity_conditions_hold_for_its_solution(float64):
 def test_a_short_training_lowers_the_total(name):
     p = problem(name)
     training = p.sample(n_points=50, seed=0)
-    net = FCNet(2, len(p.fields), 3, 20)
+    net = FCNet(len(p.coordinates), len(p.fields), 3, 20)
     parameters = [*net.parameters(), *training.parameters()]
     adam = paddle.optimizer.Adam(1e-2, parameters=parameters)
     start = {u.name: v for u, v in zip(p.unknowns, training.coefficients().values())}
@@ -252,9 +282,13 @@ def test_a_short_training_lowers_the_total(name):
     assert all(training.coefficients()[name] != value for name, value in start.items())
 
 
+# Without biases a network is 0 at the origin, where some problems have a condition.
+@pytest.mark.filterwarnings("ignore:step 0. loss .* is left out of the balancing")
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gradnorm_balances_the_losses(name):
     p = problem(name)
     training = p.sample(n_points=20, seed=0)
-    net = GradNorm(FCNet(2, len(p.fields), 3, 8), n_loss=len(p.conditions), alpha=1.0)
+    net = GradNorm(
+        FCNet(len(p.coordinates), len(p.fields), 3, 8), n_loss=len(p.conditions), alpha=1.0
+    )
     assert np.isfinite(net.backward(training.losses(net)).item())

@@ -7,9 +7,16 @@ from paddlescience_gradnorm.pde.problems._reference_solutions import (
     burgers,
     cavity,
     interpolate_allen_cahn,
+    interpolate_step,
     interpolate_velocity,
+    laplace_holes,
+    lid,
+    lotka_volterra,
+    regularised,
     solve_allen_cahn,
     solve_cavity,
+    solve_step,
+    step,
 )
 
 UNIFORM = np.random.default_rng(7).random((2000, 2))
@@ -130,3 +137,87 @@ def test_newton_that_does_not_converge_is_an_error(monkeypatch):
     monkeypatch.setattr(reference_solutions, "CAVITY_REYNOLDS", 1e7)
     with pytest.raises(RuntimeError, match="did not converge on 16 cells"):
         solve_cavity(16)
+
+
+def test_lid_grids_converge_with_second_order():
+    limit = lid(UNIFORM)[:, :2]
+    coarse, middle, fine = (
+        interpolate_velocity(*solve_cavity(cells, lid=regularised))(UNIFORM)
+        for cells in (24, 48, 80)
+    )
+    assert 3 < relative(coarse, limit) / relative(middle, limit) < 5
+    assert relative(fine, limit) < 4e-3
+    assert relative((4 * middle - coarse) / 3, limit) < 1e-3  # from other grids
+
+
+def test_lid_moves_as_it_is_said():
+    x = np.linspace(0, 1, 41)
+    found = lid(np.stack([x, np.ones_like(x)], axis=1))
+    np.testing.assert_allclose(found[:, 0], 16 * x**2 * (1 - x) ** 2, atol=1e-3)
+    np.testing.assert_allclose(found[:, 1], 0, atol=1e-3)
+
+
+def behind_the_step():
+    points = UNIFORM * [4, 1]
+    return points[(points[:, 0] > 1) | (points[:, 1] > 0.5)]
+
+
+def test_step_grids_converge():
+    points = behind_the_step()
+    limit = step(points)[:, :2]
+    coarse, fine = (interpolate_step(*solve_step(cells))(points) for cells in (24, 48))
+    assert relative((4 * fine - coarse) / 3, limit) < 2e-3  # from other grids
+    assert 2 < relative(coarse, limit) / relative(fine, limit) < 4
+
+
+def test_step_hardly_feels_where_the_channel_ends():
+    points = behind_the_step()
+    usual, long = (interpolate_step(*solve_step(32, length))(points) for length in (4, 6))
+    assert relative(usual, long) < 5e-4
+
+
+def test_step_lets_through_what_comes_in_and_turns_round_behind_the_edge():
+    y = (np.arange(400) + 0.5) / 400
+    for x in (1.05, 1.5, 2.5, 3.9):
+        u = step(np.stack([np.full_like(y, x), y], axis=1))[:, 0]
+        assert u.mean() == pytest.approx(1 / 3, rel=2e-3)
+    near_the_floor = np.stack([np.linspace(1.05, 3.9, 200), np.full(200, 0.02)], axis=1)
+    u = step(near_the_floor)[:, 0]
+    back = near_the_floor[u < 0, 0]
+    assert 1.3 < back.max() < 2.5 and u[-1] > 0  # it ends at x = 2 or so
+    walls = np.array([[0.5, 1], [2, 1], [0.5, 0.5], [1.0, 0.25], [3, 0]])
+    np.testing.assert_allclose(step(walls), 0, atol=2e-2)
+
+
+def test_step_that_does_not_converge_is_an_error(monkeypatch):
+    monkeypatch.setattr(reference_solutions, "STEP_REYNOLDS", 1e7)
+    with pytest.raises(RuntimeError, match="did not converge on 8 cells"):
+        solve_step(8)
+
+
+def test_laplace_series_is_exact_to_seven_digits():
+    """By the maximum principle: it is harmonic, and on the boundary what it is to be."""
+    s, turn = np.linspace(-0.5, 0.5, 333), np.linspace(0, 2 * np.pi, 555)
+    for side in (np.stack([s, np.full_like(s, 0.5)], 1), np.stack([np.full_like(s, -0.5), s], 1)):
+        np.testing.assert_allclose(laplace_holes(side), 1, atol=1e-9)
+    circle = 0.1 * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    for centre in ([0.3, 0.3], [-0.3, 0.3], [0.3, -0.3]):
+        np.testing.assert_allclose(laplace_holes(circle + centre), 0, atol=1e-7)
+    points = UNIFORM * 0.3 - 0.15
+    h = 1e-3
+    around = sum(
+        laplace_holes(points + h * np.array(d)) for d in ((1, 0), (-1, 0), (0, 1), (0, -1))
+    )
+    assert np.abs(around - 4 * laplace_holes(points)).max() / h**2 < 1e-3
+
+
+def test_lotka_volterra_keeps_its_invariant_and_its_equations():
+    t = np.linspace(0.001, 7.999, 500)[:, None]
+    u, v = lotka_volterra(t).T
+    invariant = u - np.log(u) + (4 * v - 2 * np.log(v)) / 3
+    np.testing.assert_allclose(invariant, 1 + 4 / 3, atol=1e-10)
+    h = 1e-4
+    rates = (lotka_volterra(t + h) - lotka_volterra(t - h)) / (2 * h)
+    expected = np.stack([(2 * u - 4 * u * v) / 3, u * v - v], axis=1)
+    np.testing.assert_allclose(rates, expected, atol=1e-7)
+    np.testing.assert_array_equal(lotka_volterra(np.zeros((1, 1))), [[1, 1]])
