@@ -7,6 +7,7 @@ u_xx + u_yy = 0 on the unit square with the values of cos(x) cosh(y) on its edge
 from pathlib import Path
 
 import hydra
+import matplotlib.pyplot as plt
 import numpy as np
 import paddle
 import ppsci
@@ -68,26 +69,56 @@ def train(cfg: DictConfig):
         ppsci.loss.MSELoss(),
         name="BC",
     )
+    constraint = {"EQ": inside, "BC": edge}
 
     # The lines that GradNorm takes, and loss_aggregator= and log_to below.
-    aggregator = GradNormAggregator(model, **cfg.GRADNORM) if cfg.GRADNORM else None
-    layers = (model, aggregator.balancer) if aggregator else model
-    optimizer = ppsci.optimizer.Adam(cfg.TRAIN.learning_rate)(layers)
+    aggregator = None
+    if cfg.GRADNORM is not None:
+        aggregator = GradNormAggregator.of(model, constraint, equation, **cfg.GRADNORM)
+
+    # The rate falls to 0, because the last step at a constant rate says little.
+    rate = ppsci.optimizer.lr_scheduler.Cosine(
+        cfg.TRAIN.epochs, cfg.TRAIN.iters_per_epoch, cfg.TRAIN.learning_rate
+    )
 
     solver = ppsci.solver.Solver(
         model,
-        {"EQ": inside, "BC": edge},
-        optimizer=optimizer,
+        constraint,
+        optimizer=ppsci.optimizer.Adam(rate())(model),
         equation=equation,
         validator=validators(cfg),
         visualizer=visualizers(cfg),
         loss_aggregator=aggregator,
         cfg=cfg,
     )
-    if aggregator:
+    if aggregator is not None:
         aggregator.log_to(solver)
     solver.train()
     solver.visualize()
+    return solver
+
+
+def compare(cfg: DictConfig):
+    """Train with the plain sum and with GradNorm, from the same start, and draw both errors."""
+    x, y = np.meshgrid(*[np.linspace(0, 1, 101, dtype="float32")] * 2)
+    points = {"x": x.reshape(-1, 1), "y": y.reshape(-1, 1)}
+    exact = solution(points)
+    errors = {}
+    for name, gradnorm in (("plain sum", None), ("GradNorm", cfg.GRADNORM)):
+        ppsci.utils.misc.set_random_seed(cfg.seed)
+        one = cfg.copy()
+        one.GRADNORM, one.output_dir = gradnorm, f"{cfg.output_dir}/{name.replace(' ', '_')}"
+        found = train(one).predict(points, batch_size=None, return_numpy=True)["u"]
+        errors[name] = np.abs(found - exact).reshape(x.shape)
+        relative = np.linalg.norm(errors[name]) / np.linalg.norm(exact)
+        logger.message(f"{name}: relative L2 error {relative:.2e}")
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
+    limit = max(map(np.max, errors.values()))
+    for axis, (name, error) in zip(axes, errors.items()):
+        image = axis.imshow(error, origin="lower", extent=(0, 1, 0, 1), vmin=0, vmax=limit)
+        axis.set(title=f"{name}: |error| of u", xlabel="x", ylabel="y")
+    figure.colorbar(image, ax=axes)
+    figure.savefig(Path(cfg.output_dir) / "compare.png", dpi=100)
 
 
 def evaluate(cfg: DictConfig):
@@ -121,7 +152,8 @@ def infer(cfg: DictConfig):
 @hydra.main(version_base=None, config_path="conf", config_name="laplace2d.yaml")
 def main(cfg: DictConfig):
     tune_cpu()
-    {"train": train, "eval": evaluate, "export": export, "infer": infer}[cfg.mode](cfg)
+    modes = {"train": train, "eval": evaluate, "export": export, "infer": infer}
+    (compare if cfg.COMPARE else modes[cfg.mode])(cfg)
 
 
 if __name__ == "__main__":
