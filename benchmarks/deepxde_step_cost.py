@@ -38,9 +38,7 @@ def problem(n_domain: int) -> Any:
     def end(at: float) -> Callable[..., bool]:
         return lambda x, on_boundary: on_boundary and dde.utils.isclose(x[0], at)
 
-    domain = dde.geometry.GeometryXTime(
-        dde.geometry.Interval(0, 1), dde.geometry.TimeDomain(0, 1)
-    )
+    domain = dde.geometry.GeometryXTime(dde.geometry.Interval(0, 1), dde.geometry.TimeDomain(0, 1))
     few = max(n_domain // 10, 10)
     measured = domain.random_points(few)
     conditions = [
