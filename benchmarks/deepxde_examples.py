@@ -65,12 +65,17 @@ EXAMPLES = {
     "poisson_lshape": Example(
         "pinn_forward/Poisson_Lshape.py",
         "Poisson, L-shape",
-        "dde.metrics.l2_relative_error(reference['y_ref'], model.predict(reference['X_test']))",
+        "dde.metrics.l2_relative_error(values[known], model.predict(points[known]))",
         {
-            **steps(50000, 2000),
-            "num_domain=1200, num_boundary=120, num_test=1500": "num_domain=400, num_boundary=60",
+            **steps(50000, 1500),
+            # With numpy 2 DeepXDE samples a polygon in float64, which the network does not take.
+            "num_domain=1200, num_boundary=120, num_test=1500)\n": "num_domain=400, "
+            "num_boundary=60)\n"
+            'data.train_x = data.test_x = data.train_x.astype("float32")\n',
             "import deepxde as dde\n": "import deepxde as dde\nimport numpy as np\n"
-            "reference = np.load('../dataset/Poisson_Lshape.npz')\n",
+            "reference = np.load('../dataset/Poisson_Lshape.npz')\n"
+            "points, values = reference['X_test'], reference['y_ref']\n"
+            "known = np.isfinite(values[:, 0])\n",
         },
     ),
     "burgers": Example(
@@ -78,7 +83,7 @@ EXAMPLES = {
         "Burgers",
         "dde.metrics.l2_relative_error(y_true, model.predict(X))",
         {
-            **steps(15000, 4000),
+            **steps(15000, 3000),
             "num_domain=2540, num_boundary=80, num_initial=160": "num_domain=600, "
             "num_boundary=40, num_initial=80",
         },
@@ -88,7 +93,7 @@ EXAMPLES = {
         "Allen-Cahn, conditions instead of hard constraints",
         "dde.metrics.l2_relative_error(y_true, model.predict(X))",
         {
-            **steps(40000, 4000),
+            **steps(40000, 3000),
             "net.apply_output_transform(output_transform)\n": "",
             "pde, [], num_domain=8000, num_boundary=400, num_initial=800": "pde, ["
             "dde.icbc.IC(geomtime, lambda x: x[:, 0:1]**2 * np.cos(np.pi * x[:, 0:1]), "
@@ -102,7 +107,7 @@ EXAMPLES = {
         "Helmholtz, its soft constraint, weights 1 and 100 by hand",
         l2("func", "geom.uniform_points(2500)"),
         {
-            "iterations = 5000": "iterations = 2500",
+            "iterations = 5000": "iterations = 1200",
             "hard_constraint = True": "hard_constraint = False",
             '[1e-3, 3, 150, "sin"]': '[1e-3, 3, 50, "sin"]',
         },
@@ -113,7 +118,7 @@ EXAMPLES = {
         "Kovasznay flow",
         "max(l2_difference_u, l2_difference_v)",
         {
-            **steps(30000, 1500),
+            **steps(30000, 1000),
             "num_domain=2601": "num_domain=300",
             "num_boundary=400": "num_boundary=80",
             "num_test=100000": "num_test=300",
@@ -125,7 +130,7 @@ EXAMPLES = {
         "Diffusion-reaction, conditions instead of hard constraints",
         l2("func", "geomtime.random_points(5000)"),
         {
-            **steps(20000, 3000),
+            **steps(20000, 2000),
             "net.apply_output_transform(output_transform)\n": "",
             "pde, [], num_domain=320, solution=func, num_test=80000": "pde, ["
             "dde.icbc.DirichletBC(geomtime, func, lambda _, on_boundary: on_boundary), "
@@ -138,7 +143,7 @@ EXAMPLES = {
         "Klein-Gordon",
         l2("func", "X_star"),
         {
-            **steps(20000, 3000),
+            **steps(20000, 2000),
             "num_domain=30000": "num_domain=500",
             "num_boundary=1500": "num_boundary=50",
             "num_initial=1500": "num_initial=50",
@@ -150,11 +155,11 @@ EXAMPLES = {
         "Wave, its weights of 5 / initial losses by hand",
         l2("func", "geomtime.random_points(5000)"),
         {
-            **steps(10000, 1500),
+            **steps(10000, 600),
             "[2] + [100] * 3 + [1]": "[2] + [50] * 3 + [1]",
-            "num_domain=360": "num_domain=150",
-            "num_boundary=360": "num_boundary=150",
-            "num_initial=360": "num_initial=150",
+            "num_domain=360": "num_domain=100",
+            "num_boundary=360": "num_boundary=60",
+            "num_initial=360": "num_initial=60",
             "num_test=10000": "num_test=500",
         },
         {"    loss_weights=loss_weights,\n": ""},
@@ -163,19 +168,19 @@ EXAMPLES = {
         "pinn_forward/ode_system.py",
         "System of two ODEs",
         l2("func", "geom.uniform_points(1000)"),
-        steps(20000, 5000),
+        steps(20000, 4000),
     ),
     "euler_beam": Example(
         "pinn_forward/Euler_beam.py",
         "Euler beam, four conditions",
         l2("func", "geom.uniform_points(1000)"),
-        steps(10000, 2500),
+        steps(10000, 2000),
     ),
     "lorenz_inverse": Example(
         "pinn_inverse/Lorenz_inverse.py",
         "Lorenz, inverse: largest error of the three constants",
         "max(abs(float(c) / exact - 1) for c, exact in [(C1, 10), (C2, 15), (C3, 8 / 3)])",
-        {**steps(20000, 5000), ', filename="variables.dat"': ""},
+        {**steps(20000, 3000), ', filename="variables.dat"': ""},
     ),
 }
 
