@@ -4,7 +4,8 @@ The wave equation on a line, with five conditions (both ends, values and velocit
 measured points): six losses on one forward graph. The network is an FNN of 4 x 50. Both models
 have the same points. Their blocks of steps take turns, and the ratio is the median of the ratios
 of neighbours. The default rule updates the weights in every tenth step; a block is a multiple of
-ten steps. Needs the package with ``.[cpu,deepxde]``; run nothing else meanwhile.
+ten steps. Seconds are those of the processor, so that other work on the machine counts little: run
+it with OMP_NUM_THREADS=1. Needs the package with ``.[cpu,deepxde]``.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def problem(n_domain: int) -> Any:
 
 
 def measure(n_domain: int, turns: int, options: dict[str, Any]) -> dict[str, Sequence[float]]:
-    """Seconds a step in every turn, of both."""
+    """Processor seconds a step in every turn, of both."""
     import deepxde as dde
 
     from paddlescience_gradnorm.deepxde import balance
@@ -72,11 +73,11 @@ def measure(n_domain: int, turns: int, options: dict[str, Any]) -> dict[str, Seq
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(turns + 1):
         for name, step in steps.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             for _ in range(STEPS_A_BLOCK):
                 step()
             if turn:  # the first is for warming up
-                seconds[name].append((time.perf_counter() - begin) / STEPS_A_BLOCK)
+                seconds[name].append((time.process_time() - begin) / STEPS_A_BLOCK)
     return seconds
 
 
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--update-every", type=int)
     options = parser.parse_args(arguments)
     balancing = {"update_every": options.update_every} if options.update_every else {}
-    print("| points inside | DeepXDE, ms | balanced, ms | ratio |\n|---|---|---|---|")
+    print("| points inside | DeepXDE, CPU ms a step | balanced | ratio |\n|---|---|---|---|")
     for n_domain in options.points:
         seconds = measure(n_domain, options.turns, balancing)
         pairs = zip(seconds["balanced"], seconds["DeepXDE"])
