@@ -85,8 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--points", type=int, nargs="+", default=[500, 2000, 8000])
-    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--points", type=int, nargs="+", default=[500, 2000])
+    parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--update-every", type=int)
     options = parser.parse_args(arguments)
     balancing = {"update_every": options.update_every} if options.update_every else {}

@@ -1,8 +1,10 @@
 """Balanced losses in DeepXDE's real Model, on Paddle."""
 
+import importlib.util
 import os
 import pickle
 import re
+import sys
 
 import numpy as np
 import paddle
@@ -700,6 +702,14 @@ def test_a_model_that_cannot_be_balanced_is_told_why(monkeypatch):
     monkeypatch.setattr(dde.backend, "backend_name", "pytorch")
     with pytest.raises(RuntimeError, match=r"backend 'pytorch', but .*DDE_BACKEND=paddle"):
         balance(model)
+
+
+def test_without_deepxde_the_import_says_what_to_install(monkeypatch):
+    source = sys.modules[balance.__module__].__spec__
+    again = importlib.util.module_from_spec(source)
+    monkeypatch.setitem(sys.modules, "deepxde", None)
+    with pytest.raises(ImportError, match=r"pip install 'paddlescience_gradnorm\[deepxde\]'"):
+        source.loader.exec_module(again)
 
 
 def test_other_losses_later_are_an_error():
