@@ -48,6 +48,9 @@ def balance(
     model: dde.Model,
     rule: Union[str, Rule, None] = None,
     equations: Sequence[Union[int, str]] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    shared: Any = None,
     **options: Any,
 ) -> Balance:
     """Let a DeepXDE model learn the weights of its losses.
@@ -66,11 +69,12 @@ def balance(
         rule: As for ``LossBalancer``; the default is ``"pinn"``.
         equations: The losses that count as equations, by name or number. Pass it for data other
             than a ``dde.data.PDE``, or to count noisy measurements among the equations.
-        **options: ``names`` are the names of all losses in DeepXDE's order; the default is
-            described under ``Balance``. ``shared`` is as for ``GradNorm``; ``FNN``, ``PFNN`` and
-            ``MsFFN`` have a last shared layer. All others are those of ``LossBalancer``:
-            ``alpha``, ``weight_lr``, ``update_every``, ``warmup_steps``, ``weight_attr``,
-            ``floor``.
+        names: Names of all losses, in DeepXDE's order. The default is described under
+            ``Balance``.
+        shared: The shared parameters, as for ``GradNorm``. If the rule asks for the last shared
+            layer, it is found in ``FNN``, ``PFNN`` and ``MsFFN``.
+        **options: Options of ``LossBalancer``: ``alpha``, ``weight_lr``, ``update_every``,
+            ``warmup_steps``, ``weight_attr``, ``floor``.
 
     Returns:
         What there is to know about the weights. It is ``model.balance`` too.
@@ -95,16 +99,16 @@ def balance(
         (['pde', 'DirichletBC'], (2,))
     """
     _check_model(model)
-    asked = {"rule": rule, "equations": equations, **options}
+    asked = {"rule": rule, "equations": equations, "names": names, "shared": shared, **options}
     if isinstance(model, _BalancedModel):
-        model.balance.check_that_it_is(asked)
+        model.balance._check_that_it_is(asked)
         return model.balance
     made = Balance(model, **asked)
     # Methods of a class, because they call those that they stand for.
     own = type(model)
     model.__class__ = type(own.__name__, (_BalancedModel, own), {"__module__": own.__module__})
     model.balance, model.loss_weights = made, None
-    made.take_over()
+    made._take_over()
     return made
 
 
@@ -148,7 +152,12 @@ class Balance:
             )
         if start is not None:
             options["weight_attr"] = start
-        self.balancer = LossBalancer(shared, n_loss, rule=rule, **options)
+        try:
+            self.balancer = LossBalancer(shared, n_loss, rule=rule, **options)
+        except ValueError as error:
+            if start is None or "weight_attr" not in str(error):
+                raise
+            raise ValueError(f"{error}. weight_attr are the loss_weights of compile here") from None
         # A name that no loss has is an error here, and not in the first step.
         _equations.are_equations(self.balancer.equations or (), self.names)
         # L-BFGS never calls the balancer, so it need not look for that in every step.
@@ -167,12 +176,12 @@ class Balance:
         """What a user should act on, in words: see ``LossBalancer.diagnose``."""
         return self.balancer.diagnose()
 
-    def take_over(self) -> None:
+    def _take_over(self) -> None:
         """Replace the step that ``compile`` has just made for the model."""
         external = dde.optimizers.is_external_optimizer(self._model.opt_name)
         self._model.train_step = self._lbfgs_step if external else self._step
 
-    def check_that_it_is(self, asked: dict[str, Any]) -> None:
+    def _check_that_it_is(self, asked: dict[str, Any]) -> None:
         """Raise a ``ValueError`` if ``balance`` is asked for something else than this."""
         for name, value in asked.items():
             own = self._asked.get(name)
@@ -243,12 +252,12 @@ class Balance:
                 f"{', '.join(self.names)}: make a new dde.Model(data, net) for other data"
             )
 
-    def add_to(self, state_dict: dict[str, Any]) -> None:
+    def _add_to(self, state_dict: dict[str, Any]) -> None:
         """Add the names and the balancer's state to a network's state dict."""
         state = {"names": list(self.names), **self.balancer.state_dict()}
         state_dict.update({_IN_CHECKPOINTS + name: value for name, value in state.items()})
 
-    def load(self, state_dict: dict[str, Any]) -> None:
+    def _load(self, state_dict: dict[str, Any]) -> None:
         """Load what ``add_to`` has added."""
         state = {
             name[len(_IN_CHECKPOINTS) :]: value
@@ -272,10 +281,10 @@ class _BalancedModel(dde.Model):
                 "for weights by hand"
             )
         super().compile(*arguments, **keywords)
-        self.balance.take_over()
+        self.balance._take_over()
 
     def save(self, *arguments: Any, **keywords: Any) -> str:
-        hook = self.net.register_state_dict_hook(self.balance.add_to)
+        hook = self.net.register_state_dict_hook(self.balance._add_to)
         try:
             return super().save(*arguments, **keywords)
         finally:
@@ -292,7 +301,7 @@ class _BalancedModel(dde.Model):
             )
         super().restore(save_path, *arguments, **keywords)
         if names is not None:
-            self.balance.load(state_dict)
+            self.balance._load(state_dict)
             return
         warnings.warn(
             f"{save_path} has no loss weights, because the model that saved it was not balanced: "

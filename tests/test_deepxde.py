@@ -684,6 +684,13 @@ def test_loss_weights_that_cannot_be_a_start_are_named(given):
     assert model.loss_weights is given  # all as it was
 
 
+def test_a_start_below_the_floor_names_loss_weights():
+    model = compiled(loss_weights=[1e-6, 1])
+    with pytest.raises(ValueError, match=r"below the floor of 0.001.*loss_weights of compile"):
+        balance(model)
+    np.testing.assert_allclose(balance(model, floor=1e-7).get_weights(), [1e-6, 1])
+
+
 def test_two_starts_are_one_too_many():
     with pytest.raises(ValueError, match=r"weight_attr is \[1, 3\], but compile was given"):
         balance(compiled(loss_weights=[1, 2]), weight_attr=[1, 3])
