@@ -53,7 +53,9 @@ class Example:
 
 def l2(exact: str, points: str) -> str:
     """The error of the model's first output against this function of these points."""
-    return f"dde.metrics.l2_relative_error({exact}({points}), model.predict({points}))"
+    # A function, because random points must be drawn only once.
+    of = f"lambda x: dde.metrics.l2_relative_error({exact}(x), model.predict(x))"
+    return f"({of})({points})"
 
 
 def steps(before: int, after: int) -> dict[str, str]:

@@ -71,6 +71,19 @@ def test_the_copies_differ_in_two_lines_and_the_weights_by_hand(snapshot):
     assert not any("saveplot" in line or "import tf" in line for line in original)
 
 
+def test_an_error_draws_its_random_points_once():
+    class dde:
+        class metrics:
+            l2_relative_error = staticmethod(lambda exact, predicted: exact == predicted)
+
+    class model:
+        predict = staticmethod(lambda x: x)
+
+    draws = iter([3, 4])
+    names = {"dde": dde, "model": model, "draw": lambda: next(draws), "same": lambda x: x}
+    assert eval(benchmark.l2("same", "draw()"), names) is True
+
+
 def test_another_version_of_an_example_is_a_failure_in_the_table(snapshot, tmp_path, capsys):
     (snapshot / "examples/pinn_forward/own.py").write_text(SOURCE.replace("9000", "8000"))
     benchmark.main([str(snapshot), "--work", str(tmp_path / "work"), "--seeds", "0"])
