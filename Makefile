@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 DISTRIBUTION := cpu,
 REQUIREMENTS := $(if $(PADDLE),paddlepaddle==$(PADDLE) $(if $(filter 2.%,$(PADDLE)),'numpy<2' setuptools))
 
-.PHONY: demo rotograd-toy kovasznay test test-all test-ppsci lint docs bench clean
+.PHONY: demo rotograd-toy kovasznay test test-all test-ppsci test-deepxde lint docs bench clean
 
 demo: $(VENV)/installed-plot
 	$(RUN) examples/pinn_laplace/pinn_laplace.py
@@ -34,6 +34,14 @@ test-ppsci:
 		tests/benchmarks/test_ppsci_examples.py paddlescience_gradnorm/ppsci.py
 	.venv-ppsci/bin/python -m pytest tests/test_readme.py tests/test_main.py \
 		-k 'ppsci or migrating or visualdl'
+
+# With DeepXDE on Paddle, in an environment of its own.
+test-deepxde: export DDE_BACKEND := paddle
+test-deepxde:
+	$(MAKE) VENV=.venv-deepxde .venv-deepxde/installed-deepxde-test
+	.venv-deepxde/bin/python -m pytest tests/test_deepxde.py tests/examples/test_deepxde.py \
+		tests/benchmarks/test_deepxde_examples.py paddlescience_gradnorm/deepxde.py
+	.venv-deepxde/bin/python -m pytest tests/test_readme.py -k deepxde
 
 # PEERS=path/to/python adds PyTorch and JAX from that environment: see benchmarks/README.md.
 bench: $(VENV)/installed-plot

@@ -2,7 +2,11 @@
 
 from importlib.util import find_spec
 
-# Modules with examples in their docstrings that need PaddleScience.
-collect_ignore = (
-    [] if find_spec("ppsci") else ["paddlescience_gradnorm/ppsci.py", "tests/ppsci_problem.py"]
-)
+# Modules with examples in their docstrings that need PaddleScience or DeepXDE.
+_NEEDING = {
+    "ppsci": ["paddlescience_gradnorm/ppsci.py", "tests/ppsci_problem.py"],
+    "deepxde": ["paddlescience_gradnorm/deepxde.py"],
+}
+collect_ignore = [
+    path for package, paths in _NEEDING.items() if not find_spec(package) for path in paths
+]

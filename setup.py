@@ -13,6 +13,7 @@ visualdl = ["visualdl>=2.5"]
 notebook = ["nbclient>=0.6", "nbformat>=5", "ipykernel>=6"]
 test = [*plot, *notebook, "pytest>=7", "pytest-xdist>=3.2", "hypothesis>=6.80", "build>=1.0"]
 ppsci = ["paddlesci>=1.4,<1.5"]
+deepxde = ["deepxde>=1.15,<1.16"]
 docs = [
     "mkdocs-material>=9.5",
     "mkdocs-static-i18n>=1.2",
@@ -53,6 +54,8 @@ setup(
         "test": test,
         "dev": dev,
         "docs": docs,  # without Paddle: the docstrings are read, not imported
+        "deepxde": deepxde,
+        "deepxde-test": [*test, *deepxde],
         # PaddleScience, which asks for numpy 1, and what its Solver can log to.
         "ppsci": ppsci,
         "ppsci-test": [*test, *ppsci, *visualdl, "tensorboardX>=2.6", "wandb>=0.16"],

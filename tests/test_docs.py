@@ -16,7 +16,7 @@ LINK = re.compile(r"\]\((?![a-z]+:)([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+?)\s*$", re.MULTILINE)
 MODULES = (
     *("", ".balancing", ".network", ".rotograd", ".pde", ".pde.problems", ".training"),
-    *(".ppsci", ".runtime", ".command_line"),
+    *(".ppsci", ".deepxde", ".runtime", ".command_line"),
 )
 
 
@@ -82,7 +82,8 @@ def test_the_api_page_lists_exactly_the_public_names():
 
 def resolved(path):
     """The object of this name; of one that has an identity of its own, by that."""
-    if path.startswith("paddlescience_gradnorm.ppsci"):  # which needs PaddleScience
+    # These need PaddleScience and DeepXDE.
+    if path.startswith(("paddlescience_gradnorm.ppsci", "paddlescience_gradnorm.deepxde")):
         return path
     module, _, name = path.rpartition(".")
     return id(getattr(importlib.import_module(module), name))

@@ -74,7 +74,7 @@ def test_a_name_that_is_not_there_is_no_attribute():
         from paddlescience_gradnorm import Grad  # noqa: F401
 
 
-@pytest.mark.parametrize("module", ["matplotlib", "ppsci", "scipy", "sympy"])
+@pytest.mark.parametrize("module", ["matplotlib", "ppsci", "deepxde", "scipy", "sympy"])
 def test_import_takes_no_more_than_it_needs(module):
     # Paddle itself may bring some of them.
     code = "import zlib, sys, paddle; before = set(sys.modules);"

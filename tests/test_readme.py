@@ -31,11 +31,12 @@ def blocks_of(page):
 def test_code_blocks_run(page):
     # In a process of their own, as a reader pastes them; later blocks go on from earlier ones.
     blocks = blocks_of(page)
-    if find_spec("ppsci") is None:
-        without = [block for block in blocks if not re.search(r"\bppsci\b", block)]
-        if blocks and not without:
-            pytest.skip("needs PaddleScience: pip install -e '.[ppsci]'")
-        blocks = without
+    for package in "ppsci", "deepxde":
+        if find_spec(package) is None:
+            without = [block for block in blocks if not re.search(rf"\b{package}\b", block)]
+            if blocks and not without:
+                pytest.skip(f"needs {package}: pip install -e '.[{package}]'")
+            blocks = without
     code = "\n".join(blocks)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
