@@ -1,8 +1,8 @@
 """The command line: ``python -m paddlescience_gradnorm --help``.
 
 ``problems`` lists what there is to train on, ``run`` trains on one of them and writes what came
-of it, ``report`` makes a page of that, ``doctor`` prints versions, settings and speed of this
-installation.
+of it, ``report`` makes a page of that, ``compare`` trains on one by several rules, ``doctor``
+prints versions, settings and speed of this installation.
 """
 
 from __future__ import annotations
@@ -119,6 +119,34 @@ def report(options: argparse.Namespace) -> int:
         options.parser.error(str(error))
     print(f"{page}: open it in a browser; it needs no network")
     return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Train by several rules, print the table and say where figure and page are."""
+    from paddlescience_gradnorm.training._runs import Interrupted
+    from paddlescience_gradnorm.training._trial import KnownProblem
+    from paddlescience_gradnorm.training.comparison import compare_problem
+
+    problem = options.problem
+    folder = options.output or Path("outputs", f"{problem.name}_comparison")
+    print(f"{problem.name}: {problem.equation}", flush=True)
+    try:
+        comparison = compare_problem(
+            KnownProblem(problem.name, options.points),
+            options.balance,
+            options.seeds,
+            options.steps,
+            options.jobs,
+            folder,
+            problem.equation,
+        )
+    except Interrupted as stopped:
+        print(stopped)
+        return stopped.exit_code
+    except (ValueError, RuntimeError, ImportError) as error:
+        options.parser.exit(1, f"{options.parser.prog}: {error}\n")
+    print(f"\n{comparison.table()}\ncomparison.md, comparison.png, comparison.html in {folder}")
+    return 1 if comparison.failed else 0
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -319,6 +347,14 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             " The page is one file, which needs no network.",
         ),
         (
+            "compare",
+            compare,
+            _add_compare_options,
+            "train on a problem by several rules, side by side",
+            " Table, figure and an HTML page are written. Runs that the folder holds are not made "
+            "again. Ctrl-C stops after the step, and the same command goes on from there.",
+        ),
+        (
             "doctor",
             doctor,
             _add_doctor_options,
@@ -374,6 +410,36 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "problem", type=_problem, metavar="PROBLEM", help="see the command problems"
+    )
+    parser.add_argument(
+        "--balance",
+        type=_rules,
+        default=["equal", "pinn", "lr_annealing", "relobralo"],
+        metavar="RULE,...",
+        help=f"rules, by their names (default: equal,pinn,lr_annealing,relobralo); published has "
+        f"alpha {ALPHA:g}",
+    )
+    parser.add_argument(
+        "--seeds", type=_seeds, default=[0, 1, 2], metavar="N,...", help="default: 0,1,2"
+    )
+    parser.add_argument("--steps", type=at_least(1), default=5000, help="default: 5000")
+    parser.add_argument(
+        "--points", type=at_least(1), default=1000, help="in the interior (default: 1000)"
+    )
+    parser.add_argument(
+        "--jobs", type=at_least(1), help="runs at once (default: one for each core)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where runs, table, figure and page are kept (default: outputs/PROBLEM_comparison)",
+    )
+
+
 def _add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", type=Path, metavar="RUN_DIR", help="what run, or an example, has written"
@@ -387,6 +453,21 @@ def _add_doctor_options(parser: argparse.ArgumentParser) -> None:
     from paddlescience_gradnorm.runtime import add_options
 
     add_options(parser)
+
+
+def _rules(text: str) -> list[str]:
+    from paddlescience_gradnorm.balancing.rules import RULES
+
+    known = [name for name in RULES if name != "fixed"]  # which needs weights
+    names = list(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"must name rules of {', '.join(known)}, got {name!r}")
+    return names
+
+
+def _seeds(text: str) -> list[int]:
+    return list(dict.fromkeys(map(at_least(0), text.split(","))))
 
 
 def _problem(name: str) -> Problem:
