@@ -122,7 +122,7 @@ def _results(by_rule: _ByRule) -> tuple[list[str], list[list[str]]]:
         if "equal" in by_rule:
             equal = medians[columns[0].index("equal")]
             header.append("over equal")
-            columns.append([f"{m / equal:.2f}" for m in medians])
+            columns.append([f"{m / equal:.2f}" if equal else "" for m in medians])
     header += ["ms a step", "conflict", *(f"loss {name}" for name in runs[0]["losses"])]
     rows = [
         [
@@ -202,11 +202,13 @@ def draw(
 
     Args:
         axes: To draw on.
-        by_rule: The runs of each rule.
+        by_rule: The runs of each rule. One without runs keeps its color.
         values: A number for each moment of a run.
         column: Of the curve: 0 for steps, 1 for seconds.
     """
     for number, (rule, runs) in enumerate(by_rule.items()):
+        if not runs:
+            continue
         shortest = min(len(run["curve"]) for run in runs)
         moments = np.median([[x[column] for x in run["curve"][:shortest]] for run in runs], axis=0)
         found = np.array([values(run)[:shortest] for run in runs], float)

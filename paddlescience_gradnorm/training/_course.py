@@ -48,7 +48,7 @@ class Course:
         return self._before + time.perf_counter() - self._since
 
     def follow(
-        self, trainer: Trainer, steps: int, folder: Path, moments: int = MOMENTS, keeps: bool = True
+        self, trainer: Trainer, steps: int, folder: Path, every: int, keeps: bool = True
     ) -> None:
         """Train, from the last checkpoint in the folder if there is one.
 
@@ -56,7 +56,7 @@ class Course:
             trainer: It has this object among its ``extras``.
             steps: How many in all.
             folder: For checkpoints.
-            moments: About how many times to measure.
+            every: Steps from one moment to the next.
             keeps: Whether there are checkpoints.
         """
         checkpoints = Checkpoints(folder, every=CHECKPOINT_EVERY) if keeps else None
@@ -67,7 +67,6 @@ class Course:
             self.say(trainer.step / steps)
             return {}
 
-        every = max(1, steps // moments)
         trainer.fit(
             epochs=steps,
             validate=measure,

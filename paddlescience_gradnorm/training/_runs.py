@@ -39,20 +39,22 @@ class Interrupted(KeyboardInterrupt):
 
 def run_all(
     plan: Sequence[Run],
+    known: Sequence[Run],
     folder: Path,
     work: Work,
     jobs: int,
     describe: Callable[[Run], str],
     progress: bool = True,
 ) -> list[Run]:
-    """Make the runs of the plan that are not in the folder's ``runs.jsonl``.
+    """Make the runs of the plan that have not been made.
 
     Args:
         plan: The runs, one at least: dicts that JSON can hold, all with the same keys.
+        known: Those that have been made, as ``read_runs`` reads them from the folder.
         folder: It gets a line in ``runs.jsonl`` for each run that is done, and the checkpoints of
             those that are not.
-        work: Makes a run. With several jobs it is pickled.
-        jobs: How many runs are made at once, each in a process of its own. With 1 they are made
+        work: Makes a run. It is pickled, unless jobs is 0.
+        jobs: How many runs are made at once, each in a process of its own. With 0 they are made
             in this process, one after the other.
         describe: A run that is done or has failed, in words.
         progress: Whether to print a line for each such run and, in a terminal, how far others are.
@@ -63,24 +65,23 @@ def run_all(
 
     Raises:
         Interrupted: By SIGINT or SIGTERM. The next call goes on from the last step.
-        ValueError: ``runs.jsonl`` is damaged.
-        TypeError: There are several jobs, and ``work`` cannot be pickled.
+        TypeError: ``work`` cannot be pickled.
         OSError: The folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RUNS
     parts = list(plan[0])
-    results = {_key(run, parts): run for run in read_runs(path)}
+    results = {_key(run, parts): run for run in known}
     missing = [
         _Missing(run, folder / "checkpoints" / hashlib.sha256(key.encode()).hexdigest()[:16])
         for run, key in ((run, _key(run, parts)) for run in plan)
         if key not in results
     ]
     shown = _Shown(len(plan), len(missing), progress)
-    with StopOnSignals() as stop, path.open("a", encoding="utf-8") as file:
-        made = _here(missing, work, shown, stop)
-        if jobs > 1:
+    with StopOnSignals() as stop, (folder / RUNS).open("a", encoding="utf-8") as file:
+        if jobs:
             made = _apart(missing, work, jobs, shown, stop)
+        else:
+            made = _here(missing, work, shown, stop)
         for each, result in made:
             run = {**each.run, **result}
             results[_key(run, parts)] = run
@@ -100,9 +101,13 @@ def run_all(
     return [results[_key(run, parts)] for run in plan]
 
 
-def read_runs(path: Path) -> list[Run]:
-    """The runs in a file with a line of JSON for each; none if there is no file."""
-    runs = []
+def read_runs(folder: Path) -> list[Run]:
+    """The runs in the folder's ``runs.jsonl``.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    path, runs = folder / RUNS, []
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
@@ -154,9 +159,9 @@ def _apart(
                     process.start()
                 except (AttributeError, TypeError, pickle.PicklingError) as error:
                     raise TypeError(
-                        f"jobs is {jobs}, but what is compared cannot be sent to another process "
-                        f"({error}); define its functions at the top level of a module, or pass "
-                        "jobs=1"
+                        f"what is compared cannot be sent to another process ({error}); define "
+                        "its functions at the top level of a module, or pass jobs=0, which trains "
+                        "in this process"
                     ) from error
                 sending.close()
                 running[receiving] = each, process

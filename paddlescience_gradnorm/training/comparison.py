@@ -21,8 +21,8 @@ from paddlescience_gradnorm.network.grad_norm import GradNorm
 from paddlescience_gradnorm.runtime import tune_cpu
 from paddlescience_gradnorm.training import _compared
 from paddlescience_gradnorm.training._checkpoint_file import PathLike
-from paddlescience_gradnorm.training._course import Course
-from paddlescience_gradnorm.training._runs import FAILED, Run, run_all
+from paddlescience_gradnorm.training._course import MOMENTS, Course
+from paddlescience_gradnorm.training._runs import FAILED, Run, read_runs, run_all
 from paddlescience_gradnorm.training._trial import (
     KnownProblem,
     MakeOptimizer,
@@ -98,10 +98,10 @@ def compare(
         optimizer: ``optimizer(parameters, steps)`` gives the optimizer. The default is Adam at a
             rate that falls from 2e-3 to 0 along a cosine.
         equations: Losses that are residuals of equations, as for ``GradNorm``.
-        jobs: How many runs are made at once. With several, each is a process of its own, so the
-            functions have to be at the top level of a module, and the call in a script under
-            ``if __name__ == "__main__":``. With 1 they are made here, one after the other, as a
-            notebook needs it. The default is the number of cores.
+        jobs: How many runs are made at once, each in a process of its own; by default as many
+            as cores. So the functions have to be at the top level of a module, and in a script
+            the call under ``if __name__ == "__main__":``. With 0 the runs are made in this
+            process, one after the other, as a notebook needs it.
         folder: Where runs, table, figure and page are written. Each problem needs its own.
         progress: Whether to print how far it is.
 
@@ -125,7 +125,7 @@ def compare(
         ...     return {"pde": (u - x.sin()).square().mean(), "bc": (u[0] - 1).square().sum()}
         >>> found = compare(
         ...     lambda: FCNet(1, 1, 3, 8), losses, ["equal", "pinn"], seeds=[0], steps=20,
-        ...     jobs=1, folder=tempfile.mkdtemp(), progress=False,
+        ...     jobs=0, folder=tempfile.mkdtemp(), progress=False,
         ... )
         >>> [(run["balance"], run["steps"], list(run["losses"])) for run in found.runs]
         [('equal', 20, ['pde', 'bc']), ('pinn', 20, ['pde', 'bc'])]
@@ -228,7 +228,7 @@ def _side_by_side(
         equation: For people.
     """
     machine = find_machine()
-    jobs = machine.cores if jobs is None else _arguments.integer("jobs", jobs, at_least=1)
+    jobs = machine.cores if jobs is None else _arguments.integer("jobs", jobs, at_least=0)
     plan: list[Run] = [
         {
             "problem": name,
@@ -243,9 +243,9 @@ def _side_by_side(
     if not plan:
         raise ValueError(f"rules and seeds must have one at least, got {[*rules]} and {[*looks]}")
     jobs = min(jobs, len(plan))
-    threads = max(1, machine.cores // jobs) if jobs > 1 else None
+    threads = max(1, machine.cores // jobs) if jobs else None
     work = functools.partial(_train, task, dict(rules), steps, threads)
-    ended = run_all(plan, folder, work, jobs, _described, progress)
+    ended = run_all(plan, read_runs(folder), folder, work, jobs, _described, progress)
     comparison = Comparison(
         [run for run in ended if FAILED not in run], [run for run in ended if FAILED in run], folder
     )
@@ -292,7 +292,7 @@ def _train(
     trainer = Trainer(
         net, trial.losses, optimizer, callbacks=[stop], extras={"course": course}, progress=False
     )
-    course.follow(trainer, steps, folder)
+    course.follow(trainer, steps, folder, every=max(1, steps // MOMENTS))
     if stop.received and trainer.step < steps:
         return None
     return {**course.results(trainer), **trial.found(net)}
