@@ -68,12 +68,8 @@ def train(run: Run, folder: Path, say: Callable[[float], None], stop: StopOnSign
     """One run, with checkpoints in the folder; all that is to be known of it."""
     tune_cpu(threads=1)
     settings = Settings(**run["settings"])
-    task = KnownProblem(
-        run["problem"],
-        points=settings.points,
-        hidden_layers=settings.hidden_layers,
-        width=settings.width,
-    )
+    network = settings.hidden_layers, settings.width
+    task = KnownProblem(run["problem"], *network, points=settings.points)
     trial = task.begin(run["seed"])
     kinds = {c.name: c.kind for c in problem_of(run["problem"]).conditions}
     net, balancer = balanced(run["balance"], run["options"], trial.net, kinds)

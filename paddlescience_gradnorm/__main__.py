@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "python -m paddlescience_gradnorm"
 HIDDEN_LAYERS, WIDTH = 4, 50
-LEARNING_RATE = 2e-3  # at first; it falls to zero along a cosine
 PIXELS = 100  # of a figure's side
 ALPHA = 1.0  # of the published rule, which has no default of its own
 DISTRIBUTIONS = ("numpy", "scipy", "sympy", "matplotlib", "paddlesci")
@@ -132,7 +131,7 @@ def compare(options: argparse.Namespace) -> int:
     print(f"{problem.name}: {problem.equation}", flush=True)
     try:
         comparison = compare_problem(
-            KnownProblem(problem.name, options.points),
+            KnownProblem(problem.name, HIDDEN_LAYERS, WIDTH, options.points),
             options.balance,
             options.seeds,
             options.steps,
@@ -182,16 +181,15 @@ def _train(
     from paddlescience_gradnorm.runtime import tune_cpu
 
     print(tune_cpu(), end="\n\n")
-    import paddle
-
-    from paddlescience_gradnorm import FCNet, GradNorm
+    from paddlescience_gradnorm import GradNorm
     from paddlescience_gradnorm.training import StopOnSignals, Trainer
+    from paddlescience_gradnorm.training._trial import LEARNING_RATE, KnownProblem
 
     problem = options.problem
     print(f"{problem.name}: {problem.equation}", flush=True)
-    paddle.seed(options.seed)
-    training = problem.sample(options.points, options.seed)
-    net: Any = FCNet(len(problem.coordinates), len(problem.fields), HIDDEN_LAYERS + 1, WIDTH)
+    task = KnownProblem(problem.name, HIDDEN_LAYERS, WIDTH, options.points)
+    trial = task.begin(options.seed)
+    net = trial.net
     if options.balance != "equal":
         net = GradNorm(
             net,
@@ -200,12 +198,10 @@ def _train(
             rule=options.balance,
             equations=[c.name for c in problem.conditions if c.kind == "pde"],
         )
-    schedule = paddle.optimizer.lr.CosineAnnealingDecay(LEARNING_RATE, T_max=options.steps)
-    parameters = [*net.parameters(), *training.parameters()]
-    adam = paddle.optimizer.Adam(schedule, parameters=parameters)
+    adam = trial.optimizer([*net.parameters(), *trial.parameters], options.steps)
     start = time.perf_counter()
     with StopOnSignals() as stop:
-        trainer = Trainer(net, training.losses, adam, callbacks=[*callbacks, stop])
+        trainer = Trainer(net, trial.losses, adam, callbacks=[*callbacks, stop])
         trainer.fit(epochs=options.steps)
     seconds = time.perf_counter() - start
     if stop.received:
@@ -214,9 +210,7 @@ def _train(
     settings = {name: getattr(options, name) for name in ("balance", "steps", "points", "seed")}
     metrics = {
         "equation": problem.equation,
-        "errors": problem.relative_errors(net),
-        "coefficients": training.coefficients(),
-        "coefficient_errors": training.coefficient_errors(),
+        **trial.found(net),
         "final_losses": last["losses"],
         "final_weights": last["weights"],
         "diagnosis": trainer.diagnose(),
@@ -336,7 +330,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             _add_run_options,
             "train a network on a problem and say how good it is",
             f" A tanh network with {HIDDEN_LAYERS} hidden layers of {WIDTH} is trained by Adam at "
-            f"a rate that falls from {LEARNING_RATE:g} to zero along a cosine. Ctrl-C ends the run "
+            "a rate that falls to zero along a cosine. Ctrl-C ends the run "
             "after the step; what came of it is written all the same.",
         ),
         (

@@ -83,7 +83,10 @@ def write(
         section(
             what, figure_of("Over steps and seconds", image, f"{what} of {rules}", spread, True)
         ),
-        section("By loss", figure_of("", details, f"losses and weights of {rules}", by_loss, True)),
+        section(
+            "By loss",
+            figure_of("Over steps", details, f"losses and weights of {rules}", by_loss, True),
+        ),
         section("Diagnosis", findings_of([*_failures(failed), *findings])),
         section("How it was made", table(["setting", "value"], settings.items())),
         '<p class="note">Seconds are those of the training, without the measurements. Runs that '
@@ -181,7 +184,12 @@ def _details(by_rule: _ByRule) -> Figure:
         draw(axes[0], by_rule, _values_of("loss_curves", name))
         draw(axes[1], by_rule, _values_of("weights", name))
         axes[0].set(title=f"loss {name}", yscale="log")
-        axes[1].set(title=f"weight {name}", yscale="log", xlabel="step")
+        # Coefficients of a direction may be 0 or negative.
+        above = all(
+            min(run["weights"][name]) > 0 for of_rule in by_rule.values() for run in of_rule
+        )
+        scale = "log" if above else "linear"
+        axes[1].set(title=f"weight {name}", yscale=scale, xlabel="step")
     conflict, empty = panels[:, -1]
     draw(conflict, by_rule, lambda run: run["conflicts"])
     conflict.axhline(0, color="gray", linewidth=0.8, linestyle=":")

@@ -17,7 +17,6 @@ from paddlescience_gradnorm.pde.problems.formulation import INTERIOR_POINTS
 
 MakeOptimizer = Callable[[list[paddle.Tensor], int], paddle.optimizer.Optimizer]
 
-HIDDEN_LAYERS, WIDTH = 4, 50
 LEARNING_RATE = 2e-3  # at first; it falls to zero along a cosine
 
 
@@ -49,17 +48,17 @@ class KnownProblem:
 
     Attributes:
         name: In ``PROBLEMS``.
-        n_points: Number of points in the interior.
-        points: Numbers of points in regions by name, instead of those.
         hidden_layers: Number of hidden layers.
         width: Of each.
+        n_points: Number of points in the interior.
+        points: Numbers of points in regions by name, instead of those.
     """
 
     name: str
+    hidden_layers: int
+    width: int
     n_points: int = INTERIOR_POINTS
     points: Mapping[str, int] = field(default_factory=dict)
-    hidden_layers: int = HIDDEN_LAYERS
-    width: int = WIDTH
 
     def begin(self, seed: int) -> Trial:
         """Points, noise and network of this seed."""

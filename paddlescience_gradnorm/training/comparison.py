@@ -258,7 +258,7 @@ def _side_by_side(
         "seeds": list(looks),
         "steps": steps,
         **{name: value for name, value in plan[0]["settings"].items() if name != "first losses"},
-        "runs at once": jobs,
+        "runs at once": jobs or "1, in one process for all",
         "machine": str(machine),
     }
     _compared.write(folder, comparison.runs, comparison.failed, settings, equation)

@@ -208,7 +208,7 @@ def dying(net):
 
 @pytest.mark.parametrize("name", ["equal", "pinn", "published", "relobralo", "inverse_norm"])
 def test_a_known_problem_has_its_error_by_every_rule(tmp_path, name):
-    task = KnownProblem("burgers_inverse", 32, {"data": 8}, 2, 8)
+    task = KnownProblem("burgers_inverse", 2, 8, 32, {"data": 8})
     found = compare_problem(task, [name], [0], 4, 0, tmp_path, "an equation")
     (run,) = found.runs
     assert run["error"] == pytest.approx(np.mean(list(run["errors"].values())))
