@@ -9,25 +9,27 @@ with --help for the options.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import os
 import platform
-import shutil
-import subprocess
-import sys
-import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
+import paddle
+from accuracy_balances import BALANCES, TITLES, balanced, renamed, without_aggregators
 
-POINTS_ON_CURVE = 50
-CHECKPOINT_EVERY = 1000  # steps
+from paddlescience_gradnorm.pde.problems import PROBLEMS
+from paddlescience_gradnorm.pde.problems import problem as problem_of
+from paddlescience_gradnorm.runtime import tune_cpu  # before Paddle multiplies
+from paddlescience_gradnorm.training import StopOnSignals, Trainer, _runs
+from paddlescience_gradnorm.training._compared import draw
+from paddlescience_gradnorm.training._course import MOMENTS, Course
+from paddlescience_gradnorm.training._runs import Run
+from paddlescience_gradnorm.training._trial import KnownProblem
 
 
 @dataclass(frozen=True)
@@ -84,125 +86,49 @@ DB_PINN = {
 }
 
 
-class Curve:
-    """Step, seconds and error over a run, also one that goes on from a checkpoint."""
-
-    def __init__(self) -> None:
-        self.points: list[list[float]] = []
-        self._start = time.perf_counter()
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self._start
-
-    def add(self, step: int, error: float) -> None:
-        self.points.append([step, self.seconds(), error])
-
-    def state_dict(self) -> dict[str, str]:
-        # As text, for a checkpoint's arrays have the size of those that they replace.
-        return {"curve": json.dumps([self.seconds(), self.points])}
-
-    def set_state_dict(self, state: dict[str, str]) -> None:
-        seconds, self.points = json.loads(state["curve"])
-        self._start = time.perf_counter() - seconds
-
-
-def train(
-    name: str,
-    balance: str,
-    options: dict[str, Any],
-    seed: int,
-    settings: Settings,
-    folder: str,
-) -> Any:
-    """One run, in this process, with checkpoints in the folder; all that is to be known of it."""
-    from accuracy_balances import BALANCES, OfPaddleScience, pinn
-
-    from paddlescience_gradnorm.runtime import tune_cpu
-
+def train(run: Run, folder: Path, say: Callable[[float], None], stop: StopOnSignals) -> Run | None:
+    """One run, with checkpoints in the folder; all that is to be known of it."""
     tune_cpu(threads=1)
-    import paddle
-
-    from paddlescience_gradnorm import FCNet, LossBalancer
-    from paddlescience_gradnorm.pde.problems import problem
-    from paddlescience_gradnorm.training import Checkpoints, Trainer
-
-    task = problem(name)
-    paddle.seed(seed)
-    training = task.sample(seed=seed, points=settings.points)
-    outputs = len(task.fields)
-    net = FCNet(len(task.coordinates), outputs, settings.hidden_layers + 1, settings.width)
-    residuals = [c.name for c in task.conditions if c.kind == "pde"]
-    conditions = [c.name for c in task.conditions if c.kind != "pde"]
-    build = pinn(**options) if options else BALANCES[balance][1]
-    balancer = build(net, residuals, conditions)
-
-    curve = Curve()
+    settings = Settings(**run["settings"])
+    network = settings.hidden_layers, settings.width
+    task = KnownProblem(run["problem"], *network, points=settings.points)
+    trial = task.begin(run["seed"])
+    kinds = {c.name: c.kind for c in problem_of(run["problem"]).conditions}
+    net, balancer = balanced(run["balance"], run["options"], trial.net, kinds)
+    course = Course(trial.error, say)
 
     class OverTime(paddle.optimizer.lr.LRScheduler):
         def get_lr(self) -> float:
-            done = min(1.0, curve.seconds() / settings.seconds)
+            done = min(1.0, course.seconds() / settings.seconds)
             return 0.5 * self.base_lr * (1 + math.cos(math.pi * done))
 
     class Deadline(paddle.callbacks.Callback):
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            self.model.stop_training = curve.seconds() > settings.seconds
+            if course.seconds() > settings.seconds:
+                self.model.stop_training = True
 
-    steps, callbacks = settings.steps, []
+    steps, callbacks = settings.steps, [stop]
     if settings.seconds:
         schedule = OverTime(settings.learning_rate)
-        steps, callbacks = 10**9, [Deadline()]
+        steps, callbacks = 10**9, [stop, Deadline()]
     else:
         schedule = paddle.optimizer.lr.CosineAnnealingDecay(settings.learning_rate, T_max=steps)
-    parameters = [*net.parameters(), *training.parameters()]
-    if isinstance(balancer, LossBalancer) and balancer.weight_lr is None:
-        parameters.append(balancer.loss_weights)
-    adam = paddle.optimizer.Adam(schedule, parameters=parameters)
-    trainer = Trainer(net, training.losses, adam, balancer, callbacks, extras={"curve": curve})
+    adam = paddle.optimizer.Adam(schedule, parameters=[*net.parameters(), *trial.parameters])
+    extras = {"course": course}
+    trainer = Trainer(net, trial.losses, adam, balancer, callbacks, extras=extras, progress=False)
     # PaddleScience's aggregators keep a part of their state where no checkpoint finds it.
-    checkpoints = None
-    if not settings.seconds and not isinstance(balancer, OfPaddleScience):
-        checkpoints = Checkpoints(folder, every=CHECKPOINT_EVERY)
-    resume = "latest" if checkpoints and checkpoints.paths() else None
-
-    def evaluate(net: paddle.nn.Layer) -> dict[str, float]:
-        errors = task.relative_errors(net)
-        error = errors.get("speed", float(np.mean(list(errors.values()))))
-        curve.add(trainer.step, error)
-        return errors
-
-    every = max(1, settings.steps // POINTS_ON_CURVE)
-    trainer.fit(
-        epochs=steps,
-        validate=evaluate,
-        validate_every=every,
-        checkpoints=checkpoints,
-        resume=resume,
-    )
+    keeps = not settings.seconds and balancer is None
+    course.follow(trainer, steps, folder, max(1, settings.steps // MOMENTS), keeps)
+    if stop.received:
+        return None
     if settings.lbfgs_steps:
         trainer.fit_lbfgs(epochs=1, max_iter=settings.lbfgs_steps)
-    errors = evaluate(net)
-    weights = trainer.history.weights
-    shown = np.linspace(0, trainer.step - 1, 20).astype(int)
-    return {
-        "error": curve.points[-1][2],
-        "errors": errors,
-        "coefficients": training.coefficients(),
-        "coefficient_errors": training.coefficient_errors(),
-        "steps": trainer.step,
-        "seconds": curve.seconds(),
-        "curve": curve.points,
-        "losses": {name: losses[-1] for name, losses in trainer.history.losses.items()},
-        "weights": {name: w[np.minimum(shown, len(w) - 1)].tolist() for name, w in weights.items()},
-        "paddle": paddle.__version__,
-    }
+    return {**course.results(trainer), **trial.found(net)}
 
 
-def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
+def run_all(options: argparse.Namespace) -> list[Run]:
     """All runs that have been asked for, those that are in the file already and new ones."""
-    path = options.output / "runs.jsonl"
-    options.output.mkdir(parents=True, exist_ok=True)
-    runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    wanted = [
+    plan = [
         {
             "problem": name,
             "balance": balance,
@@ -214,48 +140,18 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
         for balance in options.balances
         for name in options.problems
     ]
-    done = {key(run) for run in runs}
-    missing = [run for run in wanted if key(run) not in done]
-    with ThreadPoolExecutor(options.processes) as pool, path.open("a") as file:
-        finished = pool.map(lambda run: run_apart(run, options.output), missing)
-        for number, run in enumerate(finished, 1):
-            if "error" in run:  # or it is tried again next time
-                file.write(json.dumps(run) + "\n")
-                file.flush()
-                runs.append(run)
-            print(
-                f"{number}/{len(missing)} {run['problem']}, {run['balance']}, seed {run['seed']}: "
-                + (
-                    f"{run['error']:.2e}, {run['seconds']:.0f} s"
-                    if "error" in run
-                    else run["failed"]
-                ),
-                flush=True,
-            )
-    keys = {key(run) for run in wanted}
-    return [run for run in runs if key(run) in keys]
+    # One thread each, also where a library looks when it is loaded.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    known = [renamed(run) for run in _runs.read_runs(options.output)]
+    runs = _runs.run_all(plan, known, options.output, train, options.processes, described)
+    return [run for run in runs if _runs.FAILED not in run]
 
 
-def key(run: dict[str, Any]) -> str:
-    """What says that two runs are the same."""
-    parts = ("problem", "balance", "options", "seed", "settings")
-    return json.dumps([run[part] for part in parts], sort_keys=True)
-
-
-def run_apart(run: dict[str, Any], output: Path) -> dict[str, Any]:
-    """The run in a process of its own, from its last checkpoint if there is one."""
-    folder = output / "checkpoints" / hashlib.sha256(key(run).encode()).hexdigest()[:16]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    result = subprocess.run(
-        [sys.executable, __file__, "--worker", json.dumps(run), str(folder)],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    if result.returncode:
-        return {**run, "failed": result.stderr.strip().splitlines()[-1]}
-    shutil.rmtree(folder, ignore_errors=True)  # there is none of a short run
-    return {**run, **json.loads(result.stdout.splitlines()[-1])}
+def described(run: Run) -> str:
+    what = f"{run['problem']}, {run['balance']}, seed {run['seed']}"
+    if _runs.FAILED in run:
+        return f"{what} failed: {run[_runs.FAILED]}"
+    return f"{what}: {run['error']:.2e}, {run['seconds']:.0f} s"
 
 
 def settings_of(name: str, options: argparse.Namespace) -> Settings:
@@ -301,63 +197,50 @@ def table(runs: list[dict[str, Any]], titles: dict[str, str]) -> str:
     return "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in summary) + "\n"
 
 
-def plot(path: Path, runs: list[dict[str, Any]], titles: dict[str, str]) -> None:
-    import matplotlib
+def plot(path: Path, runs: list[Run], titles: dict[str, str]) -> None:
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    curves: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        curves[run["problem"]][run["balance"]].append(np.array(run["curve"]))
+        found[run["problem"]][run["balance"]].append(run)
     balances = list(
-        dict.fromkeys(balance for of_problem in curves.values() for balance in of_problem)
+        dict.fromkeys(balance for by_balance in found.values() for balance in by_balance)
     )
-    columns = min(4, len(curves))
-    rows = math.ceil(len(curves) / columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(3.4 * columns, 2.7 * rows), squeeze=False, layout="constrained"
-    )
-    for axis, (problem, of_problem) in zip(axes.flat, curves.items()):
-        for number, balance in enumerate(balances):
-            found = of_problem.get(balance, [])
-            if found:
-                shortest = min(map(len, found))
-                values = np.median([curve[:shortest, 2] for curve in found], axis=0)
-                axis.semilogy(
-                    found[0][:shortest, 0],
-                    values,
-                    color=f"C{number}",
-                    linewidth=1.8 if balance == "pinn" else 1,
-                    label=titles.get(balance, balance),
-                )
+    columns = min(4, len(found))
+    rows = math.ceil(len(found) / columns)
+    figure = Figure(figsize=(3.4 * columns, 2.7 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis, (problem, by_balance) in zip(axes.flat, found.items()):
+        titled = {titles.get(balance, balance): by_balance[balance] for balance in balances}
+        draw(axis, titled, lambda run: [error for _, _, error in run["curve"]])
+        axis.set_yscale("log")
         axis.set_title(problem, fontsize=10)
         axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.3)
-    for axis in axes.flat[len(curves) :]:
+    for axis in axes.flat[len(found) :]:
         axis.axis("off")
     handles = {}
     for axis in axes.flat:
         handles.update(dict(zip(*axis.get_legend_handles_labels()[::-1])))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
-    figure.supylabel("relative L2 error over the steps, median of the seeds", fontsize=9)
+    figure.supylabel(
+        "relative L2 error over the steps, median of the seeds and their range", fontsize=9
+    )
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    from accuracy_balances import BALANCES
-
-    from paddlescience_gradnorm.pde.problems import PROBLEMS
-
-    options = parse(list(PROBLEMS), list(BALANCES))
-    titles = {name: title for name, (title, _) in BALANCES.items()}
-    runs = run_all(options)
+    options = parse(list(PROBLEMS), BALANCES)
+    try:
+        runs = run_all(options)
+    except _runs.Interrupted as stopped:
+        print(stopped)
+        raise SystemExit(stopped.exit_code) from None
     if not runs:
         raise SystemExit("no run has come to its end")
-    described = table(runs, titles)
-    (options.output / "accuracy.md").write_text(described)
-    plot(options.output / "accuracy.png", runs, titles)
-    print(f"\n{described}\n{platform.processor() or platform.machine()}: {options.output}")
+    text = table(runs, TITLES)
+    (options.output / "accuracy.md").write_text(text)
+    plot(options.output / "accuracy.png", runs, TITLES)
+    print(f"\n{text}\n{platform.processor() or platform.machine()}: {options.output}")
 
 
 def parse(problems: list[str], balances: list[str]) -> argparse.Namespace:
@@ -379,14 +262,15 @@ def parse(problems: list[str], balances: list[str]) -> argparse.Namespace:
     new = {"search": list(SEARCH), "confirmation": list(CONFIRMATION)}
     first = [name for name in problems if name not in SEARCH + CONFIRMATION]
 
-    default = [name for name in balances if name not in ("relobralo", "ppsci_gradnorm", "ntk")]
     parser.add_argument(
         "--problems",
         type=names(problems, {"first": first, **new}),
         default=first,
         help="by name, or 'first' (the default), 'search' and 'confirmation'",
     )
-    parser.add_argument("--balances", type=names(balances, {}), default=default)
+    parser.add_argument(
+        "--balances", type=names(balances, {}), default=without_aggregators(balances)
+    )
     parser.add_argument(
         "--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2]
     )
@@ -410,16 +294,4 @@ def parse(problems: list[str], balances: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        asked = json.loads(sys.argv[2])
-        result = train(
-            asked["problem"],
-            asked["balance"],
-            asked["options"],
-            asked["seed"],
-            Settings(**asked["settings"]),
-            sys.argv[3],
-        )
-        print(json.dumps(result))
-    else:
-        main()
+    main()

@@ -1,8 +1,8 @@
 """The command line: ``python -m paddlescience_gradnorm --help``.
 
 ``problems`` lists what there is to train on, ``run`` trains on one of them and writes what came
-of it, ``report`` makes a page of that, ``doctor`` prints versions, settings and speed of this
-installation.
+of it, ``report`` makes a page of that, ``compare`` trains on one by several rules, ``doctor``
+prints versions, settings and speed of this installation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "python -m paddlescience_gradnorm"
 HIDDEN_LAYERS, WIDTH = 4, 50
-LEARNING_RATE = 2e-3  # at first; it falls to zero along a cosine
 PIXELS = 100  # of a figure's side
 ALPHA = 1.0  # of the published rule, which has no default of its own
 DISTRIBUTIONS = ("numpy", "scipy", "sympy", "matplotlib", "paddlesci")
@@ -121,6 +120,34 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
+def compare(options: argparse.Namespace) -> int:
+    """Train by several rules, print the table and say where figure and page are."""
+    from paddlescience_gradnorm.training._runs import Interrupted
+    from paddlescience_gradnorm.training._trial import KnownProblem
+    from paddlescience_gradnorm.training.comparison import compare_problem
+
+    problem = options.problem
+    folder = options.output or Path("outputs", f"{problem.name}_comparison")
+    print(f"{problem.name}: {problem.equation}", flush=True)
+    try:
+        comparison = compare_problem(
+            KnownProblem(problem.name, HIDDEN_LAYERS, WIDTH, options.points),
+            options.balance,
+            options.seeds,
+            options.steps,
+            options.jobs,
+            folder,
+            problem.equation,
+        )
+    except Interrupted as stopped:
+        print(stopped)
+        return stopped.exit_code
+    except (ValueError, RuntimeError, ImportError) as error:
+        options.parser.exit(1, f"{options.parser.prog}: {error}\n")
+    print(f"\n{comparison.table()}\ncomparison.md, comparison.png, comparison.html in {folder}")
+    return 1 if comparison.failed else 0
+
+
 def doctor(options: argparse.Namespace) -> int:
     """Print versions, then what ``python -m paddlescience_gradnorm.runtime`` prints."""
     from paddlescience_gradnorm import runtime
@@ -154,16 +181,15 @@ def _train(
     from paddlescience_gradnorm.runtime import tune_cpu
 
     print(tune_cpu(), end="\n\n")
-    import paddle
-
-    from paddlescience_gradnorm import FCNet, GradNorm
+    from paddlescience_gradnorm import GradNorm
     from paddlescience_gradnorm.training import StopOnSignals, Trainer
+    from paddlescience_gradnorm.training._trial import LEARNING_RATE, KnownProblem
 
     problem = options.problem
     print(f"{problem.name}: {problem.equation}", flush=True)
-    paddle.seed(options.seed)
-    training = problem.sample(options.points, options.seed)
-    net: Any = FCNet(len(problem.coordinates), len(problem.fields), HIDDEN_LAYERS + 1, WIDTH)
+    task = KnownProblem(problem.name, HIDDEN_LAYERS, WIDTH, options.points)
+    trial = task.begin(options.seed)
+    net = trial.net
     if options.balance != "equal":
         net = GradNorm(
             net,
@@ -172,12 +198,10 @@ def _train(
             rule=options.balance,
             equations=[c.name for c in problem.conditions if c.kind == "pde"],
         )
-    schedule = paddle.optimizer.lr.CosineAnnealingDecay(LEARNING_RATE, T_max=options.steps)
-    parameters = [*net.parameters(), *training.parameters()]
-    adam = paddle.optimizer.Adam(schedule, parameters=parameters)
+    adam = trial.optimizer([*net.parameters(), *trial.parameters], options.steps)
     start = time.perf_counter()
     with StopOnSignals() as stop:
-        trainer = Trainer(net, training.losses, adam, callbacks=[*callbacks, stop])
+        trainer = Trainer(net, trial.losses, adam, callbacks=[*callbacks, stop])
         trainer.fit(epochs=options.steps)
     seconds = time.perf_counter() - start
     if stop.received:
@@ -186,9 +210,7 @@ def _train(
     settings = {name: getattr(options, name) for name in ("balance", "steps", "points", "seed")}
     metrics = {
         "equation": problem.equation,
-        "errors": problem.relative_errors(net),
-        "coefficients": training.coefficients(),
-        "coefficient_errors": training.coefficient_errors(),
+        **trial.found(net),
         "final_losses": last["losses"],
         "final_weights": last["weights"],
         "diagnosis": trainer.diagnose(),
@@ -321,7 +343,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             _add_run_options,
             "train a network on a problem and say how good it is",
             f" A tanh network with {HIDDEN_LAYERS} hidden layers of {WIDTH} is trained by Adam at "
-            f"a rate that falls from {LEARNING_RATE:g} to zero along a cosine. Ctrl-C ends the run "
+            "a rate that falls to zero along a cosine. Ctrl-C ends the run "
             "after the step; what came of it is written all the same.",
         ),
         (
@@ -330,6 +352,14 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             _add_report_options,
             "make an HTML page of a finished run: settings, curves, figures, diagnosis, versions",
             " The page is one file, which needs no network.",
+        ),
+        (
+            "compare",
+            compare,
+            _add_compare_options,
+            "train on a problem by several rules, side by side",
+            " Table, figure and an HTML page are written. Runs that the folder holds are not made "
+            "again. Ctrl-C stops after the step, and the same command goes on from there.",
         ),
         (
             "doctor",
@@ -387,6 +417,36 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "problem", type=_problem, metavar="PROBLEM", help="see the command problems"
+    )
+    parser.add_argument(
+        "--balance",
+        type=_rules,
+        default=["equal", "pinn", "lr_annealing", "relobralo"],
+        metavar="RULE,...",
+        help=f"rules, by their names (default: equal,pinn,lr_annealing,relobralo); published has "
+        f"alpha {ALPHA:g}",
+    )
+    parser.add_argument(
+        "--seeds", type=_seeds, default=[0, 1, 2], metavar="N,...", help="default: 0,1,2"
+    )
+    parser.add_argument("--steps", type=at_least(1), default=5000, help="default: 5000")
+    parser.add_argument(
+        "--points", type=at_least(1), default=1000, help="in the interior (default: 1000)"
+    )
+    parser.add_argument(
+        "--jobs", type=at_least(1), help="runs at once (default: one for each core)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where runs, table, figure and page are kept (default: outputs/PROBLEM_comparison)",
+    )
+
+
 def _add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", type=Path, metavar="RUN_DIR", help="what run, or an example, has written"
@@ -400,6 +460,21 @@ def _add_doctor_options(parser: argparse.ArgumentParser) -> None:
     from paddlescience_gradnorm.runtime import add_options
 
     add_options(parser)
+
+
+def _rules(text: str) -> list[str]:
+    from paddlescience_gradnorm.balancing.rules import RULES
+
+    known = [name for name in RULES if name != "fixed"]  # which needs weights
+    names = list(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"must name rules of {', '.join(known)}, got {name!r}")
+    return names
+
+
+def _seeds(text: str) -> list[int]:
+    return list(dict.fromkeys(map(at_least(0), text.split(","))))
 
 
 def _problem(name: str) -> Problem:

@@ -16,6 +16,7 @@ from paddlescience_gradnorm.pde.problems import PROBLEMS, problem
 from paddlescience_gradnorm.training import History
 
 COMMAND = [sys.executable, "-W", "ignore", "-m", "paddlescience_gradnorm"]
+COMPARED = ["--balance", "pinn", "--seeds", "0"]
 TINY = ["--steps", "20", "--points", "32"]
 
 
@@ -27,7 +28,7 @@ def test_help_lists_the_commands(tmp_path):
     result = command_line("--help", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert re.findall(r"^ {4}(\w+) ", result.stdout, re.MULTILINE) == [
-        *("problems", "run", "report", "doctor"),
+        *("problems", "run", "report", "compare", "doctor"),
     ]
 
 
@@ -166,6 +167,40 @@ def test_without_matplotlib_there_is_no_figure_and_a_line_that_says_why(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.npz", "metrics.json"]
 
 
+def test_compare_writes_what_it_prints_and_goes_on_where_it_was(tmp_path):
+    options = ["--balance", "equal,pinn", "--seeds", "0,1", *TINY, "--jobs", "2"]
+    result = command_line("compare", "burgers_inverse", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "outputs/burgers_inverse_comparison"
+    first, *lines = result.stdout.splitlines()
+    assert first == f"burgers_inverse: {problem('burgers_inverse').equation}"
+    assert [line[:4] for line in lines[:4]] == ["1/4 ", "2/4 ", "3/4 ", "4/4 "]
+    table = (folder / "comparison.md").read_text()
+    files = "comparison.md, comparison.png, comparison.html"
+    assert f"\n{table}\n{files} in {folder.relative_to(tmp_path)}\n" in result.stdout
+    runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    assert sorted((run["balance"], run["seed"]) for run in runs) == [
+        *(("equal", 0), ("equal", 1), ("pinn", 0), ("pinn", 1))
+    ]
+    errors = sorted(run["error"] for run in runs if run["balance"] == "pinn")
+    assert f"{np.median(errors):.2g} [{errors[0]:.2g}, {errors[1]:.2g}]" in table
+    page = (folder / "comparison.html").read_text(encoding="utf-8")
+    assert html.escape(problem("burgers_inverse").equation) in page
+
+    result = command_line("compare", "burgers_inverse", *options, cwd=tmp_path)
+    assert result.stdout.splitlines()[1] == "4 of 4 runs are there already"
+    assert (folder / "comparison.md").read_text() == table
+
+
+def test_compare_is_the_run_of_each_rule(tmp_path, capsys):
+    assert main(["run", "heat", *TINY, "--output", str(tmp_path / "run")]) == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert main(["compare", "heat", *TINY, *COMPARED, "--output", str(tmp_path / "all")]) == 0
+    (run,) = map(json.loads, (tmp_path / "all/runs.jsonl").read_text().splitlines())
+    for quantity, error in run["errors"].items():
+        assert error == pytest.approx(metrics["errors"][quantity], rel=1e-4)
+
+
 def test_doctor_prints_versions_settings_and_speed(tmp_path):
     tiny = ["--repetitions", "1", "--points", "10", "--seconds", "0"]
     result = command_line("doctor", *tiny, cwd=tmp_path)
@@ -208,6 +243,11 @@ def test_doctor_prints_versions_settings_and_speed(tmp_path):
         (["run", "heat", "--balance", "fixed"], "--balance: invalid choice: 'fixed'"),
         (["run", "heat", "--balance", "config"], "--balance: invalid choice: 'config'"),
         (["run", "heat", "--epochs", "3"], "unrecognized arguments: --epochs 3"),
+        (["compare"], "required: PROBLEM"),
+        (["compare", "heat", "--balance", "equal,fixed"], "must name rules of .*, got 'fixed'"),
+        (["compare", "heat", "--balance", ""], "--balance: must name rules of .*, got ''"),
+        (["compare", "heat", "--seeds", "0,x"], "--seeds: must be an integer from 0 .*, got 'x'"),
+        (["compare", "heat", "--jobs", "0"], "--jobs: must be an integer from 1 .*, got '0'"),
     ],
 )
 def test_mistakes_are_named_in_one_line(capsys, arguments, message):

@@ -2,6 +2,7 @@
 
 from paddlescience_gradnorm.training._checkpoint_file import CheckpointError
 from paddlescience_gradnorm.training.checkpoints import Checkpoints
+from paddlescience_gradnorm.training.comparison import Comparison, compare
 from paddlescience_gradnorm.training.gradnorm_run import train_gradnorm
 from paddlescience_gradnorm.training.history import History
 from paddlescience_gradnorm.training.live import LiveView
@@ -15,6 +16,7 @@ from paddlescience_gradnorm.training.visualdl import VisualDL
 __all__ = [
     "CheckpointError",
     "Checkpoints",
+    "Comparison",
     "History",
     "LiveView",
     "ProgressBar",
@@ -22,6 +24,7 @@ __all__ = [
     "StopOnSignals",
     "Trainer",
     "VisualDL",
+    "compare",
     "train_gradnorm",
     "write_report",
 ]

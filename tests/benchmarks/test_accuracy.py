@@ -1,15 +1,19 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import paddle
 import pytest
 
+from paddlescience_gradnorm import FCNet
+from paddlescience_gradnorm.balancing import PinnRule
 from paddlescience_gradnorm.pde.problems import PROBLEMS, problem
+from paddlescience_gradnorm.training import StopOnSignals
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -47,7 +51,8 @@ def test_runs_are_made_once_and_end_in_a_table_and_a_figure(tmp_path):
     assert first.returncode == 0, first.stderr
     second = run(tmp_path, *arguments, "--balances", "equal,pinn")
     assert second.returncode == 0, second.stderr
-    assert "2/2 burgers_inverse, pinn, seed 3" in second.stdout  # and no more than these two
+    assert "2 of 4 runs are there already" in second.stdout
+    assert "4/4 burgers_inverse, pinn, seed 3" in second.stdout  # and no more than these two
     runs = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert [(r["problem"], r["balance"]) for r in runs] == [
         (problem, balance)
@@ -70,41 +75,37 @@ def test_a_budget_in_seconds_ends_a_run(tmp_path):
     assert line["steps"] > 1
 
 
-@pytest.mark.parametrize("name", ["equal", "pinn", "published", "max_mean", "db_pinn"])
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
-    accuracy, balances, name, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("paddlescience_gradnorm.runtime.tune_cpu", lambda **_: None)
-    monkeypatch.setattr(accuracy, "CHECKPOINT_EVERY", 5)
+@pytest.mark.parametrize("name", ["equal", "fixed", "pinn", "published", "dual_balance"])
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(accuracy, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy, "tune_cpu", lambda **_: None)
     points = {"interior": 32, "boundary": 8, "initial": 8, "data": 8}
-    settings = accuracy.Settings(2, 8, points, steps=20, lbfgs_steps=2)
-    title, build = balances.BALANCES[name]
+    settings = asdict(accuracy.Settings(2, 8, points, steps=20, lbfgs_steps=2))
+    asked = {"problem": "heat", "balance": name, "options": {}, "seed": 0, "settings": settings}
 
-    def run(folder, last_step=None):
-        def built(*arguments):
-            balance = build(*arguments)
-            backward, steps = balance.backward, iter(range(10**6))
+    def run(folder, stop_at=2.0):
+        stop = StopOnSignals()
 
-            def interrupted(losses):
-                if next(steps) == last_step:
-                    raise KeyboardInterrupt
-                return backward(losses)
+        def say(done):
+            if done >= stop_at:
+                stop.received = signal.SIGTERM
 
-            balance.backward = interrupted
-            return balance
-
-        monkeypatch.setitem(balances.BALANCES, name, (title, built))
-        return accuracy.train("heat", name, {}, 0, settings, str(tmp_path / folder))
+        return accuracy.train(asked, tmp_path / folder, say, stop)
 
     whole = run("whole")
-    with pytest.raises(KeyboardInterrupt):
-        run("parts", last_step=13)
+    assert run("parts", stop_at=0.65) is None
     parts = run("parts")
     assert parts["seconds"] > 0 and parts["steps"] == whole["steps"]
     for result in (whole, parts):
         del result["seconds"]
         result["curve"] = [[step, error] for step, _, error in result["curve"]]
     assert json.dumps(parts) == json.dumps(whole)  # where weights may be NaN
+
+
+def test_earlier_runs_keep_their_names_and_those_of_paddlescience_get_theirs(balances):
+    earlier = [{"balance": name} for name in ("pinn", "relobralo", "ntk", "ppsci_gradnorm")]
+    names = [balances.renamed(run)["balance"] for run in earlier]
+    assert names == ["pinn", "ppsci_relobralo", "ppsci_ntk", "ppsci_gradnorm"]
+    assert balances.renamed({"balance": "ntk", "conflicts": []})["balance"] == "ntk"
 
 
 def test_the_table_has_medians_and_what_they_are_to_equal_weights(accuracy):
@@ -153,49 +154,19 @@ def test_without_a_choice_the_first_fifteen_are_run(accuracy, monkeypatch):
     assert accuracy.parse(list(PROBLEMS), ["equal"]).problems == list(PROBLEMS)[:15]
 
 
-def linear(balances, balance):
-    """A weight of two numbers, an equation with gradient (4, 0), conditions with (1, 1), (0, 3)."""
-    net = paddle.nn.Linear(2, 1, bias_attr=False)
-
-    def losses():
-        w = net.weight.flatten()
-        return {"pde": 4 * w[0], "a": w[0] + w[1] + 2, "b": 3 * w[1] + 5}
-
-    with paddle.no_grad():
-        net.weight.set_value(paddle.zeros_like(net.weight))
-    return net, losses, balance(net, ["pde"], ["a", "b"])
+@pytest.mark.parametrize(
+    "options, rule, rate",
+    [({}, PinnRule(), 0.01), ({"lead": 5.0, "lr": 0.03}, PinnRule(lead=5.0), 0.03)],
+)
+def test_a_balance_is_the_rule_of_this_name_with_its_options(balances, options, rule, rate):
+    net, other = balances.balanced("pinn", options, FCNet(1, 1, 2, 4), {"a": "pde", "b": "data"})
+    assert other is None and net.balancer.rule == rule and net.balancer.weight_lr == rate
+    assert net.balancer.equations == ("a",)
 
 
-def test_max_over_mean_is_wangs_rule(balances):
-    net, losses, balance = linear(balances, balances.MaxOverMean)
-    balance.backward(losses())
-    # max |(4, 0)| = 4 over the means 1 and 1.5
-    expected = 0.9 + 0.1 * np.array([4 / 1, 4 / 1.5])
-    np.testing.assert_allclose(balance.weights.numpy(), expected, rtol=1e-6)
-    gradient = np.array([4, 0]) + expected[0] * np.array([1, 1]) + expected[1] * np.array([0, 3])
-    np.testing.assert_allclose(net.weight.grad.numpy().ravel(), gradient, rtol=1e-6)
-    before = balance.weights.numpy()
-    balance.backward(losses())
-    assert (balance.weights.numpy() == before).all()  # until the tenth step
-
-
-def test_dual_balancing_shares_one_weight_by_difficulty(balances):
-    _, losses, balance = linear(balances, balances.DualBalanced)
-    balance.backward(losses())
-    first = 0.5 * (4 / 1 + 4 / 1.5)  # both are as difficult as they have been so far
-    np.testing.assert_allclose(balance.weights.numpy(), [first, first], rtol=1e-6)
-    balance.backward(losses())
-    aggregated = 4 / (first * 1) + 4 / (first * 1.5)
-    expected = first + (aggregated / 2 - first) / 2
-    np.testing.assert_allclose(balance.weights.numpy(), [expected, expected], rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["equal", "fixed", "max_mean", "db_pinn", "pinn"])
-def test_a_balance_leaves_lbfgs_the_weights_that_acted(balances, name):
-    _, losses, balance = linear(balances, balances.BALANCES[name][1])
-    values = losses()
-    total = balance.backward(dict(values))
-    acted = paddle.ones([3]) if name == "pinn" else balance.loss_weights  # which steps afterwards
-    stacked = paddle.stack([loss.detach() for loss in losses().values()])
-    np.testing.assert_allclose(total.item(), paddle.dot(acted, stacked).item(), rtol=1e-6)
-    assert balance.loss_weights.shape == [3]
+def test_fixed_weights_act_from_the_first_step_on(balances):
+    kinds = {"pde": "pde", "edge": "boundary"}
+    net, _ = balances.balanced("fixed", {}, FCNet(1, 1, 2, 4), kinds)
+    u = net(paddle.ones([3, 1])).square().mean()
+    total = net.backward({"pde": u, "edge": 2 * u})
+    assert total.item() == pytest.approx((1 + 2 * balances.FIXED) * u.item())

@@ -1,0 +1,307 @@
+"""compare: the same training by several rules, side by side."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Protocol, Union
+
+import numpy as np
+import paddle
+
+from paddlescience_gradnorm import _arguments
+from paddlescience_gradnorm._machine import find_machine
+from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
+from paddlescience_gradnorm.balancing.rule import Rule
+from paddlescience_gradnorm.balancing.rules import find_rule
+from paddlescience_gradnorm.network.grad_norm import GradNorm
+from paddlescience_gradnorm.runtime import tune_cpu
+from paddlescience_gradnorm.training import _compared
+from paddlescience_gradnorm.training._checkpoint_file import PathLike
+from paddlescience_gradnorm.training._course import MOMENTS, Course
+from paddlescience_gradnorm.training._runs import FAILED, Run, read_runs, run_all
+from paddlescience_gradnorm.training._trial import (
+    KnownProblem,
+    MakeOptimizer,
+    Trial,
+    adam,
+    seed_all,
+)
+from paddlescience_gradnorm.training.signals import StopOnSignals
+from paddlescience_gradnorm.training.trainer import Trainer
+
+Rules = Union[Sequence[Union[str, Rule]], Mapping[str, Union[str, Rule]]]
+
+ALPHA = 1.0  # of the published rule, which has no default of its own
+TABLE = "comparison.md"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of the runs of ``compare``.
+
+    Attributes:
+        runs: A dict for each run that has come to its end. ``balance`` is the rule's name, and
+            ``seed`` the seed. ``curve`` holds ``[step, seconds, error]`` of some fifty moments,
+            with ``None`` where no error is known. ``conflicts`` holds the smallest cosine between
+            two losses' gradients at these moments. ``loss_curves`` and ``weights`` hold, by the
+            losses' names, the unweighted losses and their weights at these moments, and
+            ``losses`` the last ones. ``seconds`` are those of the training, ``diagnosis`` what
+            ``Trainer.diagnose`` says at the end.
+        failed: A dict for each run that has failed: ``balance``, ``seed``, and the error as
+            ``failed``.
+        folder: Where ``comparison.md``, ``comparison.png`` and ``comparison.html`` are.
+    """
+
+    runs: list[dict[str, Any]]
+    failed: list[dict[str, Any]]
+    folder: Path
+
+    def table(self) -> str:
+        """The results in Markdown: a row for each rule, medians over the seeds."""
+        return _compared.markdown(self.runs, self.failed)
+
+
+def compare(
+    build: Callable[[], paddle.nn.Layer],
+    losses: Callable[[Any], Losses],
+    rules: Rules = ("equal", "pinn"),
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: int = 2000,
+    *,
+    error: Callable[[Any], float] | None = None,
+    optimizer: MakeOptimizer = adam,
+    equations: Sequence[Union[int, str]] | None = None,
+    jobs: int | None = None,
+    folder: PathLike = "outputs/comparison",
+    progress: bool = True,
+) -> Comparison:
+    """Train one problem by several rules, and put the results side by side.
+
+    Every rule gets the same seeds, networks, points, optimizer and number of steps. Before each
+    run the generators of Paddle, numpy and Python are seeded. Runs that are in the folder are not
+    made again. After Ctrl-C the same call goes on where the runs were stopped.
+
+    Args:
+        build: ``build()`` gives the network. Unknown coefficients are parameters of it.
+        losses: ``losses(net)`` gives the unweighted losses: a dict name -> scalar, a list or tuple
+            of scalars, or a 1-D tensor; two at least.
+        rules: Names of rules, as in ``RULES``, or rules; or a dict label -> name or rule.
+            ``"published"`` has alpha 1.
+        seeds: Each rule is trained once for each of them.
+        steps: Of every run, at least 1.
+        error: ``error(net)`` gives the error of a network, a number. Without it the losses, their
+            weights and their conflicts are compared.
+        optimizer: ``optimizer(parameters, steps)`` gives the optimizer. The default is Adam at a
+            rate that falls from 2e-3 to 0 along a cosine.
+        equations: Losses that are residuals of equations, as for ``GradNorm``.
+        jobs: How many runs are made at once, each in a process of its own; by default as many
+            as cores. So the functions have to be at the top level of a module, and in a script
+            the call under ``if __name__ == "__main__":``. With 0 the runs are made in this
+            process, one after the other, as a notebook needs it.
+        folder: Where runs, table, figure and page are written. Each problem needs its own.
+        progress: Whether to print how far it is.
+
+    Returns:
+        The runs. Table, figure and page are in the folder; the figure and the page need
+        matplotlib, which the extra ``[plot]`` brings.
+
+    Raises:
+        TypeError: An argument is of the wrong type, or cannot be sent to another process.
+        ValueError: An argument is out of range, or there is no rule of a name.
+        RuntimeError: All runs have failed; the first error is named.
+        KeyboardInterrupt: By SIGINT or SIGTERM, after the steps that were under way.
+        OSError: The folder cannot be written to.
+
+    Examples:
+        >>> import tempfile
+        >>> from paddlescience_gradnorm import FCNet
+        >>> x = paddle.linspace(0, 1, 16).reshape([-1, 1])
+        >>> def losses(net):
+        ...     u = net(x)
+        ...     return {"pde": (u - x.sin()).square().mean(), "bc": (u[0] - 1).square().sum()}
+        >>> found = compare(
+        ...     lambda: FCNet(1, 1, 3, 8), losses, ["equal", "pinn"], seeds=[0], steps=20,
+        ...     jobs=0, folder=tempfile.mkdtemp(), progress=False,
+        ... )
+        >>> [(run["balance"], run["steps"], list(run["losses"])) for run in found.runs]
+        [('equal', 20, ['pde', 'bc']), ('pinn', 20, ['pde', 'bc'])]
+    """
+    chosen = _rules(rules)
+    _arguments.integer("steps", steps, at_least=1)
+    own = _OwnProblem(build, losses, error, optimizer, equations)
+    looks = {_arguments.integer("seeds", seed, at_least=0): own.looks(seed) for seed in seeds}
+    name = getattr(losses, "__qualname__", type(losses).__qualname__)
+    return _side_by_side(name, own, chosen, looks, steps, jobs, Path(folder), progress)
+
+
+def compare_problem(
+    task: KnownProblem,
+    rules: Rules,
+    seeds: Sequence[int],
+    steps: int,
+    jobs: int | None,
+    folder: Path,
+    equation: str,
+) -> Comparison:
+    """``compare`` for one of ``PROBLEMS``, with its equation for the page."""
+    looks = {name: getattr(task, name) for name in ("n_points", "hidden_layers", "width")}
+    chosen, of_seeds = _rules(rules), dict.fromkeys(seeds, looks)
+    return _side_by_side(task.name, task, chosen, of_seeds, steps, jobs, folder, True, equation)
+
+
+class _Task(Protocol):
+    def begin(self, seed: int) -> Trial:
+        """The trial of this seed."""
+
+
+@dataclass(frozen=True)
+class _OwnProblem:
+    """What the user of ``compare`` gives."""
+
+    build: Callable[[], paddle.nn.Layer]
+    losses: Callable[[Any], Losses]
+    error: Callable[[Any], float] | None
+    optimizer: MakeOptimizer
+    equations: Sequence[int | str] | None
+
+    def begin(self, seed: int) -> Trial:
+        seed_all(seed)
+        net = self.build()
+        if not isinstance(net, paddle.nn.Layer):
+            raise TypeError(f"build must give a paddle.nn.Layer, got {type(net).__name__} {net!r}")
+        return Trial(
+            net, self.losses, [], self.error, self.optimizer, self.equations, lambda net: {}
+        )
+
+    def looks(self, seed: int) -> dict[str, Any]:
+        """What tells this problem from others, and from itself before it was changed."""
+        net = self.begin(seed).net
+        losses = self.losses(net)
+        order = LossOrder(count(losses))
+        first = dict(zip(order.names, order.scalars(losses)))
+        optimizer = self.optimizer(net.parameters(), 1)
+        return {
+            "parameters": sum(int(np.prod(p.shape)) for p in net.parameters()),
+            "first losses": {name: f"{float(loss):.6g}" for name, loss in first.items()},
+            "optimizer": f"{type(optimizer).__name__}, rate {optimizer.get_lr():g}",
+            "equations": None if self.equations is None else list(self.equations),
+        }
+
+
+def _rules(rules: Rules) -> dict[str, Rule]:
+    if isinstance(rules, str):
+        raise TypeError(f"rules must be a list or a dict of rules, got {rules!r}; pass [{rules!r}]")
+    if not isinstance(rules, Mapping):
+        rules = {rule if isinstance(rule, str) else repr(rule): rule for rule in rules}
+    return {
+        label: find_rule(rule, ALPHA if rule == "published" else None)
+        for label, rule in rules.items()
+    }
+
+
+def _side_by_side(
+    name: str,
+    task: _Task,
+    rules: Mapping[str, Rule],
+    looks: Mapping[int, Mapping[str, Any]],
+    steps: int,
+    jobs: int | None,
+    folder: Path,
+    progress: bool,
+    equation: str = "",
+) -> Comparison:
+    """Make the runs, and write what came of them.
+
+    Args:
+        name: Of the problem.
+        task: The problem.
+        rules: By the names that tables have.
+        looks: Seed -> what tells the problem, at this seed, from others.
+        steps: Of every run.
+        jobs: How many runs at once; ``None`` means as many as cores.
+        folder: For runs, table, figure and page.
+        progress: Whether to print how far it is.
+        equation: For people.
+    """
+    machine = find_machine()
+    jobs = machine.cores if jobs is None else _arguments.integer("jobs", jobs, at_least=0)
+    plan: list[Run] = [
+        {
+            "problem": name,
+            "balance": label,
+            "options": repr(rule),
+            "seed": seed,
+            "settings": {"steps": steps, **look},
+        }
+        for seed, look in looks.items()
+        for label, rule in rules.items()
+    ]
+    if not plan:
+        raise ValueError(f"rules and seeds must have one at least, got {[*rules]} and {[*looks]}")
+    jobs = min(jobs, len(plan))
+    threads = max(1, machine.cores // jobs) if jobs else None
+    work = functools.partial(_train, task, dict(rules), steps, threads)
+    ended = run_all(plan, read_runs(folder), folder, work, jobs, _described, progress)
+    comparison = Comparison(
+        [run for run in ended if FAILED not in run], [run for run in ended if FAILED in run], folder
+    )
+    if not comparison.runs:
+        raise RuntimeError(f"all runs have failed, the first with {ended[0][FAILED]}")
+    (folder / TABLE).write_text(comparison.table(), encoding="utf-8")
+    settings = {
+        "problem": name,
+        "rules": {label: repr(rule) for label, rule in rules.items()},
+        "seeds": list(looks),
+        "steps": steps,
+        **{name: value for name, value in plan[0]["settings"].items() if name != "first losses"},
+        "runs at once": jobs or "1, in one process for all",
+        "machine": str(machine),
+    }
+    _compared.write(folder, comparison.runs, comparison.failed, settings, equation)
+    return comparison
+
+
+def _train(
+    task: _Task,
+    rules: Mapping[str, Rule],
+    steps: int,
+    threads: int | None,
+    run: Run,
+    folder: Path,
+    say: Callable[[float], None],
+    stop: StopOnSignals,
+) -> Run | None:
+    """A run of ``_side_by_side``; with ``threads`` in a process of its own."""
+    if threads is not None:
+        tune_cpu(threads=threads)
+        # Lines of several processes at once would hide how far they are.
+        logging.getLogger("paddlescience_gradnorm").setLevel(logging.WARNING)
+    trial = task.begin(run["seed"])
+    net = GradNorm(
+        trial.net,
+        count(trial.losses(trial.net)),
+        rule=rules[run["balance"]],
+        equations=trial.equations,
+    )
+    optimizer = trial.optimizer([*net.parameters(), *trial.parameters], steps)
+    course = Course(trial.error, say)
+    trainer = Trainer(
+        net, trial.losses, optimizer, callbacks=[stop], extras={"course": course}, progress=False
+    )
+    course.follow(trainer, steps, folder, every=max(1, steps // MOMENTS))
+    if stop.received and trainer.step < steps:
+        return None
+    return {**course.results(trainer), **trial.found(net)}
+
+
+def _described(run: Run) -> str:
+    what = f"{run['balance']}, seed {run['seed']}"
+    if FAILED in run:
+        return f"{what} failed: {run[FAILED]}"
+    losses = ", ".join(f"{name} {loss:.1e}" for name, loss in run["losses"].items())
+    found = f"losses {losses}" if run["error"] is None else f"error {run['error']:.2e}"
+    return f"{what}: {found}, {run['seconds']:.0f} s"

@@ -1,0 +1,248 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from PIL import Image
+
+from paddlescience_gradnorm import FCNet
+from paddlescience_gradnorm.balancing import Fixed, PinnRule
+from paddlescience_gradnorm.training import _course, compare
+from paddlescience_gradnorm.training._trial import KnownProblem
+from paddlescience_gradnorm.training.comparison import compare_problem
+
+ROOT = Path(__file__).parents[2]
+
+
+# At the top level, because they are sent to other processes.
+def build():
+    return FCNet(1, 1, 3, 8)
+
+
+def losses(net):
+    x = paddle.linspace(0, 1, 16).reshape([-1, 1])
+    u = net(x)
+    return {"pde": (u - x.exp()).square().mean(), "bc": 9 * (u[0] - 1).square().sum()}
+
+
+def error(net):
+    x = paddle.linspace(0, 1, 16).reshape([-1, 1])
+    return float((net(x) - x.exp()).norm() / x.exp().norm())
+
+
+def broken(net):
+    raise OSError("no such loss")
+
+
+@pytest.fixture
+def make(tmp_path):
+    def made(losses=losses, rules=("equal", "pinn"), seeds=(0, 1), **options):
+        return compare(
+            build,
+            losses,
+            rules,
+            seeds,
+            **{"steps": 12, "jobs": 0, "folder": tmp_path, "progress": False, **options},
+        )
+
+    return made
+
+
+def without_times(run):
+    run = {name: value for name, value in run.items() if name != "seconds"}
+    return {**run, "curve": [[step, error] for step, _, error in run["curve"]]}
+
+
+def test_rules_differ_in_nothing_but_the_rule(make):
+    found = make(error=error)
+    assert [(r["balance"], r["seed"]) for r in found.runs] == [
+        *(("equal", 0), ("pinn", 0), ("equal", 1), ("pinn", 1))
+    ]
+    equal, pinn, other = found.runs[:3]
+    # The rule acts after its first update: networks and points are the same at first.
+    assert equal["loss_curves"]["pde"][0] == pinn["loss_curves"]["pde"][0]
+    assert equal["loss_curves"]["pde"][0] != other["loss_curves"]["pde"][0]
+    assert equal["loss_curves"]["pde"][-1] != pinn["loss_curves"]["pde"][-1]
+    assert set(equal["weights"]["bc"]) == {1.0} and pinn["weights"]["bc"][-1] > 1
+    for run in found.runs:
+        steps, seconds, errors = zip(*run["curve"])
+        assert steps == tuple(range(1, 13)) and list(seconds) == sorted(seconds)
+        assert errors[-1] == run["error"] and run["steps"] == 12
+        assert all(-1 <= cosine <= 1 for cosine in run["conflicts"])
+
+
+def test_the_conflict_is_the_cosine_of_the_losses_gradients(make):
+    measured = []
+
+    def watched(net):
+        gradients = []
+        for loss in losses(net).values():
+            parts = paddle.grad([loss], net.parameters(), allow_unused=True)
+            gradients.append(np.concatenate([p.numpy().ravel() for p in parts if p is not None]))
+        g, h = gradients
+        measured.append(g @ h / np.linalg.norm(g) / np.linalg.norm(h))
+        return 0.0
+
+    found = make(rules=["equal"], seeds=[0], error=watched)
+    np.testing.assert_allclose(found.runs[0]["conflicts"], measured, rtol=1e-4)
+
+
+def test_processes_find_what_this_one_finds(make, tmp_path):
+    here = make(folder=tmp_path / "here", seeds=[0])
+    apart = make(folder=tmp_path / "apart", seeds=[0], jobs=2)
+    for one, other in zip(here.runs, apart.runs):
+        assert json.dumps(without_times(one)) == json.dumps(without_times(other))
+
+
+def test_runs_are_made_once_and_a_changed_problem_anew(make, tmp_path, capsys):
+    make()
+    lines = (tmp_path / "runs.jsonl").read_text().splitlines()
+    make(rules=["equal", "pinn", "relobralo"], progress=True)
+    assert capsys.readouterr().out.startswith("4 of 6 runs are there already\n5/6 relobralo, seed")
+    assert (tmp_path / "runs.jsonl").read_text().splitlines()[:4] == lines
+    for changed in (
+        {"rules": {"pinn": PinnRule(lead=5.0)}},
+        {"losses": lambda net: {name: 2 * loss for name, loss in losses(net).items()}},
+        {"optimizer": lambda parameters, steps: paddle.optimizer.SGD(0.1, parameters=parameters)},
+        {"steps": 5},
+    ):
+        make(**{"rules": ["pinn"], "seeds": [0], "progress": True, **changed})
+        assert "already" not in capsys.readouterr().out, changed
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(_course, "CHECKPOINT_EVERY", 5)
+    whole = make(folder=tmp_path / "whole")
+    calls = iter(range(1000))
+
+    def interrupted(net):
+        if next(calls) == 30:  # in the second of the runs
+            signal.raise_signal(signal.SIGINT)
+        return losses(net)
+
+    interrupted.__qualname__ = losses.__qualname__
+    with pytest.raises(KeyboardInterrupt, match=r"1 of 4 runs are done\. The same call goes on"):
+        make(interrupted)
+    assert list((tmp_path / "checkpoints").glob("*/*.ckpt"))
+    parts = make()
+    assert not list((tmp_path / "checkpoints").iterdir())
+    for one, other in zip(whole.runs, parts.runs):
+        assert json.dumps(without_times(one)) == json.dumps(without_times(other))
+
+
+def test_ctrl_c_stops_all_processes_and_the_same_command_goes_on(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-m", "paddlescience_gradnorm", "compare", "laplace"]
+    command += ["--balance", "equal,pinn", "--seeds", "0", "--jobs", "2", "--points", "16"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = {"cwd": tmp_path, "env": environment, "text": True, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([*command, "--steps", "100000"], start_new_session=True, **options)
+    folder = tmp_path / "outputs/laplace_comparison"
+    while len(list(folder.glob("checkpoints/*"))) < 2 and process.poll() is None:
+        time.sleep(0.1)  # until both train
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    printed, _ = process.communicate()
+    assert process.returncode == 130 and "0 of 2 runs are done. The same call goes on" in printed
+    # Each process has finished its step and kept it.
+    last = [max(f.glob("*.ckpt")).name for f in (folder / "checkpoints").iterdir()]
+    assert len(last) == 2 and all("step_00000000" < name < "step_00100000" for name in last)
+
+
+def test_without_an_error_losses_are_compared(make, tmp_path):
+    found = make()
+    assert all(run["error"] is None for run in found.runs)
+    table = found.table()
+    assert table.startswith("| rule | ms a step | conflict | loss pde | loss bc |\n")
+    assert "error" not in table and "| equal | 1 | 1 |" in table
+    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert "<h2>Losses</h2>" in page and page.count("<img") == 2
+
+
+def test_table_figure_and_page_show_the_runs(make, tmp_path):
+    found = make(error=error, rules={"equal": "equal", "by hand": Fixed([1, 50])})
+    errors = {
+        label: [run["error"] for run in found.runs if run["balance"] == label]
+        for label in ("equal", "by hand")
+    }
+    medians = {label: np.median(values) for label, values in errors.items()}
+    table = (tmp_path / "comparison.md").read_text()
+    assert table == found.table()
+    low, high = sorted(errors["by hand"])
+    assert f"{medians['by hand']:.2g} [{low:.2g}, {high:.2g}]" in table
+    assert f"| {medians['by hand'] / medians['equal']:.2f} |" in table
+    assert "| by hand | 1 | 50 |" in table
+    pixels = np.asarray(Image.open(tmp_path / "comparison.png").convert("L"))
+    assert pixels.shape[0] > 300 and pixels.std() > 10  # not an empty sheet
+    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert "<h1>losses</h1>" in page and page.count("<img") == 2
+    assert f"{medians['by hand']:.2g} [" in page and "by hand" in page and "**" not in page
+    assert 'src="http' not in page and "<script" not in page
+
+
+def test_a_rule_that_fails_is_named_and_the_others_go_on(make, tmp_path, capsys):
+    found = make(rules=["equal", Fixed([1, 2, 3])], seeds=[0], progress=True)
+    assert [run["balance"] for run in found.runs] == ["equal"]
+    assert found.failed[0]["failed"].startswith("ValueError: weights has 3 entries")
+    assert "seed 0 failed: ValueError: weights has 3 entries" in capsys.readouterr().out
+    assert "1 run failed, the first with ValueError" in found.table()
+    assert (tmp_path / "runs.jsonl").read_text().count("\n") == 1  # so it is tried again
+    with pytest.raises(RuntimeError, match="all runs have failed, the first with ValueError: weig"):
+        make(rules=[Fixed([1, 2, 3])])
+
+
+def test_a_process_that_dies_is_a_run_that_failed(make):
+    with pytest.raises(RuntimeError, match=r"all runs have failed, .* ended with exit code 7"):
+        make(dying, ["equal"], seeds=[0], jobs=1)
+
+
+def dying(net):
+    if __import__("multiprocessing").parent_process() is not None:
+        os._exit(7)
+    return losses(net)
+
+
+@pytest.mark.parametrize("name", ["equal", "pinn", "published", "relobralo", "inverse_norm"])
+def test_a_known_problem_has_its_error_by_every_rule(tmp_path, name):
+    task = KnownProblem("burgers_inverse", 2, 8, 32, {"data": 8})
+    found = compare_problem(task, [name], [0], 4, 0, tmp_path, "an equation")
+    (run,) = found.runs
+    assert run["error"] == pytest.approx(np.mean(list(run["errors"].values())))
+    assert set(run["coefficient_errors"]) == {"l1", "l2"}
+
+
+@pytest.mark.parametrize(
+    "options, kind, message",
+    [
+        ({"rules": "pinn"}, TypeError, r"rules must be a list or a dict.*pass \['pinn'\]"),
+        ({"rules": ["magic"]}, ValueError, "rule must be one of 'published', .*, got 'magic'"),
+        ({"rules": []}, ValueError, r"rules and seeds must have one at least, got \[\]"),
+        ({"seeds": []}, ValueError, r"rules and seeds must have one at least, got"),
+        ({"seeds": [0.5]}, TypeError, "seeds must be an integer"),
+        ({"steps": 0}, ValueError, "steps must be .* 1"),
+        ({"jobs": -1}, ValueError, "jobs must be .* 0"),
+        ({"losses": broken}, OSError, "no such loss"),
+        ({"losses": lambda net: losses(net), "jobs": 2}, TypeError, "top level of a module, or"),
+    ],
+)
+def test_mistakes_are_named_before_any_run(make, tmp_path, options, kind, message):
+    with pytest.raises(kind, match=message):
+        make(**options)
+    assert not list(tmp_path.glob("*.html"))
+
+
+def test_what_is_no_network_is_named(tmp_path):
+    with pytest.raises(TypeError, match=r"build must give a paddle\.nn\.Layer, got int 3"):
+        compare(lambda: 3, losses, folder=tmp_path)
+
+
+def test_a_damaged_file_of_runs_is_named(make, tmp_path):
+    make(seeds=[0])
+    with (tmp_path / "runs.jsonl").open("a") as file:
+        file.write('{"problem": "lo')
+    with pytest.raises(ValueError, match=r"line 3 of .*runs\.jsonl' is damaged; delete it"):
+        make()
