@@ -54,6 +54,9 @@ class PinnRule(Rule):
             it if every loss must keep some influence.
         memory: Share of the average L(0) that an update keeps, in [0, 1). At 0.99 the average
             remembers about 100 updates. Move it towards 1 for runs with more updates.
+        met: A condition is met if its weighted loss is below ``met`` times that of the equations.
+            Then its target falls with its loss, at most to 1. At least 0, and 0 switches this off.
+            Pass 0.1 for ordinary differential equations and beams, where conditions are met early.
 
     Raises:
         TypeError: An argument is not a number.
@@ -79,6 +82,7 @@ class PinnRule(Rule):
     lead: float = 20.0
     bound: float = 1000.0
     memory: float = 0.99
+    met: float = 0.0
     update_every: ClassVar[int] = 10
     tells_equations: ClassVar[bool] = True
     fewest_losses: ClassVar[int] = 1
@@ -91,6 +95,8 @@ class PinnRule(Rule):
             raise ValueError(f"lead must be finite and above 0, got {self.lead}")
         if not 1 < _arguments.number("bound", self.bound) < math.inf:
             raise ValueError(f"bound must be finite and above 1, got {self.bound}")
+        if not 0 <= _arguments.number("met", self.met) < math.inf:
+            raise ValueError(f"met must be finite and at least 0, got {self.met}")
         if not 0 <= _arguments.number("memory", self.memory) < 1:
             raise ValueError(f"memory must be at least 0 and below 1, got {self.memory}")
 
@@ -135,11 +141,17 @@ class PinnRule(Rule):
         unit = float(log_unit) if leads else sum(logs) / len(logs)
         limit = math.log(self.bound)
         rate = min(1.0, measurement.rate * measurement.interval)  # 1 goes all the way
+        losses = [w * max(x, 0.0) for w, x in zip(weights.tolist(), measurement.losses.tolist())]
+        enough = self.met * sum(loss for loss, is_one in zip(losses, equations) if is_one)
         new = []
-        for weight, log, is_equation in zip(weights.tolist(), logs, equations):
+        for weight, log, is_equation, loss in zip(weights.tolist(), logs, equations, losses):
             target = self.strength * (log - unit)
             if leads and not is_equation:
                 target += math.log(self.lead)
+                if target > 0 and loss < enough:
+                    # The logarithm of a ratio that may underflow.
+                    share = math.log(loss) - math.log(enough) if loss > 0 else -math.inf
+                    target = max(0.0, target + share)
             missing = min(max(target, -limit), limit) - math.log(weight)
             new.append(weight * math.exp(min(max(missing, -1.0), 1.0) * rate))
         return np.array(new), new_state

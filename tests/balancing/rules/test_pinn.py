@@ -113,6 +113,31 @@ def test_conditions_have_a_lead_over_equations_which_are_the_unit():
     np.testing.assert_allclose(weights, expected / np.sqrt(expected[0] * expected[1]), rtol=1e-6)
 
 
+@pytest.mark.parametrize("violation", [0.0, 1e-4, 0.08, 0.5, 2.0, 30.0])
+def test_a_condition_that_is_met_loses_its_lead(violation):
+    # A condition is violated in proportion to 1 / w, so its loss is C / w^2. The equation's is 1.
+    rule, weights = PinnRule(lead=20.0, met=0.1), np.ones(2)
+    state = rule.start(2)
+    for _ in range(3000):
+        now = measured([1.0, violation / weights[1] ** 2], [1, 1], [0])
+        weights, state = rule.weigh(weights, state, now)
+    # w = lead (C / w) / met, between 1 and the lead
+    expected = np.clip(np.sqrt(20.0 * violation / 0.1), 1, 20)
+    np.testing.assert_allclose(weights, [1, expected], rtol=1e-3)
+
+
+def test_what_is_not_met_keeps_its_lead_and_targets_below_1_stay():
+    one, plain = PinnRule(lead=20.0, met=0.1), PinnRule(lead=20.0)
+    high = measured([1.0, 0.2], [1, 1], [0])
+    for before in ([1.0, 1.0], [1.0, 15.0]):
+        weights = np.array(before)
+        changed, unchanged = (r.weigh(weights, r.start(2), high)[0] for r in (one, plain))
+        assert (changed == unchanged).all()
+    large = measured([1.0, 1e-9], [1, 1e6], [0])  # heads for 0.2 without a loss to look at
+    pair = [many_updates(rule, large) for rule in (one, plain)]
+    assert (pair[0] == pair[1]).all() and pair[0][1] < 1
+
+
 @pytest.mark.parametrize("equations", [[], [0, 1]])
 def test_without_two_kinds_of_losses_there_is_no_lead(equations):
     weights = many_updates(PinnRule(strength=0.5), measured([1, 1], [1, 16], equations))
@@ -332,6 +357,8 @@ def test_rules_of_equal_options_are_equal():
         {"lead": np.inf},
         {"bound": 1},
         {"bound": np.inf},
+        {"met": -0.1},
+        {"met": np.inf},
         {"memory": 1.0},
         {"memory": -0.1},
     ],
@@ -342,7 +369,7 @@ def test_options_out_of_range(options):
         PinnRule(**options)
 
 
-@pytest.mark.parametrize("name", ["alpha", "strength", "lead", "bound", "memory"])
+@pytest.mark.parametrize("name", ["alpha", "strength", "lead", "bound", "memory", "met"])
 def test_options_of_another_type(name):
     with pytest.raises(TypeError, match=f"{name} must be a number, got '1'"):
         PinnRule(**{name: "1"})
