@@ -68,17 +68,22 @@ _KINDS = {
 }
 
 
-def write_on_host(tensor: paddle.Tensor, values: Sequence[float]) -> None:
+def write_on_host(tensor: paddle.Tensor, values: Any) -> None:
     """Overwrite a contiguous host tensor of float32, float64 or int64 by its address.
 
     ``Tensor.set_value`` takes 60 us after a network's pass. See also ``host_count``.
+
+    Args:
+        tensor: The tensor.
+        values: As many numbers as it has, in an array or a list of any shape.
     """
     kind: Any = _KINDS.get(tensor.dtype)
     if kind is None:
         raise _converted(tensor)
+    values = np.ravel(values)
     if len(values) != math.prod(tensor.shape):
         raise ValueError(f"{len(values)} values do not fit a tensor of shape {tensor.shape}")
-    (kind * len(values)).from_address(tensor.data_ptr())[:] = values
+    np.frombuffer((kind * len(values)).from_address(tensor.data_ptr()), kind)[:] = values
 
 
 def _converted(tensor: paddle.Tensor) -> RuntimeError:

@@ -76,7 +76,7 @@ class Run:
         return Run(
             self.order,
             self.caller,
-            Measurement(**last, interval=interval, floor=floor),
+            Measurement(**last, names=tuple(self.order.names), interval=interval, floor=floor),
             in_two_passes={1: False, 2: True}.get(state["passes"]),
             imbalance=state["imbalance"],
         )
