@@ -124,7 +124,8 @@ def faults_of(
     # Python numbers, for the same reason as in ``updated``.
     losses, norms = measurement.losses.tolist(), measurement.norms.tolist()
     if not rule.needs or measurement.gram is None:
-        norms = [1.0] * len(losses)
+        # A loss that is absent from the step is 0, and a mean of squares that is 0 has no gradient.
+        norms = [float(loss != 0) for loss in losses]
     return [
         ""
         if least <= loss < math.inf and loss > -math.inf and 0 < norm < most and weight > 0
@@ -149,13 +150,17 @@ def _fault(rule: Rule, loss: float, norm: float, weight: float, largest_norm: fl
         return f"is {loss:.3g} and has no training rate"
     if not math.isfinite(norm):
         return f"has a gradient of norm {norm}"
+    if loss == 0:
+        return "is 0"
     if norm == 0:
         return "has no gradient on the shared parameters"
     return f"has a gradient of norm above {largest_norm:.0e}, too large for an optimizer to square"
 
 
 def _overflows(measurement: Measurement) -> bool:
-    """Whether the gradient of a finite loss is not finite."""
+    """Whether the gradient of a finite loss is not finite; False if none has been measured."""
+    if measurement.gram is None:
+        return False
     finite = np.isfinite(measurement.losses)
     return bool((finite & ~np.isfinite(measurement.norms)).any())
 

@@ -350,6 +350,16 @@ class LossBalancer(PreciseLayer):
         return self.loss_weights.numpy().copy()
 
     @property
+    def acted_weights(self) -> Union[np.ndarray, paddle.Tensor]:
+        """The weights that acted in the last step, a copy, shape [n_loss].
+
+        It is a tensor unless they have been read in this step already, so that an accelerator need
+        not wait. Before an optimizer of the caller's steps the weights they are those of this step.
+        """
+        acted = self._run.acted
+        return self.loss_weights.detach().clone() if acted is None else acted.copy()
+
+    @property
     def alpha(self) -> float | None:
         """The rule's strength of the pull towards equal training rates; None if it has none."""
         return getattr(self.rule, "alpha", None)
@@ -657,12 +667,15 @@ class LossBalancer(PreciseLayer):
             What ``_update`` returns, if there was an update.
         """
         run, weights, ended = self._run, self.loss_weights, None
+        run.acted = None
         if run.caller is None and weights.grad is not None:
             weights.clear_gradient(False)  # so that no optimizer steps them
         means, factor = run.accumulation.means() if due else None, run.accumulation.factor
         run.accumulation.end_step(before, None if scaling is None else scaler)
         if means is not None:
             ended = self._update(step, losses, *means, is_scaled, scaling)
+            if not self.rule.acts_now:
+                run.acted = ended[0]
             if before_pass is not None:
                 self._combine(ended[1].values, means[1], factor, before_pass, before is not None)
         elif run.caller is not None:

@@ -477,16 +477,16 @@ class Trainer:
         values = self._recorded(scalars)
         if isinstance(self.balancer, LossBalancer) and self.balancer.n_loss is None:
             self.balancer.set_n_loss(len(scalars))
-        weights = self._acting_weights()  # which the balancer's step replaces
+        weights: Any = None
         if self.balancer is None:
             weights = paddle.ones_like(values)
             total = sum(scalars)
             total.backward()
         elif isinstance(self.balancer, LossBalancer):
             total = self.balancer.backward(losses)
-            if self.balancer.rule.acts_now:
-                weights = self._acting_weights()  # which have acted at once
+            weights = self.balancer.acted_weights
         else:
+            weights = self._acting_weights()  # which the balancer's step replaces
             total = self.balancer.backward(dict(zip(self._order.names, scalars)))
         self.history.record(
             self._order.names,
