@@ -108,6 +108,26 @@ def dense(gradient: paddle.Tensor, parameter: paddle.Tensor) -> paddle.Tensor:
     return paddle.to_tensor(whole, place=parameter.place)
 
 
+def overwrite_sparse(gradient: paddle.Tensor, values: np.ndarray) -> None:
+    """Overwrite a sparse gradient, such as an embedding's; it keeps the rows that are not 0.
+
+    Paddle refuses a dense tensor where a parameter has a sparse gradient. A ``Tensor.set_value``
+    that takes one would replace this.
+
+    Args:
+        gradient: The gradient.
+        values: The same as a dense array, of the parameter's shape.
+    """
+    kept = np.flatnonzero((values != 0).reshape([len(values), -1]).any(axis=1))
+    kept = kept if len(kept) else np.zeros(1, int)  # an optimizer needs a row
+    rows: Any = gradient.get_selected_rows()
+    tensor, place = rows.get_tensor(), gradient.place
+    on_gpu = place.is_gpu_place()
+    own = values[kept].astype(np.array(tensor).dtype)
+    rows.set_rows(kept.tolist())
+    tensor.set(own, paddle.CUDAPlace(place.gpu_device_id()) if on_gpu else paddle.CPUPlace())
+
+
 def is_in_a_closure() -> bool:
     """Whether an L-BFGS of Paddle's is calling, which evaluates one step several times.
 

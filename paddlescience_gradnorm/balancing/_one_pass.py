@@ -208,7 +208,7 @@ def gradients_of(shared: Sequence[paddle.Tensor], dtype: paddle.dtype) -> Rows:
 def overwrite_gradients(shared: Sequence[paddle.Tensor], values: Rows) -> None:
     """Overwrite the ``.grad`` of the parameters that have one.
 
-    A sparse ``.grad`` becomes a dense one. Frozen parameters keep theirs.
+    A sparse one stays sparse. Frozen parameters keep theirs.
 
     Args:
         shared: The shared parameters W.
@@ -223,6 +223,10 @@ def overwrite_gradients(shared: Sequence[paddle.Tensor], values: Rows) -> None:
         if grad is None or parameter.stop_gradient:
             continue
         part = values[start:end]
+        if grad.is_selected_rows():
+            whole = part if isinstance(part, np.ndarray) else part.numpy()
+            _paddle.overwrite_sparse(grad, whole.reshape(parameter.shape))
+            continue
         usual = grad.dtype in (paddle.float32, paddle.float64) and grad.is_dense()
         if usual and isinstance(part, np.ndarray) and grad.is_contiguous():
             _paddle.write_on_host(grad, part)
@@ -232,10 +236,7 @@ def overwrite_gradients(shared: Sequence[paddle.Tensor], values: Rows) -> None:
                 part = paddle.to_tensor(part, place=parameter.place)
             if parameter.is_complex():
                 part = paddle.as_complex(part.reshape([*parameter.shape, 2]))
-            new = part.reshape(parameter.shape).astype(grad.dtype)
-            if not grad.is_dense():
-                parameter.clear_gradient(False)
-            parameter.grad = new
+            parameter.grad = part.reshape(parameter.shape).astype(grad.dtype)
 
 
 def combination(rows: Rows, coefficients: np.ndarray) -> Rows:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlescience_gradnorm import FCNet, GradNorm, LossBalancer
+from paddlescience_gradnorm import FCNet, GradNorm
 from paddlescience_gradnorm.__main__ import main
 from paddlescience_gradnorm.balancing import Measurement
 from paddlescience_gradnorm.balancing.rules import (
@@ -130,13 +129,13 @@ def test_the_gradient_is_the_combination_by_the_pure_rule(rule, dtype, share):
 
 
 @every_rule
-def test_a_resumed_run_is_the_same_to_the_last_bit(rule):
+def test_a_resumed_run_is_the_same_to_the_last_bit(rule, tmp_path):
     net, sgd = balanced(rule)
     train(net, sgd, range(3))
-    saved = pickle.dumps({name: x for name, x in net.state_dict().items()})
+    paddle.save(net.state_dict(), str(tmp_path / "net.pdparams"))
     expected = train(net, sgd, range(3, 7))
     other, sgd = balanced(rule)
-    other.set_state_dict(pickle.loads(saved))
+    other.set_state_dict(paddle.load(str(tmp_path / "net.pdparams")))
     np.testing.assert_array_equal(train(other, sgd, range(3, 7)), expected)
     if not isinstance(rule, AT_REST):
         assert (expected[0][:3] != expected[-1][:3]).any()
@@ -146,11 +145,12 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(rule):
 @both_dtypes
 def test_micro_batches_give_what_one_batch_gives(rule, dtype):
     paddle.set_default_dtype(dtype)
-    tolerance = 1e-6 if dtype == "float32" else 1e-12
+    # Coefficients come from a linear system, which makes more of the rounding of its matrix.
+    of_weights, of_parameters = (4e-6, 1e-6) if dtype == "float32" else (1e-12, 1e-12)
     expected = train(*balanced(rule), range(4))
     found = train(*balanced(rule), range(4), parts=3)
     error = np.abs(found - expected) / np.maximum(np.abs(expected), 1)
-    assert error.max() < tolerance
+    assert error[:, :3].max() < of_weights and error[:, 3:].max() < of_parameters
 
 
 @every_rule
@@ -291,9 +291,6 @@ def test_a_trainer_records_the_run_and_frozen_weights_stay_through_lbfgs(rule, t
     values = history.to_numpy()["losses"][-2:]
     assert values[1] @ weights < values[0] @ weights
 
-    history.save(tmp_path / "history.npz")
-    (tmp_path / "metrics.json").write_text("{}")
-
 
 @pytest.mark.parametrize("name", [name for name in RULES if name != "fixed"])
 def test_the_command_line_trains_by_every_rule_with_a_name(name, tmp_path, capsys, monkeypatch):
@@ -302,3 +299,78 @@ def test_the_command_line_trains_by_every_rule_with_a_name(name, tmp_path, capsy
     options = ["--steps", "2", "--points", "8", "--output", str(tmp_path)]
     assert main(["run", "laplace", "--balance", name, *options]) == 0
     assert "relative L2 error of u" in capsys.readouterr().out
+    assert f"<td>{name}</td>" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+RANKS = """
+import sys
+
+import numpy as np
+import paddle
+from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
+
+tests, output = sys.argv[1:]
+sys.path.insert(0, tests)
+from test_every_rule import EVERY_RULE, FCNet, GradNorm, losses_of
+
+paddle.set_device("cpu")
+paddle.set_default_dtype("float64")
+rank, ranks = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
+if ranks > 1:
+    paddle.distributed.init_parallel_env()
+
+
+def train(rule, way):
+    paddle.seed(0)
+    bare = FCNet(2, 1, 3, 8)
+    parallel = ranks > 1 and way == "DataParallel"
+    inner = paddle.DataParallel(bare) if parallel else bare
+    net = GradNorm(inner, 3, rule=rule, weight_lr=0.01, update_every=1)
+    sgd = paddle.optimizer.SGD(1e-3, parameters=bare.parameters())
+    parts, found = 1 + 2 * (way == "micro-batches"), []
+    for step in range(3):
+        # What others have left in the gradients is averaged as they are.
+        for p in bare.parameters():
+            (p * (1 + rank if ranks > 1 else 1.5)).sum().backward()
+        for i in range(parts):
+            own = slice(rank + i * ranks, None, ranks * parts)
+            net.backward(losses_of(net, step, own), update=i == parts - 1, scale=1 / parts)
+        if ranks > 1 and not parallel:
+            fused_allreduce_gradients(bare.parameters(), None)
+        sgd.step()
+        sgd.clear_grad()
+        parameters = [p.numpy().ravel() for p in bare.parameters()]
+        found.append(np.concatenate([net.get_weights(), *parameters]))
+    return np.array(found)
+
+
+results = {}
+for name, rule in EVERY_RULE.items():
+    for way in ("alone", "DataParallel", "micro-batches"):
+        results[f"{name}, {way}"] = train(rule, way)
+np.savez(f"{output}/{ranks}_{rank}.npz", **results)
+"""
+
+
+def test_two_processes_with_half_the_points_do_what_one_does_with_all(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(RANKS)
+    launch = ["-m", "paddle.distributed.launch", "--backend", "gloo", "--nproc_per_node", "2"]
+    launch += ["--log_dir", str(tmp_path / "log")]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    for how in ([], launch):
+        result = subprocess.run(
+            [sys.executable, *how, str(script), str(Path(__file__).parent), str(tmp_path)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )
+        logs = [log.read_text()[-3000:] for log in tmp_path.glob("log/workerlog.*")]
+        assert result.returncode == 0, "\n".join([result.stderr, *logs])
+    one, first, second = (np.load(tmp_path / f"{of}.npz") for of in ("1_0", "2_0", "2_1"))
+    assert len(one.files) == 3 * len(EVERY_RULE)
+    for name in one.files:
+        scale = np.maximum(np.abs(one[name]), 1)
+        np.testing.assert_allclose(first[name] / scale, one[name] / scale, atol=1e-11, err_msg=name)
+        np.testing.assert_array_equal(second[name], first[name], err_msg=name)
