@@ -150,10 +150,8 @@ def _fault(rule: Rule, loss: float, norm: float, weight: float, largest_norm: fl
         return f"is {loss:.3g} and has no training rate"
     if not math.isfinite(norm):
         return f"has a gradient of norm {norm}"
-    if loss == 0:
-        return "is 0"
     if norm == 0:
-        return "has no gradient on the shared parameters"
+        return "has no gradient on the shared parameters" if rule.needs else "is 0"
     return f"has a gradient of norm above {largest_norm:.0e}, too large for an optimizer to square"
 
 
