@@ -62,9 +62,9 @@ def host_counts(tensor: paddle.Tensor) -> Any:
 
 
 _KINDS = {
-    paddle.float32: ctypes.c_float,
-    paddle.float64: ctypes.c_double,
-    paddle.int64: ctypes.c_int64,
+    paddle.float32: (ctypes.c_float, np.dtype(np.float32)),
+    paddle.float64: (ctypes.c_double, np.dtype(np.float64)),
+    paddle.int64: (ctypes.c_int64, np.dtype(np.int64)),
 }
 
 
@@ -77,13 +77,15 @@ def write_on_host(tensor: paddle.Tensor, values: Any) -> None:
         tensor: The tensor.
         values: As many numbers as it has, in an array or a list of any shape.
     """
-    kind: Any = _KINDS.get(tensor.dtype)
-    if kind is None:
+    if tensor.dtype not in _KINDS:
         raise _converted(tensor)
-    values = np.ravel(values)
+    kind: Any
+    kind, dtype = _KINDS[tensor.dtype]
+    values = np.asarray(values).ravel()
     if len(values) != math.prod(tensor.shape):
         raise ValueError(f"{len(values)} values do not fit a tensor of shape {tensor.shape}")
-    np.frombuffer((kind * len(values)).from_address(tensor.data_ptr()), kind)[:] = values
+    memory: Any = (kind * len(values)).from_address(tensor.data_ptr())
+    np.frombuffer(memory, dtype)[:] = values
 
 
 def _converted(tensor: paddle.Tensor) -> RuntimeError:
