@@ -61,7 +61,7 @@ def host_counts(tensor: paddle.Tensor) -> Any:
     return (ctypes.c_int64 * tensor.shape[0]).from_address(tensor.data_ptr())
 
 
-_KINDS = {
+_KINDS: dict[Any, Any] = {
     paddle.float32: (ctypes.c_float, np.dtype(np.float32)),
     paddle.float64: (ctypes.c_double, np.dtype(np.float64)),
     paddle.int64: (ctypes.c_int64, np.dtype(np.int64)),
@@ -79,12 +79,11 @@ def write_on_host(tensor: paddle.Tensor, values: Any) -> None:
     """
     if tensor.dtype not in _KINDS:
         raise _converted(tensor)
-    kind: Any
     kind, dtype = _KINDS[tensor.dtype]
     values = np.asarray(values).ravel()
     if len(values) != math.prod(tensor.shape):
         raise ValueError(f"{len(values)} values do not fit a tensor of shape {tensor.shape}")
-    memory: Any = (kind * len(values)).from_address(tensor.data_ptr())
+    memory = (kind * len(values)).from_address(tensor.data_ptr())
     np.frombuffer(memory, dtype)[:] = values
 
 
