@@ -10,6 +10,7 @@ from step_cost_worker import ALPHA, LAYERS, LEARNING_RATE, WEIGHT_LR, WIDTH, Cas
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet, GradNorm
+from paddlescience_gradnorm.balancing import RULES
 from paddlescience_gradnorm.pde import Residual
 
 import paddle  # isort: skip, after the package that sees to its loading
@@ -25,12 +26,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def build(case: Case, mode: str) -> Run:
-    """The step of this mode, ready to run."""
+    """The step of this mode, ready to run; a rule's name is a mode too."""
     paddle.seed(0)
     n_fields = 1 if case.equation == "laplace" else 3
     net: paddle.nn.Layer = FCNet(2, n_fields, LAYERS, WIDTH)
     if mode in OPTIONS:
         net = GradNorm(net, n_loss=case.losses, **OPTIONS[mode])
+    elif mode in RULES:
+        # Rules that take statistics of gradients do so in every tenth step, whatever their default.
+        own = RULES[mode]
+        every = 10 if own.needs and not own.acts_now and not own.keeps_sum else 1
+        options = {"equations": list(range(case.losses - 1)), "update_every": every}
+        net = GradNorm(net, n_loss=case.losses, rule=mode, **options)
     optimizer = paddle.optimizer.Adam(LEARNING_RATE, parameters=net.parameters())
     losses_of = laplace(case) if case.equation == "laplace" else navier_stokes(case)
 

@@ -2,8 +2,9 @@
 
 Between two turns of step_cost.py lie seconds, in which others on the machine begin and end. Here a
 turn is a few steps, and there are a hundred. What disturbs a step only ever makes it longer, so
-that the lower quartile says more of the step itself than the median. Run it with --help for the
-options.
+that the lower quartile says more of the step itself than the median. With --rules it is each rule
+of the package against the plain step, in seconds of the processor, on four losses. Run it with
+--help for the options.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import gc
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import report
@@ -20,6 +21,7 @@ from step_cost_paddle import build
 from step_cost_worker import WARM_UP, Case
 from turns import timed as in_turns
 
+from paddlescience_gradnorm.balancing import RULES
 from paddlescience_gradnorm.command_line import at_least
 from paddlescience_gradnorm.runtime import tune_cpu
 
@@ -34,14 +36,17 @@ CASES = [
     *(Case("laplace", points, 2) for points in (500, 2000, 10_000)),
     Case("navier_stokes", 2000, 3),
 ]
+CASE_OF_RULES = Case("laplace", 2000, 4)
+# The published rule has a row of its own above, and fixed weights cost what equal ones do.
+RULE_NAMES = [name for name in RULES if name not in ("published", "fixed")]
 PERIOD = 10  # steps, of which the PINN rule updates on one
 SECONDS = 0.04  # of a turn, roughly, but a period at least
 
 
-def timed(case: Case, turns: int) -> dict[str, np.ndarray]:
+def timed(
+    case: Case, modes: list[str], turns: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, np.ndarray]:
     """Milliseconds a step of every turn, shape [turns] for each kind of step."""
-    disjoint = case.equation == "laplace"
-    modes = [mode for mode in TITLES if not (disjoint and mode == "gradnorm_every_10")]
     runs = {mode: build(case, mode) for mode in modes}
     for run in runs.values():
         run(5 * WARM_UP)
@@ -50,7 +55,7 @@ def timed(case: Case, turns: int) -> dict[str, np.ndarray]:
     periods = round(SECONDS / (time.perf_counter() - start) * WARM_UP / PERIOD)
     gc.collect()
     gc.disable()  # nobody pays for another's garbage
-    ms = in_turns(runs, turns, PERIOD * max(1, periods))
+    ms = in_turns(runs, turns, PERIOD * max(1, periods), clock)
     gc.enable()
     return ms
 
@@ -61,7 +66,8 @@ def row(case: Case, mode: str, ms: dict[str, np.ndarray]) -> dict[str, Any]:
     return {
         "equation": case.equation,
         "points": case.points,
-        "step": TITLES[mode],
+        "losses": case.losses,
+        "step": TITLES.get(mode, mode),
         "ms": low,
         "to_plain": low / plain,
         "paired": quartiles.tolist(),
@@ -74,7 +80,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for r in rows:
-        losses = {"laplace": "two, disjoint", "navier_stokes": "three on one graph"}[r["equation"]]
+        how = {"laplace": "disjoint", "navier_stokes": "on one graph"}[r["equation"]]
+        losses = f"{r['losses']}, {how}"
         low, middle, high = r["paired"]
         lines.append(
             f"| {losses} | {r['points']:,} | {r['step']} | {r['ms']:.2f} | {r['to_plain']:.3f} | "
@@ -88,8 +95,13 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     tuning = tune_cpu(build=options.build, threads=options.threads)
     print(tuning)
     rows = []
-    for case in CASES:
-        ms = timed(case, options.turns)
+    for case in [CASE_OF_RULES] if options.rules else CASES:
+        if options.rules:
+            ms = timed(case, ["plain", *RULE_NAMES], options.turns, time.process_time)
+        else:
+            alone = case.equation != "laplace"
+            modes = [mode for mode in TITLES if alone or mode != "gradnorm_every_10"]
+            ms = timed(case, modes, options.turns)
         rows += [row(case, mode, ms) for mode in ms]
     report.write("step_overhead", options, tuning, rows, table(rows))
     return rows
@@ -99,6 +111,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--rules", action="store_true", help="each rule against the plain step")
     parser.add_argument("--turns", type=at_least(1), default=100, help="of each kind of step")
     parser.add_argument("--threads", type=at_least(1), help="as many as cores by default")
     parser.add_argument("--build", action="store_true", help="with the operators in C++")

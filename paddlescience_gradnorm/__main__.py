@@ -384,7 +384,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--balance",
-        choices=[name for name, rule in RULES.items() if name != "fixed" and not rule.acts_now],
+        choices=[name for name, rule in RULES.items() if name != "fixed"],
         default="pinn",
         help="the rule that weighs the losses (default: pinn)",
     )

@@ -61,24 +61,30 @@ def host_counts(tensor: paddle.Tensor) -> Any:
     return (ctypes.c_int64 * tensor.shape[0]).from_address(tensor.data_ptr())
 
 
-_KINDS = {
-    paddle.float32: ctypes.c_float,
-    paddle.float64: ctypes.c_double,
-    paddle.int64: ctypes.c_int64,
+_KINDS: dict[Any, Any] = {
+    paddle.float32: (ctypes.c_float, np.dtype(np.float32)),
+    paddle.float64: (ctypes.c_double, np.dtype(np.float64)),
+    paddle.int64: (ctypes.c_int64, np.dtype(np.int64)),
 }
 
 
-def write_on_host(tensor: paddle.Tensor, values: Sequence[float]) -> None:
+def write_on_host(tensor: paddle.Tensor, values: Any) -> None:
     """Overwrite a contiguous host tensor of float32, float64 or int64 by its address.
 
     ``Tensor.set_value`` takes 60 us after a network's pass. See also ``host_count``.
+
+    Args:
+        tensor: The tensor.
+        values: As many numbers as it has, in an array or a list of any shape.
     """
-    kind: Any = _KINDS.get(tensor.dtype)
-    if kind is None:
+    if tensor.dtype not in _KINDS:
         raise _converted(tensor)
+    kind, dtype = _KINDS[tensor.dtype]
+    values = np.asarray(values).ravel()
     if len(values) != math.prod(tensor.shape):
         raise ValueError(f"{len(values)} values do not fit a tensor of shape {tensor.shape}")
-    (kind * len(values)).from_address(tensor.data_ptr())[:] = values
+    memory = (kind * len(values)).from_address(tensor.data_ptr())
+    np.frombuffer(memory, dtype)[:] = values
 
 
 def _converted(tensor: paddle.Tensor) -> RuntimeError:
@@ -101,6 +107,26 @@ def dense(gradient: paddle.Tensor, parameter: paddle.Tensor) -> paddle.Tensor:
     whole = np.zeros(parameter.shape, entries.dtype)
     np.add.at(whole, np.array(rows.rows()), entries)  # a row may come more than once
     return paddle.to_tensor(whole, place=parameter.place)
+
+
+def overwrite_sparse(gradient: paddle.Tensor, values: np.ndarray) -> None:
+    """Overwrite a sparse gradient, such as an embedding's; it keeps the rows that are not 0.
+
+    Paddle refuses a dense tensor where a parameter has a sparse gradient. A ``Tensor.set_value``
+    that takes one would replace this.
+
+    Args:
+        gradient: The gradient.
+        values: The same as a dense array, of the parameter's shape.
+    """
+    kept = np.flatnonzero((values != 0).reshape([len(values), -1]).any(axis=1))
+    kept = kept if len(kept) else np.zeros(1, int)  # an optimizer needs a row
+    rows: Any = gradient.get_selected_rows()
+    tensor, place = rows.get_tensor(), gradient.place
+    on_gpu = place.is_gpu_place()
+    own = values[kept].astype(np.array(tensor).dtype)
+    rows.set_rows(kept.tolist())
+    tensor.set(own, paddle.CUDAPlace(place.gpu_device_id()) if on_gpu else paddle.CPUPlace())
 
 
 def is_in_a_closure() -> bool:

@@ -97,6 +97,24 @@ def make_losses():
     return losses
 
 
+@pytest.fixture
+def make_scaler(monkeypatch):
+    """Makes a GradScaler, which on a CPU has to be told that it is on a GPU."""
+
+    def make(**options):
+        with monkeypatch.context() as patch:
+            patch.setattr(paddle.base.core.Place, "is_gpu_place", lambda self: True)
+            # It is left as it is by overflows, for lowering it fails with numpy 2.4 in Paddle 3.3.
+            defaults = {"init_loss_scaling": 2.0**16, "decr_every_n_nan_or_inf": 1000}
+            scaler = paddle.amp.GradScaler(**{**defaults, **options})
+        with paddle.amp.auto_cast(dtype="float16"):  # else it finds that it is not needed
+            pass
+        assert scaler.is_enable()
+        return scaler
+
+    return make
+
+
 class _MultiHead(paddle.nn.Layer):
     """The network of the reference results: a shared trunk and a linear head for each task."""
 

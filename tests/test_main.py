@@ -241,7 +241,6 @@ def test_doctor_prints_versions_settings_and_speed(tmp_path):
             "--alpha: 'softadapt' has none, got 1; leave it out, or choose another --balance",
         ),
         (["run", "heat", "--balance", "fixed"], "--balance: invalid choice: 'fixed'"),
-        (["run", "heat", "--balance", "config"], "--balance: invalid choice: 'config'"),
         (["run", "heat", "--epochs", "3"], "unrecognized arguments: --epochs 3"),
         (["compare"], "required: PROBLEM"),
         (["compare", "heat", "--balance", "equal,fixed"], "must name rules of .*, got 'fixed'"),

@@ -24,7 +24,7 @@ import ppsci
 from omegaconf import OmegaConf
 
 from paddlescience_gradnorm import FCNet, GradNorm, LossBalancer
-from paddlescience_gradnorm.balancing import Rule
+from paddlescience_gradnorm.balancing import RULES, Rule
 from paddlescience_gradnorm.ppsci import (
     GradNormAggregator,
     build_aggregator,
@@ -1711,3 +1711,52 @@ def test_a_configuration_builds_the_aggregator(tmp_path, kind):
 def test_a_configuration_that_names_something_else_is_an_error(cfg, error, message):
     with pytest.raises(error, match=message):
         build_aggregator(cfg, *apart())
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name not in ("published", "fixed")])
+def test_every_rule_balances_in_the_solver(name, solve, caplog):
+    _, aggregator, rows = solve(
+        gradnorm(alpha=None, rule=name, weight_lr=0.01, update_every=1), epochs=3
+    )
+    assert len(rows) == 3
+    weights = np.array([[row[f"train/weight/{each}"] for each in NAMES] for row in rows])
+    assert np.isfinite(weights).all() and (weights[0] != weights[-1]).any() == (name != "equal")
+    balancer = LossBalancer(aggregator.model, 3, rule=name, equations=["laplace"], update_every=1)
+    assert aggregator.balancer.step_count.item() == 3
+    assert repr(aggregator.balancer.rule) == repr(balancer.rule)
+
+
+@pytest.mark.parametrize("update_freq", [1, 3])
+def test_the_solver_steps_along_the_combined_gradient(tmp_path, update_freq):
+    def run(make):
+        made = {}
+
+        def aggregate(model):
+            made["aggregator"] = make(model)
+            return made["aggregator"]
+
+        solver, aggregator = problem.solver(
+            tmp_path,
+            aggregate,
+            batch=problem.POINTS // update_freq,
+            epochs=3,
+            iters_per_epoch=update_freq,
+            update_freq=update_freq,
+            optimizer=ppsci.optimizer.SGD(1e-3),
+        )
+        with paddle.utils.unique_name.guard():
+            solver.train()
+        return np.concatenate([p.numpy().ravel() for p in solver.model.parameters()]), aggregator
+
+    make = gradnorm(alpha=None, rule="config", weight_lr=0.01, update_every=1)
+    found, aggregator = run(make)
+    # In a loop of one's own, over whole batches.
+    solver, _ = problem.solver(tmp_path, gradnorm(), optimizer=ppsci.optimizer.SGD(1e-3))
+    balancer = LossBalancer(solver.model, 3, rule="config")
+    for _ in range(3):
+        balancer.backward(step_losses(solver, solver.model))
+        solver.optimizer.step()
+        solver.optimizer.clear_grad()
+    expected = np.concatenate([p.numpy().ravel() for p in solver.model.parameters()])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(aggregator.get_weights(), balancer.get_weights(), rtol=1e-3)

@@ -50,11 +50,25 @@ class Accumulation:
         self._of_step: tuple[int, tuple[Rows, ...]] = (0, ())
         self._scaler: paddle.amp.GradScaler | None = None
         self._found_before: paddle.Tensor | None = None
+        # Factor of the gradients in the parts of this step, and what ``backward`` was given for it.
+        self._multiplier: float | paddle.Tensor = 1.0
+        self._scale = 1.0
+        # By a direction: the shared parameters' gradients before the last step, and after it.
+        self.around: tuple[Rows, Rows] | None = None
 
     @property
     def is_within_a_step(self) -> bool:
         """Whether a step has begun and still awaits micro-batches."""
         return self._parts > 0
+
+    def expect(self, scale: float) -> None:
+        """Raise a ``ValueError`` if the parts of this step are combined and have other scales."""
+        if self._parts and scale != self._scale:
+            raise ValueError(
+                f"scale is {scale:g}, but it was {self._scale:g} for the micro-batches before: a "
+                "rule that combines gradients takes the same scale for all micro-batches of a step"
+            )
+        self._scale = scale
 
     def add(
         self, losses: paddle.Tensor, rows: Rows | None, multiplier: float | paddle.Tensor = 1.0
@@ -68,11 +82,18 @@ class Accumulation:
         """
         if isinstance(rows, np.ndarray) and isinstance(multiplier, paddle.Tensor):
             multiplier = multiplier.item()
+        if not self._parts:
+            self._multiplier = multiplier
         if rows is not None and (isinstance(multiplier, paddle.Tensor) or multiplier != 1):
             rows = rows / multiplier
         new = (losses,) if rows is None else (losses, rows)
         self._sums = tuple(a + b for a, b in zip(self._sums, new)) if self._parts else new
         self._parts += 1
+
+    @property
+    def factor(self) -> Any:
+        """What a mean over the step's micro-batches is multiplied by to be in ``.grad``."""
+        return self._parts * self._multiplier
 
     def means(self) -> tuple[paddle.Tensor, Rows | None]:
         """Losses and gradients, averaged over the step's micro-batches and all processes."""
@@ -96,7 +117,7 @@ class Accumulation:
         self._before, self._scaler = before, scaler
         self._of_step = (0, ()) if before is None else (self._parts, self._sums)
         self._found_before = None if scaler is None else _paddle.found_overflow(scaler)
-        self._parts, self._sums = 0, ()
+        self._parts, self._sums, self.around = 0, (), None
 
     def take_back(self) -> BalancerState:
         """Return the state before the last step, and reopen its micro-batches."""

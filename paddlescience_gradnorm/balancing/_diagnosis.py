@@ -52,6 +52,8 @@ def announcement(
         if group
     )
     pace = "in every step" if update_every == 1 else f"every {update_every} steps"
+    if rule.acts_now:
+        return f"gradients on the shared parameters combined by {rule} {pace}: {losses}"
     return f"loss weights by {rule}, updated {pace}: {losses}"
 
 
@@ -107,7 +109,7 @@ def diagnose(
     told = [name for name in names if any(repr(name) in finding for finding in of_rule)]
     floor = measurement.floor
     at_floor = [n for n, w in zip(names, weights) if w <= 1.01 * floor and n not in told]
-    if at_floor:
+    if at_floor and not rule.acts_now:  # coefficients of gradients have no floor
         found.append(
             f"The weight of {listed(at_floor)} is at its floor of {floor:g}, where it cannot "
             "follow the rule. Scale the loss itself down, lower floor, or choose another rule."

@@ -199,8 +199,68 @@ def can_ask_for_gradients(losses: Sequence[paddle.Tensor], shared: Sequence[padd
     return True
 
 
+def gradients_of(shared: Sequence[paddle.Tensor], dtype: paddle.dtype) -> Rows:
+    """A copy of the parameters' ``.grad``, shape [values of W]; 0 where there is none."""
+    with paddle.no_grad():
+        return _row([parameter.grad for parameter in shared], shared, dtype)
+
+
+def overwrite_gradients(shared: Sequence[paddle.Tensor], values: Rows) -> None:
+    """Overwrite the ``.grad`` of the parameters that have one.
+
+    A sparse one stays sparse. Frozen parameters keep theirs.
+
+    Args:
+        shared: The shared parameters W.
+        values: Their gradients, one parameter after the other, shape [values of W].
+    """
+    if isinstance(values, paddle.Tensor) and values.place.is_cpu_place():
+        values = values.numpy()
+    end = 0
+    for parameter in shared:
+        start, end = end, end + math.prod(parameter.shape) * (1 + parameter.is_complex())
+        grad = parameter.grad
+        if grad is None or parameter.stop_gradient:
+            continue
+        part = values[start:end]
+        if grad.is_selected_rows():
+            whole = part if isinstance(part, np.ndarray) else part.numpy()
+            _paddle.overwrite_sparse(grad, whole.reshape(parameter.shape))
+            continue
+        usual = grad.dtype in (paddle.float32, paddle.float64) and grad.is_dense()
+        if usual and isinstance(part, np.ndarray) and grad.is_contiguous():
+            _paddle.write_on_host(grad, part)
+            continue
+        with paddle.no_grad():
+            if isinstance(part, np.ndarray):
+                part = paddle.to_tensor(part, place=parameter.place)
+            if parameter.is_complex():
+                part = paddle.as_complex(part.reshape([*parameter.shape, 2]))
+            parameter.grad = part.reshape(parameter.shape).astype(grad.dtype)
+
+
+def combination(rows: Rows, coefficients: np.ndarray) -> Rows:
+    """sum_i c_i g_i in float64, shape [values of W].
+
+    Args:
+        rows: The gradients g_i, shape [T, values of W].
+        coefficients: c, shape [T].
+    """
+    # In float64, because a direction may be 1e6 times shorter than the gradients it is made of.
+    with np.errstate(invalid="ignore", over="ignore"):  # gradients need not be finite
+        if isinstance(rows, np.ndarray):
+            return coefficients @ rows.astype(np.float64)
+        precise = paddle.to_tensor(coefficients, "float64", rows.place)
+        total: paddle.Tensor = precise @ rows.astype("float64")
+        return total
+
+
 def measured(
-    losses: paddle.Tensor, weights: paddle.Tensor, rows: Rows | None, needs: Collection[str]
+    losses: paddle.Tensor,
+    weights: paddle.Tensor,
+    rows: Rows | None,
+    needs: Collection[str],
+    weighted: bool = True,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """What a rule needs, float64, on the host; an accelerator is read in one copy.
 
@@ -210,6 +270,7 @@ def measured(
         rows: Gradients of the weighted losses, shape [T, values of W]; None if ``needs``
             is empty.
         needs: The rule's ``needs``.
+        weighted: Whether they are gradients of the weighted losses, and not of the losses.
 
     Returns:
         Arguments of ``Measurement`` by name, arrays, and the weights, shape [T].
@@ -228,6 +289,8 @@ def measured(
         numbers = np.split(joined, np.cumsum([x.size for x in parts.values()])[:-1])
     found = dict(zip(parts, numbers))
     acted = found.pop("weights")
+    if not weighted:
+        return {**found, "gram": found["gram"].reshape(len(acted), -1)}, acted
     factors = np.where(acted == 0, 1.0, acted) if 0.0 in acted.tolist() else acted
     if rows is not None:
         found["gram"] = found["gram"].reshape(len(acted), -1) / (factors * factors[:, None])
@@ -293,7 +356,7 @@ def _entries(
 def overwrite(tensor: paddle.Tensor, values: np.ndarray) -> None:
     """Overwrite a float32, float64 or int64 tensor in place, on its own device."""
     if tensor.place.is_cpu_place():
-        _paddle.write_on_host(tensor, np.ravel(values).tolist())
+        _paddle.write_on_host(tensor, values)
     else:
         values = np.asarray(values, np.float32 if tensor.dtype == paddle.float32 else np.float64)
         with paddle.no_grad():

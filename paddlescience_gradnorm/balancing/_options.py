@@ -10,7 +10,8 @@ import numpy as np
 import paddle
 
 from paddlescience_gradnorm import _arguments
-from paddlescience_gradnorm.balancing.rule import GradientRule, Rule
+from paddlescience_gradnorm.balancing._faults import warn_the_caller
+from paddlescience_gradnorm.balancing.rule import DirectionRule, GradientRule, Rule
 
 Shared = Union[paddle.Tensor, paddle.nn.Layer, Sequence[Union[paddle.Tensor, paddle.nn.Layer]]]
 
@@ -50,11 +51,6 @@ def shared_parameters(shared: Any) -> tuple[paddle.Tensor, ...]:
 def checked_rate(
     weight_lr: float | None, rule: Rule, n_loss: int | None, warmup_steps: int
 ) -> float | None:
-    if rule.acts_now:
-        raise NotImplementedError(
-            f"{rule} gives coefficients for the gradients of the step itself, which a balancer "
-            "does not apply yet; pass a rule that weighs, such as PinnRule()"
-        )
     if weight_lr is not None:
         if not 0 < _arguments.number("weight_lr", weight_lr) < math.inf:
             raise ValueError(f"weight_lr must be finite and above 0, or None, got {weight_lr}")
@@ -75,6 +71,17 @@ def checked_rate(
             "the optimizer that steps loss_weights, or pass weight_lr"
         )
     return None
+
+
+def warn_of_holding(rule: Rule, update_every: int, n_loss: int) -> None:
+    """Warn if the coefficients of a direction are held between updates and may be negative."""
+    if update_every > 1 and isinstance(rule, DirectionRule) and n_loss > rule.never_negative_up_to:
+        warn_the_caller(
+            f"update_every is {update_every}, so {rule} combines gradients in one of "
+            f"{update_every} steps, and its coefficients are held as weights in the others. With "
+            f"{n_loss} losses they may be negative, and the network then climbs a loss: pass "
+            "update_every=1, or a direction without negative coefficients, such as UPGrad()"
+        )
 
 
 def given_weights(weight_attr: Any) -> np.ndarray:

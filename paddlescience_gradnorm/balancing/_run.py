@@ -27,6 +27,9 @@ class Run:
     last: Measurement  # of the last update
     in_two_passes: bool | None = None  # None until a step has shown the losses' graphs
     imbalance: float = math.nan  # of the last update by step()
+    # The weights of the last step, if it has changed them since; not by a direction, whose new
+    # coefficients have acted at once.
+    acted: np.ndarray | None = None
     names: list[str] | None = None  # those for which ``equations`` has been found
     equations: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     accumulation: Accumulation = field(default_factory=Accumulation)
@@ -76,7 +79,7 @@ class Run:
         return Run(
             self.order,
             self.caller,
-            Measurement(**last, interval=interval, floor=floor),
+            Measurement(**last, names=tuple(self.order.names), interval=interval, floor=floor),
             in_two_passes={1: False, 2: True}.get(state["passes"]),
             imbalance=state["imbalance"],
         )

@@ -74,7 +74,8 @@ class Schedule:
         self._decided, self._due, self.makes_up = step, False, False
         if self.frozen:
             return False
-        if not self.knows_steps and _paddle.is_in_a_closure():
+        # A direction would make another function of every first evaluation in a step.
+        if not (self.knows_steps and not self._rule.acts_now) and _paddle.is_in_a_closure():
             self._faults.report(
                 step,
                 "backward(losses)",

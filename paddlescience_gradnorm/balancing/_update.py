@@ -22,8 +22,9 @@ class Update(NamedTuple):
     """The result of one update, for T losses.
 
     Attributes:
-        values: The new weights, or the weights' gradient for the caller's optimizer, shape [T]. A
-            loss that has not been balanced keeps its weight, or its entry in the gradient is 0.
+        values: The new weights, a direction's coefficients, or the weights' gradient for the
+            caller's optimizer, shape [T]. A loss that has not been balanced keeps its weight or
+            coefficient, or its entry in the gradient is 0.
         state: The rule's new state.
         balanced: Which losses have been balanced, boolean, shape [T].
         faults: For each loss why it cannot be balanced, T strings; empty if it can.
@@ -48,7 +49,7 @@ def updated(
 
     Args:
         rule: The rule.
-        weights: The current weights, shape [T].
+        weights: The current weights, or a direction's last coefficients, shape [T].
         state: What the rule remembers.
         measurement: The measurement of this step, which may hold NaN and infinity.
         largest_norm: None to get weights. To get a gradient for the caller's optimizer, the
@@ -57,14 +58,17 @@ def updated(
             and nothing is balanced, because the scaler will skip the step.
         only: For each of the T losses, whether to balance it. The others have had this update
             before, and only take part in the measurement. A rule that keeps the sum of the
-            weights balances all losses nevertheless.
+            weights, or combines gradients, balances all losses nevertheless.
 
     Raises:
         ValueError: The rule returns weights of the wrong shape.
     """
+    stays = weights if largest_norm is None else np.zeros_like(weights)
+    together = rule.keeps_sum or rule.acts_now
+    if rule.acts_now:  # the gradients are those of the losses themselves
+        weights = np.ones_like(weights)
     faults = faults_of(rule, weights, measurement, largest_norm)
     good = [not fault for fault in faults]
-    stays = weights if largest_norm is None else np.zeros_like(weights)
     nothing = Update(stays, state, np.zeros(len(good), bool), faults)
     if sum(good) < rule.fewest_losses or (is_scaled and _overflows(measurement)):
         return nothing
@@ -92,12 +96,13 @@ def updated(
     # Python numbers, because each numpy operation takes 5 us after a network's pass.
     values = np.asarray(new, np.float64).tolist()
     if largest_norm is None:
-        values = [max(value / share, measurement.floor) for value in values]  # NaN stays NaN
+        floor = -math.inf if rule.acts_now else measurement.floor
+        values = [max(value / share, floor) for value in values]  # NaN stays NaN
     if not all(abs(value) < limit for value in values):
         return nothing
     if new_state is not some[1]:
         _check_state(rule, new_state, some[1])
-    if only is not None and not rule.keeps_sum:
+    if only is not None and not together:
         which = which & only
         chosen = np.array(only)[good]
         values = np.array(values)[chosen]
@@ -119,7 +124,8 @@ def faults_of(
     # Python numbers, for the same reason as in ``updated``.
     losses, norms = measurement.losses.tolist(), measurement.norms.tolist()
     if not rule.needs or measurement.gram is None:
-        norms = [1.0] * len(losses)
+        # A loss that is absent from the step is 0, and a mean of squares that is 0 has no gradient.
+        norms = [float(loss != 0) for loss in losses]
     return [
         ""
         if least <= loss < math.inf and loss > -math.inf and 0 < norm < most and weight > 0
@@ -145,12 +151,14 @@ def _fault(rule: Rule, loss: float, norm: float, weight: float, largest_norm: fl
     if not math.isfinite(norm):
         return f"has a gradient of norm {norm}"
     if norm == 0:
-        return "has no gradient on the shared parameters"
+        return "has no gradient on the shared parameters" if rule.needs else "is 0"
     return f"has a gradient of norm above {largest_norm:.0e}, too large for an optimizer to square"
 
 
 def _overflows(measurement: Measurement) -> bool:
-    """Whether the gradient of a finite loss is not finite."""
+    """Whether the gradient of a finite loss is not finite; False if none has been measured."""
+    if measurement.gram is None:
+        return False
     finite = np.isfinite(measurement.losses)
     return bool((finite & ~np.isfinite(measurement.norms)).any())
 

@@ -16,7 +16,7 @@ from paddlescience_gradnorm.balancing import _equations, _one_pass, _ranks
 from paddlescience_gradnorm.balancing._accumulation import BalancerState, loss_scaling
 from paddlescience_gradnorm.balancing._caller_stepped import CallerStepped, set_grad
 from paddlescience_gradnorm.balancing._diagnosis import announcement, diagnose
-from paddlescience_gradnorm.balancing._faults import FaultReporter
+from paddlescience_gradnorm.balancing._faults import FaultReporter, warn_the_caller
 from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
 from paddlescience_gradnorm.balancing._one_pass import overwrite
 from paddlescience_gradnorm.balancing._options import (
@@ -25,6 +25,7 @@ from paddlescience_gradnorm.balancing._options import (
     given_weights,
     initial_weights,
     shared_parameters,
+    warn_of_holding,
 )
 from paddlescience_gradnorm.balancing._run import Run
 from paddlescience_gradnorm.balancing._schedule import Schedule
@@ -128,6 +129,7 @@ class LossBalancer(PreciseLayer):
         self.rule.check(self.floor)
         # A tuple, because a Layer would register a bare parameter as its own.
         self.shared = shared_parameters(shared)
+        self._starts_by_rule = weight_attr is None
         self.register_buffer("step_count", on_host(np.zeros([], np.int64)))
         self._remembered: tuple[str, ...] = ()
         self._faults = FaultReporter("it is left out of the balancing while this lasts")
@@ -156,6 +158,7 @@ class LossBalancer(PreciseLayer):
             raise ValueError(f"n_loss is {self.n_loss} already, got {n_loss}")
 
     def _make_weights(self, start: np.ndarray, reason: str | None = None) -> None:
+        warn_of_holding(self.rule, self.update_every, len(start))
         dtype = self.shared[0].dtype
         if dtype not in (paddle.float32, paddle.float64):
             dtype = paddle.float32  # half precision cannot resolve a step of the weights
@@ -203,6 +206,11 @@ class LossBalancer(PreciseLayer):
         ``None``. The new weights act from the next step on. The losses are detached, which
         frees their graphs.
 
+        A rule that combines gradients, such as ConFIG, adds sum_i c_i g_i to the ``.grad`` of the
+        shared parameters. Its coefficients c act at once, and are the new weights. All other
+        parameters get the gradient of the plain sum of the losses. A loss that is left out has its
+        last coefficient. With micro-batches the last one adds the gradient.
+
         In a distributed run (``paddle.distributed.init_parallel_env``) one all-reduce averages
         the losses and their gradients on the shared parameters before norms are taken. So all
         processes have the same weights.
@@ -219,14 +227,16 @@ class LossBalancer(PreciseLayer):
                 on this object undoes this step.
 
         Returns:
-            The weighted sum, detached, without ``scale`` and loss scaling, shape [].
+            The weighted sum, detached, without ``scale`` and loss scaling, shape []. It is that of
+            the weights that acted in this step.
 
         Raises:
             TypeError: A loss is not a floating-point tensor, or ``scaler`` is not a
                 ``paddle.amp.GradScaler``.
             ValueError: The losses' number or names are wrong, or one is not scalar. The rule has to
                 know which losses are equations, and their names leave doubt. No loss has a graph,
-                or none depends on the shared parameters.
+                or none depends on the shared parameters. The micro-batches of a step whose
+                gradients are combined have different scales.
             RuntimeError: A loss's graph has been used before.
 
         Warns:
@@ -234,14 +244,20 @@ class LossBalancer(PreciseLayer):
                 leaves it out, but its gradient still reaches the network.
         """
         step, due, scalars, values = self._begin(losses)
-        run, weights, rows = self._run, self.loss_weights, None
+        run, weights, rows, before_pass = self._run, self.loss_weights, None, None
         with paddle.no_grad():
             scaling = None if scaler is None else loss_scaling(scaler, weights.dtype)
             multiplier = scale if scaling is None else scaling * scale
             may_not_stand = scaling is not None or scale != 1
-            factors = weights * multiplier if may_not_stand else weights
+            combines = due and self.rule.acts_now
+            factors = paddle.ones_like(weights) if combines else weights
+            if may_not_stand:
+                factors = factors * multiplier
             total, names = paddle.dot(weights, values), run.order.names
-            if due and self.rule.needs:
+            if combines:
+                run.accumulation.expect(scale)
+                before_pass = _one_pass.gradients_of(self.shared, weights.dtype)
+            if combines or (due and self.rule.needs):
                 if run.in_two_passes is None:
                     run.in_two_passes = _one_pass.two_passes_are_better(scalars, self.shared)
                 rows = _one_pass.backward_by_loss(
@@ -260,7 +276,11 @@ class LossBalancer(PreciseLayer):
             if update:
                 before = self._state() if may_not_stand else None
                 is_scaled = scaling is not None or scale > 1  # not for micro-batches
-                self._end(step, due, scalars, before, scaler, scaling, is_scaled)
+                self._end(step, due, scalars, before, scaler, scaling, is_scaled, before_pass)
+                if combines:
+                    total = paddle.dot(weights, values)
+            elif before_pass is not None:
+                _one_pass.overwrite_gradients(self.shared, before_pass)
         return total
 
     def step(self, losses: Losses) -> paddle.Tensor:
@@ -280,10 +300,16 @@ class LossBalancer(PreciseLayer):
             the rule defines none. Between updates it is the value of the last update.
 
         Raises:
-            RuntimeError: A loss's graph has been freed, or micro-batches of a step are missing.
+            RuntimeError: A loss's graph has been freed, micro-batches of a step are missing, or the
+                rule combines the gradients of ``backward``.
             TypeError: As for ``backward``.
             ValueError: As for ``backward``.
         """
+        if self.rule.acts_now:
+            raise RuntimeError(
+                f"step(losses) updates the weights alone, but {self.rule} combines gradients: call "
+                "backward(losses) in place of your own backward pass and step(losses)"
+            )
         step, due, scalars, values = self._begin(losses)
         run, weights, rows = self._run, self.loss_weights, None
         if run.accumulation.is_within_a_step:
@@ -315,9 +341,23 @@ class LossBalancer(PreciseLayer):
         self._settle()
 
     def get_weights(self) -> np.ndarray:
-        """The weights that the next step will use, a copy, shape [n_loss]."""
+        """The weights that the next step will use, a copy, shape [n_loss].
+
+        By a rule that combines gradients they are the coefficients of the last combination, some of
+        which may be negative. They act where there is no new one: between updates, and when frozen.
+        """
         self._settle()
         return self.loss_weights.numpy().copy()
+
+    @property
+    def acted_weights(self) -> Union[np.ndarray, paddle.Tensor]:
+        """The weights that acted in the last step, a copy, shape [n_loss].
+
+        It is a tensor unless they have been read in this step already, so that an accelerator need
+        not wait. Before an optimizer of the caller's steps the weights they are those of this step.
+        """
+        acted = self._run.acted
+        return self.loss_weights.detach().clone() if acted is None else acted.copy()
 
     @property
     def alpha(self) -> float | None:
@@ -386,10 +426,37 @@ class LossBalancer(PreciseLayer):
         Raises:
             RuntimeError: The last step had no ``scale``, or has been undone already.
         """
-        self._restore(self._run.accumulation.take_back())
+        accumulation = self._run.accumulation
+        around = accumulation.around
+        self._restore(accumulation.take_back())
+        if around is not None:
+            before, after = around
+            now = _one_pass.gradients_of(self.shared, self.loss_weights.dtype)
+            # Others may have added to the gradients since.
+            _one_pass.overwrite_gradients(self.shared, before + (now - after))
 
     def freeze(self) -> None:
-        """Stop updating the weights, such as for a final stage with L-BFGS."""
+        """Stop updating the weights, such as for a final stage with L-BFGS.
+
+        Of a rule that combines gradients the last coefficients stay, as weights.
+
+        Warns:
+            RuntimeWarning: One of these is negative, so the network climbs that loss.
+        """
+        if self.rule.acts_now and self.n_loss is not None and not self._schedule.frozen:
+            order, weights = self._run.order, self.get_weights().tolist()
+            stay = ", ".join(f"{name!r} {weight:.3g}" for name, weight in zip(order.names, weights))
+            _log.info(
+                "%s combines no gradients from now on: the last coefficients stay as weights (%s)",
+                self.rule,
+                stay,
+            )
+            if min(weights) < 0:
+                warn_the_caller(
+                    f"the last coefficients of {self.rule} stay as weights ({stay}), and the "
+                    "network climbs a loss whose weight is negative: call renormalize(), which "
+                    "raises it to the floor, or set loss_weights"
+                )
         self._schedule.frozen = True
 
     def unfreeze(self) -> None:
@@ -563,8 +630,13 @@ class LossBalancer(PreciseLayer):
             if equations is None:
                 equations = _equations.by_name(order.known, kind)
         are_equations = _equations.are_equations(equations or (), order.names, not order.complete)
-        self._run.equations, self._run.names = np.array(are_equations), order.names
         known = order.known or order.names
+        self.rule.meet(tuple(known), order.complete)
+        if self._starts_by_rule and not self.step_count.item():
+            first = self.rule.first_weights(tuple(order.names))
+            if first is not None:
+                overwrite(self.loss_weights, first)
+        self._run.equations, self._run.names = np.array(are_equations), order.names
         _log.info("%s", announcement(self.rule, self.update_every, known, are_equations))
 
     def _end(
@@ -576,6 +648,7 @@ class LossBalancer(PreciseLayer):
         scaler: paddle.amp.GradScaler | None = None,
         scaling: paddle.Tensor | None = None,
         is_scaled: bool = False,
+        before_pass: _one_pass.Rows | None = None,
     ) -> tuple[np.ndarray, Update] | None:
         """End a step: update the weights if they are due, and count the step.
 
@@ -587,17 +660,24 @@ class LossBalancer(PreciseLayer):
             scaler: The scaler that may find an overflow in this step, if any.
             scaling: Its loss scaling, shape [1]; None if it does nothing.
             is_scaled: Whether gradients that are not finite may have overflowed by their scale.
+            before_pass: If the step combines the gradients of the losses, the shared parameters'
+                gradients before its last pass, shape [values of W].
 
         Returns:
             What ``_update`` returns, if there was an update.
         """
         run, weights, ended = self._run, self.loss_weights, None
+        run.acted = None
         if run.caller is None and weights.grad is not None:
             weights.clear_gradient(False)  # so that no optimizer steps them
-        means = run.accumulation.means() if due else None
+        means, factor = run.accumulation.means() if due else None, run.accumulation.factor
         run.accumulation.end_step(before, None if scaling is None else scaler)
         if means is not None:
             ended = self._update(step, losses, *means, is_scaled, scaling)
+            if not self.rule.acts_now:
+                run.acted = ended[0]
+            if before_pass is not None:
+                self._combine(ended[1].values, means[1], factor, before_pass, before is not None)
         elif run.caller is not None:
             run.caller.rest(weights, step, self._schedule.frozen)
         _paddle.host_count(self.step_count).value = step + 1
@@ -618,20 +698,21 @@ class LossBalancer(PreciseLayer):
             The weights that acted in this step, shape [T], and the update.
         """
         run, missed, before = self._run, _paddle.host_counts(self.missed), self.rule_state
-        numbers, acted = _one_pass.measured(values, self.loss_weights, rows, self.rule.needs)
+        numbers, acted = _one_pass.measured(
+            values, self.loss_weights, rows, self.rule.needs, not self.rule.acts_now
+        )
         rate = math.nan if self.weight_lr is None else self.weight_lr
         if self.warmup_steps:
             rate *= min(1.0, (step // self.update_every + 1) / self.warmup_steps)
         measurement = Measurement(
             **numbers,
+            names=tuple(run.order.names),
             equations=run.equations,
             step=step,
             interval=self.update_every,
             rate=rate,
             floor=self.floor,
         )
-        # The whole step has been measured, and no optimizer has seen its gradients yet. So a rule
-        # that acts on the step's own gradients would change them here, from ``rows``.
         update = updated(
             self.rule,
             acted,
@@ -656,6 +737,36 @@ class LossBalancer(PreciseLayer):
         self._schedule.record(update, measurement, known, missed)
         run.last = measurement
         return acted, update
+
+    def _combine(
+        self,
+        coefficients: np.ndarray,
+        rows: _one_pass.Rows | None,
+        factor: Any,
+        before_pass: _one_pass.Rows,
+        may_be_undone: bool,
+    ) -> None:
+        """Put the combined gradient in place of what the pass has added to the shared parameters.
+
+        Args:
+            coefficients: c, shape [T].
+            rows: The losses' gradients, shape [T, values of W].
+            factor: What multiplies them.
+            before_pass: The gradients before the pass, shape [values of W].
+            may_be_undone: Whether ``take_back`` may be called.
+        """
+        assert rows is not None
+        kept: Any = before_pass
+        if _ranks.number() > 1:
+            # What paddle.DataParallel, or the caller afterwards, makes of all other gradients.
+            kept = _ranks.mean(paddle.to_tensor(kept)).astype("float64")
+            if isinstance(factor, paddle.Tensor):
+                factor = factor.astype("float64")
+        combined: Any = _one_pass.combination(rows, coefficients)
+        _one_pass.overwrite_gradients(self.shared, kept + combined * factor)
+        if may_be_undone:
+            after = _one_pass.gradients_of(self.shared, self.loss_weights.dtype)
+            self._run.accumulation.around = before_pass, after
 
     def _state(self) -> BalancerState:
         """Everything that a step may change."""

@@ -91,6 +91,14 @@ class Rule(ABC):
             The balancer raises weights below ``measurement.floor`` to it.
         """
 
+    def first_weights(self, names: Sequence[str]) -> np.ndarray | None:
+        """Weights for the first step if the user gives none, shape [T]; None for 1.
+
+        Args:
+            names: Names of the losses.
+        """
+        return None
+
     def imbalance(self, weights: np.ndarray, state: RuleState, measurement: Measurement) -> float:
         """The imbalance that the rule reduces, such as Lgrad; NaN for a rule that defines none."""
         return float("nan")
@@ -125,13 +133,18 @@ class DirectionRule(Rule):
 
     Its ``weigh`` returns coefficients c, shape [T], for the gradients that were measured: the
     network's gradient in this step is sum_i c_i g_i. A coefficient may be 0 or negative, so there
-    is no floor. The weights that ``weigh`` is given do not matter.
+    is no floor. The weights that ``weigh`` is given are all 1.
 
-    Such a rule has to act in every step, because a combination that avoids a conflict in one step
-    may make one in the next.
+    Such a rule should act in every step, because a combination that avoids a conflict in one step
+    may make one in the next. With ``update_every`` above 1 the coefficients are held as weights.
     """
 
     acts_now: ClassVar[bool] = True
+    # One gradient alone is a direction.
+    fewest_losses: ClassVar[int] = 1
+    # Up to how many losses no coefficient is negative. With more, a balancer warns against holding
+    # them, because the network would climb a loss that has a negative coefficient.
+    never_negative_up_to: ClassVar[float] = 1
 
 
 class GradientStep(NamedTuple):

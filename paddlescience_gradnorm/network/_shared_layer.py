@@ -6,6 +6,7 @@ from typing import Any
 
 import paddle
 
+from paddlescience_gradnorm.balancing._faults import warn_the_caller
 from paddlescience_gradnorm.balancing._options import shared_parameters
 from paddlescience_gradnorm.balancing.rule import Rule
 
@@ -60,6 +61,25 @@ _OF_PPSCI = {
 def find_shared(
     net: paddle.nn.Layer, shared: Any = None, rule: Rule | None = None
 ) -> tuple[paddle.Tensor, ...]:
+    """As ``_find_shared``, with a warning if a rule combines gradients of a part of the network.
+
+    Warns:
+        RuntimeWarning: The rule combines gradients, and ``shared`` lacks trained parameters.
+    """
+    found = _find_shared(net, shared, rule)
+    if rule is not None and rule.acts_now:
+        trained = [p for p in net.parameters() if not p.stop_gradient]
+        held = len({id(p) for p in trained} & {id(p) for p in found})
+        if held < len(trained):
+            warn_the_caller(
+                f"shared holds {held} of the network's {len(trained)} trained parameters, and "
+                f"{rule} combines the gradients of these alone: the others get that of the plain "
+                "sum of the losses. Unless each of them belongs to one loss only, pass shared='all'"
+            )
+    return found
+
+
+def _find_shared(net: paddle.nn.Layer, shared: Any, rule: Rule | None) -> tuple[paddle.Tensor, ...]:
     """The trainable shared parameters W of a network.
 
     Args:

@@ -194,8 +194,10 @@ class History:
         axes = self._plot("weights", axes)
         axes.set(ylabel="weight")
         weights = self.to_numpy()["weights"]
+        if (weights < 0).any():  # the coefficients of a direction
+            axes.set_yscale("symlog", linthresh=1)
         # Above the number of losses, usually: they do not sum to it.
-        if len(self) and np.median(weights.max(axis=1)) > len(self.names):
+        elif len(self) and np.median(weights.max(axis=1)) > len(self.names):
             axes.set_yscale("log")
         else:
             axes.set(ylim=(0, None))

@@ -128,6 +128,6 @@ def _table(last: dict[str, dict[str, float]]) -> RenderableType:
             Text(name),  # because in a plain string brackets are markup
             f"{loss:.2e}",
             f"{weight:.3g}" if known else "",
-            Bar(largest, 0, weight, width=_WIDTH, color="cyan") if known else "",
+            Bar(largest, 0, max(weight, 0), width=_WIDTH, color="cyan") if known else "",
         )
     return table

@@ -286,7 +286,7 @@ class Trainer:
 
         Raises:
             TypeError: The balancer's gradients are no weighted sum's; or as for ``fit``.
-            ValueError: As for ``fit``.
+            ValueError: A direction has left a negative weight; or as for ``fit``.
         """
         data, epochs = batches_and_epochs(data, epochs)
         weights, own = None, set()
@@ -299,6 +299,12 @@ class Trainer:
                     f"{type(self.balancer).__name__}"
                 )
             weights = self._acting_weights()
+            if weights is not None and (weights < 0).any().item():
+                raise ValueError(
+                    f"fit_lbfgs minimises a weighted sum, which has no minimum with the negative "
+                    f"weights {weights.tolist()}: call renormalize() of the balancer, which raises "
+                    "them to its floor, or set loss_weights"
+                )
             if isinstance(self.balancer, paddle.nn.Layer):
                 own = {id(p) for p in self.balancer.parameters()}
         parameters = {id(p): p for p in self._trained() if id(p) not in own}
@@ -471,14 +477,16 @@ class Trainer:
         values = self._recorded(scalars)
         if isinstance(self.balancer, LossBalancer) and self.balancer.n_loss is None:
             self.balancer.set_n_loss(len(scalars))
-        weights = self._acting_weights()  # which the balancer's step replaces
+        weights: Any = None
         if self.balancer is None:
             weights = paddle.ones_like(values)
             total = sum(scalars)
             total.backward()
         elif isinstance(self.balancer, LossBalancer):
             total = self.balancer.backward(losses)
+            weights = self.balancer.acted_weights
         else:
+            weights = self._acting_weights()  # which the balancer's step replaces
             total = self.balancer.backward(dict(zip(self._order.names, scalars)))
         self.history.record(
             self._order.names,

@@ -16,22 +16,6 @@ WAYS = {
 every_way = pytest.mark.parametrize("way", WAYS)
 
 
-@pytest.fixture
-def make_scaler(monkeypatch):
-    def make(**options):
-        with monkeypatch.context() as patch:
-            patch.setattr(paddle.base.core.Place, "is_gpu_place", lambda self: True)
-            # It is left as it is by overflows, for lowering it fails with numpy 2.4 in Paddle 3.3.
-            defaults = {"init_loss_scaling": 2.0**16, "decr_every_n_nan_or_inf": 1000}
-            scaler = paddle.amp.GradScaler(**{**defaults, **options})
-        with paddle.amp.auto_cast(dtype="float16"):  # else it finds that it is not needed
-            pass
-        assert scaler.is_enable()
-        return scaler
-
-    return make
-
-
 def losses_of(net, step, part=slice(None), factor=1.0):
     points = np.random.default_rng(step).random((3, 12, 2)).astype("float32")
     outputs = [net(paddle.to_tensor(p[part])) for p in points]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -50,6 +51,8 @@ class ConFIG(DirectionRule):
         >>> ConFIG().weigh(np.ones(2), {}, measured)[0].round(12).tolist()
         [0.75, 1.5]
     """
+
+    never_negative_up_to: ClassVar[float] = 2
 
     def weigh(
         self, weights: np.ndarray, state: RuleState, measurement: Measurement

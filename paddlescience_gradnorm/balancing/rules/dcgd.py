@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,6 +50,7 @@ class DCGD(DirectionRule):
         [0.6875, 1.25]
     """
 
+    never_negative_up_to: ClassVar[float] = math.inf
     form: str = "center"
     eps: float = 0.0
     tells_equations: ClassVar[bool] = True

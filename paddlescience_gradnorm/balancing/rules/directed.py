@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -71,11 +72,15 @@ class Directed(DirectionRule):
                 "groups='kinds' it gets sums of losses; pass groups='each'"
             )
         apart = self.groups == "kinds" or rule.tells_equations or direction.tells_equations
+        up_to = direction.never_negative_up_to
+        if self.groups == "kinds":  # which are two, however many losses there are
+            up_to = math.inf if up_to >= 2 else 1
         for name, value in {
             "needs": rule.needs | direction.needs,
             "on_all_parameters": rule.on_all_parameters and direction.on_all_parameters,
             "tells_equations": apart,
             "fewest_losses": max(rule.fewest_losses, direction.fewest_losses),
+            "never_negative_up_to": up_to,
         }.items():
             object.__setattr__(self, name, value)
 

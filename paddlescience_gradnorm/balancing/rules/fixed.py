@@ -36,8 +36,7 @@ class Equal(Rule):
 class Fixed(Rule):
     """The weights of the user, by the losses' names or in their order.
 
-    Like those of every rule that weighs, they act from the second step on. ``weight_attr`` sets
-    the weights of the first step.
+    They act from the first step on, unless the balancer's ``weight_attr`` sets others for that.
 
     Args:
         weights: A dict name -> weight, in which losses that are not named have 1; or a weight for
@@ -96,6 +95,11 @@ class Fixed(Rule):
                 "name these, or pass a weight for each in their order"
             )
 
+    def first_weights(self, names: Sequence[str]) -> np.ndarray:
+        if not isinstance(self.weights, Mapping):
+            return np.array(self.weights, np.float64)
+        return np.array([float(self.weights.get(name, 1.0)) for name in names])
+
     def weigh(
         self, weights: np.ndarray, state: RuleState, measurement: Measurement
     ) -> tuple[np.ndarray, RuleState]:
@@ -106,7 +110,7 @@ class Fixed(Rule):
                 f"weights are given by name, as {self.weights}, but the losses have no names; pass "
                 "a weight for each in their order"
             )
-        return np.array([float(self.weights.get(name, 1.0)) for name in measurement.names]), state
+        return self.first_weights(measurement.names), state
 
     def check(self, floor: float) -> None:
         given = self.weights

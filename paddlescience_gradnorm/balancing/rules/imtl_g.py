@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,6 +28,8 @@ class IMTLG(DirectionRule):
         >>> IMTLG().weigh(np.ones(2), {}, measured)[0].round(3).tolist()
         [0.333, 0.667]
     """
+
+    never_negative_up_to: ClassVar[float] = 2
 
     def weigh(
         self, weights: np.ndarray, state: RuleState, measurement: Measurement

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -38,6 +40,7 @@ class MGDA(DirectionRule):
         [0.286, 0.714]
     """
 
+    never_negative_up_to: ClassVar[float] = math.inf
     tolerance: float | None = None
 
     def __post_init__(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -26,6 +28,8 @@ class PCGrad(DirectionRule):
         >>> PCGrad().weigh(np.ones(2), {}, measured)[0].tolist()
         [1.25, 2.0]
     """
+
+    never_negative_up_to: ClassVar[float] = math.inf
 
     def weigh(
         self, weights: np.ndarray, state: RuleState, measurement: Measurement

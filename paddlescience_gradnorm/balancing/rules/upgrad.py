@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -37,6 +39,7 @@ class UPGrad(DirectionRule):
         [0.625, 1.0]
     """
 
+    never_negative_up_to: ClassVar[float] = math.inf
     regularization: float = 0.0
 
     def __post_init__(self) -> None:

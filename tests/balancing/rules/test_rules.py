@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddlescience_gradnorm import LossBalancer, balancing
+from paddlescience_gradnorm import balancing
 from paddlescience_gradnorm.balancing import rules
 from paddlescience_gradnorm.balancing.rule import DirectionRule, Rule
 from paddlescience_gradnorm.balancing.rules import (
@@ -280,9 +280,17 @@ def test_directions_act_at_once_and_look_at_the_gram_matrix_in_every_step(rule):
 
 
 @directions
-def test_a_balancer_does_not_take_a_direction_for_weights(rule, fc_net):
-    with pytest.raises(NotImplementedError, match="coefficients for the gradients of the step"):
-        LossBalancer(fc_net, 3, rule=rule)
+@pytest.mark.parametrize("n_loss", [2, 3, 4])
+def test_no_coefficient_is_negative_up_to_as_many_losses_as_a_direction_says(
+    rule, n_loss, measured
+):
+    rng = np.random.default_rng(0)
+    sizes = np.array([1e-2, 1.0, 30.0, 1e3])
+    found = []
+    for _ in range(200):
+        gradients = (rng.normal(size=(4, 3)) + rng.normal(size=3)) * rng.permutation(sizes)[:, None]
+        found.append(several_updates(rule, measured(gradients[:n_loss], [1] * n_loss, [0]), 1)[0])
+    assert (np.array(found) < 0).any() == (n_loss > rule.never_negative_up_to)
 
 
 @directions
