@@ -9,6 +9,7 @@ with --help for the options.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -142,7 +143,7 @@ class Processes:
         with self._lock:
             self._stopped = True
             for process in self._running:
-                process.kill()
+                _end(process)
 
     def make(self, run: Run) -> dict[str, Any] | None:
         """The run's line; None if it was stopped."""
@@ -164,16 +165,22 @@ class Processes:
             with self._lock:
                 if self._stopped:
                     return None
+                # A session of its own, because the example's data loaders outlive it.
                 process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    start_new_session=True,
                 )
                 self._running.add(process)
             try:
                 failure = None if process.wait(self.timeout) == 0 else f"exit {process.returncode}"
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
                 failure = f"not done after {self.timeout:g} s"
+            finally:
+                _end(process)
             with self._lock:
                 self._running.discard(process)
                 if self._stopped:
@@ -186,6 +193,13 @@ class Processes:
         if not row["fails"]:
             shutil.rmtree(folder)
         return row
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a run and all processes that it has started, if there are any left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def verdict(original: Sequence[float], ours: Sequence[float]) -> str:

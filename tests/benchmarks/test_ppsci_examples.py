@@ -282,6 +282,22 @@ def test_every_balance_trains_and_is_measured(snapshot, tmp_path, examples):
 
 
 @needs_ppsci
+def test_what_a_run_has_started_ends_with_it(examples):
+    command = ["sh", "-c", "sleep 1000 & echo $!; exit 0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    child = int(process.stdout.readline())
+    process.wait()
+    os.kill(child, 0)  # it has outlived the run
+    examples._end(process)
+    state = Path(f"/proc/{child}/stat")
+    for _ in range(100):
+        if not state.exists() or state.read_text().split()[2] == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("it still runs")
+
+
 @pytest.mark.slow
 def test_a_failure_is_a_line_with_its_reason_and_keeps_its_log(snapshot, tmp_path, examples):
     script = snapshot / "examples" / "heat_pinn" / "heat_pinn.py"
