@@ -41,7 +41,8 @@ BALANCES = {
     "Relobralo": "its Relobralo",
     "NTK": "its NTK",
 }
-COLUMNS = ("original", "GradNorm", "Relobralo", "NTK", "of", "of_advised", "by_name")
+# In the table the default comes first.
+COLUMNS = ("of", "of_advised", "by_name", "original", "GradNorm", "Relobralo", "NTK")
 RUN = Path(__file__).with_name("ppsci_examples_run.py")
 
 
