@@ -52,15 +52,14 @@ def test_runs_are_made_once_and_end_in_a_table_and_a_figure(tmp_path):
     second = run(tmp_path, *arguments, "--balances", "equal,pinn")
     assert second.returncode == 0, second.stderr
     assert "2 of 4 runs are there already" in second.stdout
-    assert "4/4 burgers_inverse, pinn, seed 3" in second.stdout  # and no more than these two
-    runs = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
-    assert [(r["problem"], r["balance"]) for r in runs] == [
-        (problem, balance)
-        for balance in ("equal", "pinn")
-        for problem in ("heat", "burgers_inverse")
-    ]
-    assert all(math.isfinite(r["error"]) and r["steps"] == 4 for r in runs)
-    assert set(runs[1]["coefficient_errors"]) == {"l1", "l2"}
+    assert "4/4 " in second.stdout and second.stdout.count(", pinn, seed 3") == 2
+    lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert [r["balance"] for r in lines] == ["equal"] * 2 + ["pinn"] * 2
+    # Of two that run at the same time, either may be done first.
+    runs = {(r["problem"], r["balance"]): r for r in lines}
+    assert {problem for problem, _ in runs} == {"heat", "burgers_inverse"} and len(runs) == 4
+    assert all(math.isfinite(r["error"]) and r["steps"] == 4 for r in lines)
+    assert set(runs["burgers_inverse", "pinn"]["coefficient_errors"]) == {"l1", "l2"}
     assert "| heat | " in (tmp_path / "accuracy.md").read_text()
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000
 

@@ -281,7 +281,6 @@ def test_every_balance_trains_and_is_measured(snapshot, tmp_path, examples):
     assert list((work / "runs").iterdir()) == []
 
 
-@needs_ppsci
 def test_what_a_run_has_started_ends_with_it(examples):
     command = ["sh", "-c", "sleep 1000 & echo $!; exit 0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
@@ -298,6 +297,7 @@ def test_what_a_run_has_started_ends_with_it(examples):
         raise AssertionError("it still runs")
 
 
+@needs_ppsci
 @pytest.mark.slow
 def test_a_failure_is_a_line_with_its_reason_and_keeps_its_log(snapshot, tmp_path, examples):
     script = snapshot / "examples" / "heat_pinn" / "heat_pinn.py"
