@@ -277,7 +277,7 @@ def test_every_balance_trains_and_is_measured(snapshot, tmp_path, examples):
     assert len(set(errors.values())) == len(errors), errors
     # Nothing is run again, and nothing is left of what has succeeded.
     again = run(snapshot, work, "--examples", "heat_pinn", *options)
-    assert again.stdout.startswith("| example | original |")
+    assert again.stdout.startswith("| example | `of` |")
     assert list((work / "runs").iterdir()) == []
 
 
