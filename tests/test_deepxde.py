@@ -323,7 +323,7 @@ def test_every_network_of_deepxde_can_be_balanced(net, last, alpha):
     assert np.ptp(weights.get_weights()) > 1e-3
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", sorted(RULES.keys() - {"fixed"}))  # which needs numbers
 def test_every_rule_balances(rule):
     model = compiled()
     weights = balance(model, rule=rule, alpha=0.5 if rule == "published" else None)

@@ -322,6 +322,21 @@ def test_a_generators_numbers_make_an_equal_state(seed):
     np.testing.assert_array_equal(paddle.rand([1000]).numpy(), expected)
 
 
+@pytest.mark.parametrize("kept", [[0, 3], [2], []])
+def test_a_sparse_gradient_is_overwritten_and_stays_sparse(kept):
+    embedding = paddle.nn.Embedding(5, 2, sparse=True)
+    embedding(paddle.to_tensor([1, 4, 1])).sum().backward()
+    weight = embedding.weight
+    values = np.zeros([5, 2], np.float32)
+    values[kept] = np.arange(1, 1 + 2 * len(kept)).reshape(-1, 2)
+    _paddle.overwrite_sparse(weight.grad, values)
+    assert weight.grad.is_selected_rows()
+    assert (_paddle.dense(weight.grad, weight).numpy() == values).all()
+    before = weight.numpy()
+    paddle.optimizer.SGD(1.0, parameters=[weight]).step()
+    np.testing.assert_allclose(weight.numpy(), before - values, rtol=1e-6)
+
+
 # The rest of the package.
 
 
