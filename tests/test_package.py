@@ -92,3 +92,12 @@ def test_python_zlib_works_after_the_package_was_imported_first():
 
 def test_type_information_is_shipped():
     assert (Path(paddlescience_gradnorm.__file__).parent / "py.typed").exists()
+
+
+def test_training_needs_no_problems():
+    # They import scipy, and that may end a process with Paddle 2.6.2 if it comes late.
+    code = (
+        "import sys; import paddlescience_gradnorm.training; "
+        "assert 'paddlescience_gradnorm.pde' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,8 +12,6 @@ import paddle
 
 from paddlescience_gradnorm.balancing._losses import Losses
 from paddlescience_gradnorm.network import FCNet
-from paddlescience_gradnorm.pde.problems import problem
-from paddlescience_gradnorm.pde.problems.formulation import INTERIOR_POINTS
 
 MakeOptimizer = Callable[[list[paddle.Tensor], int], paddle.optimizer.Optimizer]
 
@@ -50,21 +48,25 @@ class KnownProblem:
         name: In ``PROBLEMS``.
         hidden_layers: Number of hidden layers.
         width: Of each.
-        n_points: Number of points in the interior.
+        n_points: Number of points in the interior; ``None`` for the problem's own.
         points: Numbers of points in regions by name, instead of those.
     """
 
     name: str
     hidden_layers: int
     width: int
-    n_points: int = INTERIOR_POINTS
+    n_points: int | None = None
     points: Mapping[str, int] = field(default_factory=dict)
 
     def begin(self, seed: int) -> Trial:
         """Points, noise and network of this seed."""
+        # Here, because it imports scipy: then Paddle 2.6.2 may crash, and most runs do without.
+        from paddlescience_gradnorm.pde.problems import problem
+
         task = problem(self.name)
         seed_all(seed)
-        training = task.sample(self.n_points, seed, self.points)
+        number = {} if self.n_points is None else {"n_points": self.n_points}
+        training = task.sample(seed=seed, points=self.points, **number)
         net = FCNet(len(task.coordinates), len(task.fields), self.hidden_layers + 1, self.width)
 
         def error(net: Any) -> float:
