@@ -66,7 +66,15 @@ PLAIN, PINN, GRADNORM, OWN, EVERY_10, TWO_PASS = (
         ("two_pass", "GradNorm by get_grad_norm_loss"),
     )
 )
+# Rules whose direction acts on the step's own gradients, here and in TorchJD.
+DIRECTIONS = {"config": "ConFIG", "upgrad": "UPGrad"}
+OUR_DIRECTIONS = tuple(
+    Contestant(worker, mode, f"{name}, {title}")
+    for worker, name in KINDS.items()
+    for mode, title in DIRECTIONS.items()
+)
 PEERS = (
+    *(Contestant("torch", mode, f"PyTorch, TorchJD's {DIRECTIONS[mode]}") for mode in DIRECTIONS),
     Contestant("paddle", "nested", "Paddle, plain step by nested paddle.grad"),
     Contestant("paddle as installed", "plain", "Paddle as installed, plain step"),
     Contestant("torch", "plain", "PyTorch, plain step"),
@@ -157,7 +165,8 @@ def plan(quick: bool, available: set[str]) -> dict[Case, list[Contestant]]:
     """Who runs what. The case of 2,000 points and 2 losses is in both series."""
     points = (500, 2000) if quick else (500, 2000, 10_000, 50_000)
     losses = (4, 8) if quick else (4, 8, 16, 32)
-    cases = {Case("laplace", n, 2): [*OURS, *(PEERS if n <= 10_000 else ())] for n in points}
+    beside_peers = [*OURS, *OUR_DIRECTIONS, *PEERS]
+    cases = {Case("laplace", n, 2): beside_peers if n <= 10_000 else [*OURS] for n in points}
     cases.update({Case("laplace", 2000, t): [*OURS] for t in losses})
     shared = [x[worker] for worker in KINDS for x in (PLAIN, PINN, GRADNORM, EVERY_10, TWO_PASS)]
     cases[Case("navier_stokes", 2000, 3)] = shared
@@ -209,6 +218,10 @@ def row(
     for worker, gradnorm in GRADNORM.items():
         if gradnorm in ms:
             entry[f"{worker} to this"] = quartiles(ms[gradnorm] / ms[c])
+    if c.worker == "torch" and c.mode in DIRECTIONS:
+        for ours in OUR_DIRECTIONS:
+            if ours.mode == c.mode and ours in ms:
+                entry[f"{ours.worker}'s to this"] = quartiles(ms[ours] / ms[c])
     entry["megabytes"] = memory.get(c)
     if memory.get(c) is not None and memory.get(plain):
         entry["megabytes_to_plain"] = memory[c] / memory[plain]
@@ -226,7 +239,7 @@ def table(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         "ready to make them.\n",
     ]
     laplace = [r for r in rows if r["equation"] == "laplace"]
-    ours = [r for r in laplace if r["worker"] in KINDS and r["mode"] != "nested"]
+    ours = [r for r in laplace if is_balancing(r)]
     peers = [r for r in laplace if r["losses"] == 2 and r["points"] <= 10_000]
     for title, column, chosen in (
         ("Points (2 losses, disjoint)", "points", [r for r in ours if r["losses"] == 2]),
@@ -257,7 +270,24 @@ def table(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
             f"{' | '.join(spread(r[f'{worker} to this'], '.2f') for worker in KINDS)} | "
             f"{number(r['megabytes'], '.1f')} |"
         )
+    theirs = [r for r in peers if r["worker"] == "torch" and r["mode"] in DIRECTIONS]
+    if theirs:
+        text.append("\n## Directions beside TorchJD (2 losses)\n")
+        text.append(
+            "| points | rule | TorchJD, ms | Paddle / TorchJD | Paddle with operators / TorchJD |\n"
+            "|---|---|---|---|---|"
+        )
+    for r in theirs:
+        ratios = " | ".join(spread(r[f"{worker}'s to this"], ".2f") for worker in KINDS)
+        text.append(
+            f"| {r['points']:,} | {DIRECTIONS[r['mode']]} | {spread(r['ms'], '.1f')} | {ratios} |"
+        )
     return "\n".join(text) + "\n"
+
+
+def is_balancing(row: dict[str, Any]) -> bool:
+    """Whether it is in the tables of Paddle alone."""
+    return row["worker"] in KINDS and row["mode"] not in ("nested", *DIRECTIONS)
 
 
 def spread(q: dict[str, float], style: str) -> str:
@@ -271,7 +301,7 @@ def number(value: float | None, style: str) -> str:
 def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(17.5, 4.5), layout="constrained")
     laplace = [r for r in rows if r["equation"] == "laplace"]
-    ours = [r for r in laplace if r["worker"] in KINDS and r["mode"] != "nested"]
+    ours = [r for r in laplace if is_balancing(r)]
     for axis, x, value, chosen in (
         (axes[0], "points", "to_plain", [r for r in ours if r["losses"] == 2]),
         (axes[1], "losses", "to_plain", [r for r in ours if r["points"] == 2000]),

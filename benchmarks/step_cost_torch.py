@@ -1,4 +1,4 @@
-"""The PyTorch side of step_cost.py: a plain step, and gradnorm-pytorch from PyPI."""
+"""The PyTorch side of step_cost.py: a plain step, gradnorm-pytorch and TorchJD from PyPI."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from importlib.metadata import version
 import torch
 from gradnorm_pytorch import GradNormLossWeighter
 from step_cost_worker import ALPHA, LAYERS, LEARNING_RATE, WEIGHT_LR, WIDTH, Case, Run, serve
+from torchjd.aggregation import ConFIG, UPGrad
+from torchjd.autojac import backward, jac_to_grad
+
+PACKAGES = ("gradnorm-pytorch", "torchjd")
+DIRECTIONS = {"config": ConFIG, "upgrad": UPGrad}
 
 
 def build(case: Case, mode: str) -> Run:
@@ -21,6 +26,8 @@ def build(case: Case, mode: str) -> Run:
         restoring_force_alpha=ALPHA,
         grad_norm_parameters=net[-1].weight,
     )
+    direction = DIRECTIONS[mode]() if mode in DIRECTIONS else None
+    parameters = list(net.parameters())
     parts = [torch.from_numpy(points).requires_grad_() for points in case.interior()]
     edge, values = (torch.from_numpy(array) for array in case.boundary())
 
@@ -30,7 +37,11 @@ def build(case: Case, mode: str) -> Run:
             losses.append((net(edge) - values).square().mean())
             if mode == "plain":
                 # Into the parameters alone, as the other frameworks do; the points need none.
-                sum(losses).backward(inputs=list(net.parameters()))
+                sum(losses).backward(inputs=parameters)
+            elif direction is not None:
+                # One loss after the other, because on a CPU vmap takes longer.
+                backward(losses, inputs=parameters, parallel_chunk_size=1)
+                jac_to_grad(parameters, direction)
             else:
                 weighter.backward(losses)
                 for points in parts:
@@ -64,5 +75,5 @@ def laplacian(net: torch.nn.Module, points: torch.Tensor) -> torch.Tensor:
 
 if __name__ == "__main__":
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    versions = {"torch": torch.__version__, "gradnorm-pytorch": version("gradnorm-pytorch")}
+    versions = {"torch": torch.__version__, **{n: version(n) for n in PACKAGES}}
     serve(build, {"versions": versions, "settings": f"{torch.get_num_threads()} threads"})

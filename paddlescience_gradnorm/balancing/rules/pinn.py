@@ -24,7 +24,7 @@ class PinnRule(Rule):
 
     GradNorm makes the weighted norms w_i ||g_i|| follow r_i ** alpha, so its weights settle in
     proportion to r_i ** alpha / ||g_i||. This rule moves each log w_i towards the logarithm of a
-    target, by rate * clip(log target_i - log w_i, -1, 1). It differs from GradNorm in six ways:
+    target, by rate * clip(log target_i - log w_i, -1, 1). It differs from GradNorm in seven ways:
 
     - Gradients are taken on all parameters, because an equation's derivatives act on all
       layers and a condition's value mostly on the last.
@@ -32,6 +32,9 @@ class PinnRule(Rule):
       equal norms and equal weights. So a loss with almost no gradient does not get a huge weight.
     - The conditions' targets are multiplied by ``lead``, because the conditions decide which of
       the equations' many solutions is found.
+    - A condition that is met loses that lead again. Otherwise its weight would grow while its
+      gradient vanishes, and would disturb the equations of a beam or of an ordinary
+      differential equation.
     - Weights do not sum to T. Their unit is the geometric mean of the equations' targets, so the
       equations' weights stay near 1 and the conditions' weights rise. The reason is that Adam
       remembers the size of gradients for a thousand steps. So the network moves fast if the
@@ -55,8 +58,8 @@ class PinnRule(Rule):
         memory: Share of the average L(0) that an update keeps, in [0, 1). At 0.99 the average
             remembers about 100 updates. Move it towards 1 for runs with more updates.
         met: A condition is met if its weighted loss is below ``met`` times that of the equations.
-            Then its target falls with its loss, at most to 1. At least 0, and 0 switches this off.
-            Pass 0.1 for ordinary differential equations and beams, where conditions are met early.
+            Then its target falls with the square of its loss, but not below 1. At least 0. Pass 0
+            if a condition must keep its lead to the end.
 
     Raises:
         TypeError: An argument is not a number.
@@ -82,7 +85,7 @@ class PinnRule(Rule):
     lead: float = 20.0
     bound: float = 1000.0
     memory: float = 0.99
-    met: float = 0.0
+    met: float = 0.01
     update_every: ClassVar[int] = 10
     tells_equations: ClassVar[bool] = True
     fewest_losses: ClassVar[int] = 1
@@ -151,7 +154,7 @@ class PinnRule(Rule):
                 if target > 0 and loss < enough:
                     # The logarithm of a ratio that may underflow.
                     share = math.log(loss) - math.log(enough) if loss > 0 else -math.inf
-                    target = max(0.0, target + share)
+                    target = max(0.0, target + 2 * share)
             missing = min(max(target, -limit), limit) - math.log(weight)
             new.append(weight * math.exp(min(max(missing, -1.0), 1.0) * rate))
         return np.array(new), new_state

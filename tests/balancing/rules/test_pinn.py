@@ -39,6 +39,7 @@ def steps(draw):
         strength=draw(st.floats(0.1, 1)),
         lead=draw(st.floats(0.1, 30)),
         bound=1e6,
+        met=0,
     )
     equations = draw(st.sets(st.integers(0, n_loss - 1)))
     return rule, *(np.array(draw(column)) for _ in range(4)), list(equations)
@@ -121,13 +122,13 @@ def test_a_condition_that_is_met_loses_its_lead(violation):
     for _ in range(3000):
         now = measured([1.0, violation / weights[1] ** 2], [1, 1], [0])
         weights, state = rule.weigh(weights, state, now)
-    # w = lead (C / w) / met, between 1 and the lead
-    expected = np.clip(np.sqrt(20.0 * violation / 0.1), 1, 20)
+    # w = lead (C / w / met)^2, between 1 and the lead
+    expected = np.clip(np.cbrt(20.0 * (violation / 0.1) ** 2), 1, 20)
     np.testing.assert_allclose(weights, [1, expected], rtol=1e-3)
 
 
 def test_what_is_not_met_keeps_its_lead_and_targets_below_1_stay():
-    one, plain = PinnRule(lead=20.0, met=0.1), PinnRule(lead=20.0)
+    one, plain = PinnRule(lead=20.0, met=0.1), PinnRule(lead=20.0, met=0)
     high = measured([1.0, 0.2], [1, 1], [0])
     for before in ([1.0, 1.0], [1.0, 15.0]):
         weights = np.array(before)
@@ -253,7 +254,7 @@ def findings(
 def test_a_loss_in_other_units_is_found_at_the_bound(scale, is_found, weight, step):
     # Scaling a loss scales its gradient too.
     loud = {"losses": (scale, 1), "norms": (scale, 1), "equations": [0]}
-    found = findings(PinnRule(bound=300), weights=(1, min(weight, 300)), step=step, **loud)
+    found = findings(PinnRule(bound=300, met=0), weights=(1, min(weight, 300)), step=step, **loud)
     assert len(found) == is_found
     for finding in found:
         assert finding.startswith("The gradients of 'bc' are so far from those of the others")
