@@ -604,6 +604,14 @@ def test_repr_shows_rule_and_options(fc_net):
     )
 
 
+def test_repr_shows_the_weights_by_name_after_the_first_step(fc_net, make_losses):
+    balancer = LossBalancer(fc_net, weight_attr=[1.0, 20.0, 0.125], update_every=100)
+    assert "weights" not in repr(balancer)
+    balancer.backward(dict(zip(["pde", "bc", "data"], make_losses(fc_net))))
+    shown = [f"{name} {w:.3g}" for name, w in zip(["pde", "bc", "data"], balancer.get_weights())]
+    assert repr(balancer).endswith(f", floor=0.001, weights: {', '.join(shown)})")
+
+
 def test_weights_of_a_rule_without_a_sum_are_taken_as_given(fc_net):
     balancer = LossBalancer(fc_net, 3, weight_attr=[100.0, 0.01, 1.0])
     np.testing.assert_allclose(balancer.get_weights(), [100, 0.01, 1], rtol=1e-6)
