@@ -212,7 +212,7 @@ class History:
         self.plot_losses(top).set(xlabel="")
         self.plot_weights(bottom)
         if self.names:
-            bottom.get_legend().remove()  # it is the same
+            bottom.legend().remove()  # it is the same
         return top, bottom
 
     def plot_losses(self, axes: Axes | None = None) -> Axes:
