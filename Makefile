@@ -8,9 +8,9 @@ RUN := $(VENV)/bin/python
 DISTRIBUTION := cpu,
 REQUIREMENTS := $(if $(PADDLE),paddlepaddle==$(PADDLE) $(if $(filter 2.%,$(PADDLE)),'numpy<2' setuptools))
 
-# What takes less than a second a test, and neither a compiler nor other processes.
+# What needs neither a compiler nor other processes, and little time.
 QUICK := tests/balancing tests/network tests/training/test_history.py tests/training/test_live.py \
-	tests/training/test_progress.py tests/test_arguments.py tests/test_inputs.py tests/test_layers.py
+	tests/test_arguments.py tests/test_inputs.py tests/test_layers.py
 
 .PHONY: demo rotograd-toy kovasznay test test-quick test-all test-ppsci test-deepxde lint docs bench clean
 
@@ -30,8 +30,8 @@ test: $(VENV)/installed-test
 
 test-quick: $(VENV)/installed-test
 	@echo 'The tests of balancing, networks and histories: about a minute on two cores.'
-	$(RUN) -m pytest -m 'not slow' -k 'not cpp' --numprocesses auto --maxprocesses 4 -rs \
-		--ignore tests/balancing/test_ranks.py $(QUICK)
+	$(RUN) -m pytest -m 'not slow' -k 'not cpp and not processes' \
+		--numprocesses auto --maxprocesses 4 -rs --ignore tests/balancing/test_ranks.py $(QUICK)
 
 # The slow ones too: processes that are killed, thousands of damaged files, long runs.
 test-all: $(VENV)/installed-test
@@ -44,7 +44,7 @@ test-ppsci:
 		tests/training/test_visualdl.py tests/examples/test_ppsci.py \
 		tests/benchmarks/test_ppsci_examples.py paddlescience_gradnorm/ppsci.py
 	.venv-ppsci/bin/python -m pytest tests/test_readme.py tests/test_main.py \
-		-k 'ppsci or migrating or visualdl'
+		-k 'ppsci or migrating or visualdl or tensorboard'
 
 # With DeepXDE on Paddle, in an environment of its own.
 test-deepxde: export DDE_BACKEND := paddle

@@ -345,12 +345,13 @@ def test_run_draws_a_live_view_when_asked(tmp_path):
     assert [row.split()[0] for row in rows] == [*names, "error"]
 
 
-def test_run_logs_for_visualdl_when_asked(tmp_path):
-    pytest.importorskip("visualdl", reason="needs visualdl: pip install -e '.[visualdl]'")
-    result = command_line("run", "heat", *TINY, "--visualdl", "--output", "a run", cwd=tmp_path)
+@pytest.mark.parametrize("viewer, module", [("visualdl",) * 2, ("tensorboard", "tensorboardX")])
+def test_run_logs_for_a_viewer_when_asked(tmp_path, viewer, module):
+    pytest.importorskip(module, reason=f"needs {module}: pip install -e '.[{viewer}]'")
+    result = command_line("run", "heat", *TINY, f"--{viewer}", "--output", "a run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "curves: visualdl --logdir 'a run'\n" in result.stdout
-    assert len(list((tmp_path / "a run" / "visualdl").iterdir())) == 1
+    assert f"curves: {viewer} --logdir 'a run'\n" in result.stdout
+    assert len(list((tmp_path / "a run" / viewer).iterdir())) == 1
 
 
 @pytest.mark.parametrize(

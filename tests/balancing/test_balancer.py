@@ -583,11 +583,19 @@ def test_one_line_is_logged_on_the_first_update(fc_net, make_losses, caplog):
         for step in range(4):
             balancer.backward(dict(zip(NAMES, make_losses(fc_net, seed=step))))
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith(f"loss weights by {balancer.rule}, updated every 2 steps: ")
+    assert line.startswith("loss weights by PinnRule(), updated every 2 steps: ")
     assert line.endswith(
         "equations 'pde' keep weights near 1; conditions 'boundary', 'data' get a lead of 20 and "
         "weights up to 1000"
     )
+
+
+def test_the_line_has_the_options_that_somebody_has_chosen(fc_net, make_losses, caplog):
+    with caplog.at_level("INFO", "paddlescience_gradnorm"):
+        LossBalancer(fc_net, 3, rule=PinnRule(lead=5.0, met=0.1), equations=[0]).backward(
+            make_losses(fc_net)
+        )
+    assert caplog.messages[0].startswith("loss weights by PinnRule(lead=5.0, met=0.1), updated")
 
 
 def test_the_line_promises_no_lead_where_there_is_none(fc_net, make_losses, caplog):
