@@ -7,6 +7,7 @@ number of epochs are the same. Run it with --help for the options.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import shutil
@@ -50,8 +51,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     except KeyboardInterrupt:  # it has reached both
         for process in processes:
             process.join()
-    if any(process.exitcode for process in processes):
-        raise SystemExit(max(abs(process.exitcode or 0) for process in processes))
+    code = max(abs(process.exitcode or 0) for process in processes)
+    if code > 128:  # a signal's
+        print("stopped; the same command goes on from here")
+    if code:
+        raise SystemExit(code)
     runs = {balance: Run(options.output / balance) for balance in TITLES}
     picture = options.output / "demo.png"
     draw(picture, runs)
@@ -83,7 +87,8 @@ def _train(balance: str, options: argparse.Namespace, position: int, lock: Any) 
         arguments += ["--resume", "latest"]
     bar = ProgressBar(desc=f"{TITLES[balance]:<13}", position=position, unit="epoch")
     try:
-        pinn_laplace.solve(pinn_laplace.parse(arguments), [bar])
+        with contextlib.redirect_stdout(None):  # it would say how to resume this run alone
+            pinn_laplace.solve(pinn_laplace.parse(arguments), [bar])
     except (CheckpointError, OSError) as error:
         raise SystemExit(f"demo: {error}") from error
     shutil.rmtree(output / "checkpoints", ignore_errors=True)

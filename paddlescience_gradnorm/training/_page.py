@@ -117,13 +117,11 @@ def grid(parts: Iterable[str], kind: str) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "words") -> str:
     """A table, of ``"words"`` or ``"numbers"``."""
     head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
+    # On a narrow screen each number brings the head of its column.
+    labels = [f' data-label="{escaped(cell)}"' if kind == "numbers" else "" for cell in header]
     body = "\n".join(
         f'<tr><th scope="row">{escaped(name)}</th>'
-        + "".join(
-            # On a narrow screen each cell brings the head of its column.
-            f'<td data-label="{escaped(column)}">{escaped(cell)}</td>'
-            for column, cell in zip(header[1:], cells)
-        )
+        + "".join(f"<td{label}>{escaped(cell)}</td>" for label, cell in zip(labels[1:], cells))
         + "</tr>"
         for name, *cells in rows
     )

@@ -51,7 +51,7 @@ class ProgressBar(paddle.callbacks.Callback):
         own = {"mininterval": 0, "miniters": 0, "delay": 1e-6}
         self._bar = tqdm(total=total, initial=self._done, **{**own, **self._options})
         file = self._options.get("file") or sys.stderr
-        is_rewritten = hasattr(self._bar, "container") or (file is not None and file.isatty())
+        is_rewritten = hasattr(self._bar, "container") or getattr(file, "isatty", bool)()
         self._seconds = _SECONDS if is_rewritten else _SECONDS_IN_A_FILE
         self._shown = -math.inf
 
