@@ -125,7 +125,7 @@ def _equal(folder: Path, history: History, metrics: Mapping[str, Any]) -> _Equal
                 found = _Equal(path.parent, _history(path.parent), other)
                 if len(found.history) == len(history) and found.history.names == history.names:
                     return found
-        except ValueError:  # whatever else lies beside the run
+        except (ValueError, OSError):  # whatever else lies beside the run
             continue
     return None
 
