@@ -8,10 +8,14 @@ RUN := $(VENV)/bin/python
 DISTRIBUTION := cpu,
 REQUIREMENTS := $(if $(PADDLE),paddlepaddle==$(PADDLE) $(if $(filter 2.%,$(PADDLE)),'numpy<2' setuptools))
 
-.PHONY: demo rotograd-toy kovasznay test test-all test-ppsci test-deepxde lint docs bench clean
+# What needs neither a compiler nor other processes, and little time.
+QUICK := tests/balancing tests/network tests/training/test_history.py tests/training/test_live.py \
+	tests/test_arguments.py tests/test_inputs.py tests/test_layers.py
+
+.PHONY: demo rotograd-toy kovasznay test test-quick test-all test-ppsci test-deepxde lint docs bench clean
 
 demo: $(VENV)/installed-plot
-	$(RUN) examples/pinn_laplace/pinn_laplace.py
+	$(RUN) examples/pinn_laplace/demo.py
 
 rotograd-toy: $(VENV)/installed-plot
 	$(RUN) examples/rotograd_toy/rotograd_toy.py
@@ -19,8 +23,15 @@ rotograd-toy: $(VENV)/installed-plot
 kovasznay: $(VENV)/installed-plot
 	$(RUN) examples/pinn_kovasznay/pinn_kovasznay.py
 
+# -rs: why tests are skipped, at the end.
 test: $(VENV)/installed-test
-	$(RUN) -m pytest -m 'not slow' --numprocesses auto --maxprocesses 4
+	@echo 'All but the slow tests: about 7 minutes on two cores. `make test-quick` takes one.'
+	$(RUN) -m pytest -m 'not slow' --numprocesses auto --maxprocesses 4 -rs
+
+test-quick: $(VENV)/installed-test
+	@echo 'The tests of balancing, networks and histories: about a minute on two cores.'
+	$(RUN) -m pytest -m 'not slow' -k 'not cpp and not processes' \
+		--numprocesses auto --maxprocesses 4 -rs --ignore tests/balancing/test_ranks.py $(QUICK)
 
 # The slow ones too: processes that are killed, thousands of damaged files, long runs.
 test-all: $(VENV)/installed-test
@@ -33,7 +44,7 @@ test-ppsci:
 		tests/training/test_visualdl.py tests/examples/test_ppsci.py \
 		tests/benchmarks/test_ppsci_examples.py paddlescience_gradnorm/ppsci.py
 	.venv-ppsci/bin/python -m pytest tests/test_readme.py tests/test_main.py \
-		-k 'ppsci or migrating or visualdl'
+		-k 'ppsci or migrating or visualdl or tensorboard'
 
 # With DeepXDE on Paddle, in an environment of its own.
 test-deepxde: export DDE_BACKEND := paddle

@@ -10,6 +10,7 @@ version = next(
 )
 plot = ["matplotlib>=3.6", "rich>=12"]
 visualdl = ["visualdl>=2.5"]
+tensorboard = ["tensorboardX>=2.6"]
 notebook = ["nbclient>=0.6", "nbformat>=5", "ipykernel>=6"]
 test = [*plot, *notebook, "pytest>=7", "pytest-xdist>=3.2", "hypothesis>=6.80", "build>=1.0"]
 ppsci = ["paddlesci>=1.4,<1.5"]
@@ -42,7 +43,11 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["paddlescience_gradnorm*"]),
-    package_data={"paddlescience_gradnorm": ["py.typed", "_operators/*.cc", "_operators/*.h"]},
+    package_data={
+        "paddlescience_gradnorm": [
+            *("py.typed", "_operators/*.cc", "_operators/*.h", "training/page.html")
+        ]
+    },
     python_requires=">=3.9",
     install_requires=["numpy>=1.21", "sympy>=1.11", "scipy>=1.8", "tqdm>=4.60"],
     extras_require={
@@ -51,6 +56,7 @@ setup(
         "gpu": ["paddlepaddle-gpu>=2.6.2", "numpy<2"],
         "plot": plot,
         "visualdl": visualdl,
+        "tensorboard": tensorboard,
         "test": test,
         "dev": dev,
         "docs": docs,  # without Paddle: the docstrings are read, not imported
@@ -58,6 +64,6 @@ setup(
         "deepxde-test": [*test, *deepxde],
         # PaddleScience, which asks for numpy 1, and what its Solver can log to.
         "ppsci": ppsci,
-        "ppsci-test": [*test, *ppsci, *visualdl, "tensorboardX>=2.6", "wandb>=0.16"],
+        "ppsci-test": [*test, *ppsci, *visualdl, *tensorboard, "wandb>=0.16"],
     },
 )

@@ -1,11 +1,16 @@
 """GradNorm loss balancing for physics-informed neural networks on PaddlePaddle."""
 
+import warnings as _warnings
+
 # Before Paddle: its 2.6 carries a zlib of its own, and Python's zlib crashes if it is
 # loaded only afterwards (PaddlePaddle/Paddle issue 70538).
 import zlib as _zlib  # noqa: F401
 from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
 from typing import TYPE_CHECKING
+
+# Paddle says it whenever it is imported, but it matters only to those who compile extensions.
+_warnings.filterwarnings("ignore", message="No ccache found", category=UserWarning)
 
 __version__ = "0.1.0"
 __all__ = [

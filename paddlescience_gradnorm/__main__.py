@@ -8,11 +8,16 @@ prints versions, settings and speed of this installation.
 from __future__ import annotations
 
 import argparse
+import difflib
+import itertools
 import json
 import platform
+import re
 import shlex
+import shutil
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -35,12 +40,38 @@ HIDDEN_LAYERS, WIDTH = 4, 50
 PIXELS = 100  # of a figure's side
 ALPHA = 1.0  # of the published rule, which has no default of its own
 DISTRIBUTIONS = ("numpy", "scipy", "sympy", "matplotlib", "paddlesci")
+MOST_OF_LOSSES = 34  # characters, in the table of problems
+ERRORS = 50  # in the curve of a run's error
+EXAMPLES = """examples:
+  {program} problems                              # what there is to train on
+  {program} run heat                              # train on one, with learned weights
+  {program} run heat --balance equal              # the same with equal weights
+  {program} report outputs/heat_pinn              # a page that shows both
+  {program} compare heat --balance equal,pinn,relobralo
+
+{program} COMMAND --help lists the options of a command."""
+EXAMPLES_OF_RUN = """examples:
+  {program} run heat --live                       # watch weights, losses and error
+  {program} run heat --balance published --alpha 1.5
+  {program} run kovasznay --epochs 20000 --points 4000 --output outputs/long"""
+EXAMPLES_OF_COMPARE = """examples:
+  {program} compare heat --balance equal,pinn,relobralo
+  {program} compare wave --balance equal,pinn --seeds 0,1,2,3,4 --epochs 10000"""
 
 
 class _Parser(argparse.ArgumentParser):
     """Errors in one line, without the usage above them."""
 
+    def __init__(self, **options: Any) -> None:
+        # A subparser gets the class of its parent, but not its formatter.
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
     def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if wrong is not None:
+            known = re.split(", ?", wrong[2].replace("'", ""))
+            near = difflib.get_close_matches(wrong[1], known, n=1)
+            message += f"; did you mean {near[0]!r}?" if near else ""
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
@@ -60,18 +91,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def list_problems(options: argparse.Namespace) -> int:
-    """Print a line for each problem."""
+    """Print a table with a row for each problem."""
     from paddlescience_gradnorm.pde.problems import PROBLEMS, problem
 
-    width = max(map(len, PROBLEMS))
+    rows = [("problem", "losses", "equation")]
     for name in PROBLEMS:
         losses = ", ".join(condition.name for condition in problem(name).conditions)
-        print(f"{name:<{width}}  {problem(name).equation}; losses: {losses}")
+        rows.append((name, losses, problem(name).equation))
+    first, second = (max(len(row[k]) for row in rows) for k in (0, 1))
+    second = min(second, MOST_OF_LOSSES)
+    # A file has whole lines, which other programs may read.
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6
+    third = max(20, columns - first - second - 4)
+    for k, (name, losses, equation) in enumerate(rows):
+        cells = [name], textwrap.wrap(losses, second), textwrap.wrap(equation, third)
+        for line in itertools.zip_longest(*cells, fillvalue=""):
+            print(f"{line[0]:<{first}}  {line[1]:<{second}}  {line[2]}".rstrip())
+        if k == 0:
+            print("-" * first, "-" * second, "-" * min(third, 40), sep="  ")
     return 0
 
 
 def run(options: argparse.Namespace) -> int:
     """Train on a problem, print what came of it and write it to the output folder."""
+    if options.balance == "gradnorm":  # as GradNorm(net, n_loss, alpha) takes it
+        options.balance = "pinn" if options.alpha is None else "published"
     if options.balance not in ("pinn", "published") and options.alpha is not None:
         which = "equal weights have" if options.balance == "equal" else f"{options.balance!r} has"
         options.parser.error(
@@ -99,6 +143,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         _plot_training(output / "training.png", trainer.history)
         _plot_solution(output / "solution.png", options.problem, net)
+        _plot_solution(output / "solution_narrow.png", options.problem, net, narrow=True)
     except ImportError as error:
         print(f"no figures: {error}")
     else:
@@ -134,7 +179,7 @@ def compare(options: argparse.Namespace) -> int:
             KnownProblem(problem.name, HIDDEN_LAYERS, WIDTH, options.points),
             options.balance,
             options.seeds,
-            options.steps,
+            options.epochs,
             options.jobs,
             folder,
             problem.equation,
@@ -161,13 +206,14 @@ def doctor(options: argparse.Namespace) -> int:
 
 def _callbacks(options: argparse.Namespace, output: Path) -> list[Any]:
     """The views of the running training that were asked for."""
-    from paddlescience_gradnorm.training import LiveView, VisualDL
+    from paddlescience_gradnorm.training import LiveView, TensorBoard, VisualDL
 
     try:  # without the live view Trainer shows its progress bar
         views: list[Any] = [LiveView()] if options.live else []
-        if options.visualdl:
-            views.append(VisualDL(output / "visualdl"))
-            print(f"curves: visualdl --logdir {shlex.quote(str(output))}")
+        for name, log in ("visualdl", VisualDL), ("tensorboard", TensorBoard):
+            if getattr(options, name):
+                views.append(log(output / name))
+                print(f"curves: {name} --logdir {shlex.quote(str(output))}")
     except ImportError as error:
         options.parser.error(str(error))
     return views
@@ -180,7 +226,7 @@ def _train(
     from paddlescience_gradnorm._machine import find_machine
     from paddlescience_gradnorm.runtime import tune_cpu
 
-    print(tune_cpu(), end="\n\n")
+    tune_cpu()
     from paddlescience_gradnorm import GradNorm
     from paddlescience_gradnorm.training import StopOnSignals, Trainer
     from paddlescience_gradnorm.training._trial import LEARNING_RATE, KnownProblem
@@ -198,19 +244,28 @@ def _train(
             rule=options.balance,
             equations=[c.name for c in problem.conditions if c.kind == "pde"],
         )
-    adam = trial.optimizer([*net.parameters(), *trial.parameters], options.steps)
+    adam = trial.optimizer([*net.parameters(), *trial.parameters], options.epochs)
+    curve: list[list[float]] = []
+
+    def validate(net: Any) -> dict[str, float]:
+        assert trial.error is not None  # the solution is known
+        curve.append([trainer.step, trial.error(net)])
+        return {"error": curve[-1][1]}
+
     start = time.perf_counter()
     with StopOnSignals() as stop:
         trainer = Trainer(net, trial.losses, adam, callbacks=[*callbacks, stop])
-        trainer.fit(epochs=options.steps)
+        every = max(1, options.epochs // ERRORS)
+        trainer.fit(epochs=options.epochs, validate=validate, validate_every=every)
     seconds = time.perf_counter() - start
     if stop.received:
-        print(f"stopped at step {trainer.step} of {options.steps}; so far:")
+        print(f"stopped at step {trainer.step} of {options.epochs}; so far:")
     last = trainer.history.last()
-    settings = {name: getattr(options, name) for name in ("balance", "steps", "points", "seed")}
+    settings = {name: getattr(options, name) for name in ("balance", "epochs", "points", "seed")}
     metrics = {
         "equation": problem.equation,
         **trial.found(net),
+        "error_curve": curve,
         "final_losses": last["losses"],
         "final_weights": last["weights"],
         "diagnosis": trainer.diagnose(),
@@ -258,16 +313,15 @@ def _figure(width: float, height: float) -> Figure:
 def _plot_training(path: Path, history: History) -> None:
     """Losses above weights."""
     figure = _figure(8, 6)
-    top, bottom = figure.subplots(2, 1, sharex=True)
-    history.plot_losses(top).set(xlabel="")
-    history.plot_weights(bottom)
+    history.plot(figure.subplots(2, 1, sharex=True))
     figure.savefig(path, dpi=120)
 
 
-def _plot_solution(path: Path, problem: Problem, net: Network) -> None:
+def _plot_solution(path: Path, problem: Problem, net: Network, narrow: bool = False) -> None:
     """A row for each quantity: network, solution, absolute error, over the first two coordinates.
 
-    In the middle of the others; over the only one as curves.
+    In the middle of the others; over the only one as curves. For a narrow screen all is in one
+    column.
     """
     import numpy as np
 
@@ -282,8 +336,10 @@ def _plot_solution(path: Path, problem: Problem, net: Network) -> None:
     points = (low + (high - low) * unit).reshape(-1, len(low))
     found, truth = problem.evaluate(net, points), problem.solution(points)
     found[~problem.contains(points)] = truth[~problem.contains(points)] = np.nan
-    figure = _figure(12, 3.6 * len(problem.quantities))
-    axes = figure.subplots(len(problem.quantities), 3, squeeze=False)
+    rows = len(problem.quantities)
+    figure = _figure(4.5, 9.6 * rows) if narrow else _figure(12, 3.6 * rows)
+    shape_of_axes = (3 * rows, 1) if narrow else (rows, 3)
+    axes = figure.subplots(*shape_of_axes, squeeze=False).reshape(rows, 3)
     names = list(map(str, problem.coordinates))
     cut = "".join(f", {c} = {v:g}" for c, v in zip(names[2:], ((low + high) / 2)[2:]))
     for k, name in enumerate(problem.quantities):
@@ -306,7 +362,7 @@ def _plot_solution(path: Path, problem: Problem, net: Network) -> None:
                 **style,
             )
             axis.set_ylabel(names[1])
-            figure.colorbar(image, ax=axis)
+            figure.colorbar(image, cax=axis.inset_axes((1.04, 0, 0.05, 1)))
     figure.savefig(path, dpi=120)
 
 
@@ -332,11 +388,16 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=PROGRAM,
         description="GradNorm loss balancing for physics-informed neural networks.",
-        epilog="COMMAND --help lists the options of a command.",
+        epilog=EXAMPLES.format(program=PROGRAM),
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"paddlescience_gradnorm {paddlescience_gradnorm.__version__}",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, act, add_options, help, more in (
-        ("problems", list_problems, None, "list the problems: names, equations, losses", ""),
+    for name, act, add_options, help, more, examples in (
+        ("problems", list_problems, None, "list the problems: names, losses, equations", "", ""),
         (
             "run",
             run,
@@ -345,13 +406,16 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             f" A tanh network with {HIDDEN_LAYERS} hidden layers of {WIDTH} is trained by Adam at "
             "a rate that falls to zero along a cosine. Ctrl-C ends the run "
             "after the step; what came of it is written all the same.",
+            EXAMPLES_OF_RUN,
         ),
         (
             "report",
             report,
             _add_report_options,
             "make an HTML page of a finished run: settings, curves, figures, diagnosis, versions",
-            " The page is one file, which needs no network.",
+            " The page is one file, which needs no network. If a folder beside holds a run with "
+            "equal weights and otherwise the same settings, the page shows both.",
+            "",
         ),
         (
             "compare",
@@ -360,6 +424,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             "train on a problem by several rules, side by side",
             " Table, figure and an HTML page are written. Runs that the folder holds are not made "
             "again. Ctrl-C stops after the step, and the same command goes on from there.",
+            EXAMPLES_OF_COMPARE,
         ),
         (
             "doctor",
@@ -367,9 +432,15 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             _add_doctor_options,
             "print versions, and settings and speed on this machine",
             "",
+            "",
         ),
     ):
-        added = commands.add_parser(name, help=help, description=f"{help}.{more}")
+        added = commands.add_parser(
+            name,
+            help=help,
+            description=textwrap.fill(f"{help}.{more}", 90),
+            epilog=examples.format(program=PROGRAM),
+        )
         added.set_defaults(command=act, parser=added)
         if add_options is not None and name in argv:
             add_options(added)
@@ -384,19 +455,17 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--balance",
-        choices=[name for name, rule in RULES.items() if name != "fixed"],
+        choices=["gradnorm", *(name for name in RULES if name != "fixed")],
         default="pinn",
-        help="the rule that weighs the losses (default: pinn)",
+        help="the rule that weighs the losses (default: pinn); gradnorm is pinn, and with --alpha "
+        "it is published, as in the class GradNorm",
     )
     parser.add_argument(
         "--alpha",
         type=non_negative,
         help=f"GradNorm's, at least 0 (default: the PINN rule's; {ALPHA:g} if published)",
     )
-    parser.add_argument("--steps", type=at_least(1), default=5000, help="default: 5000")
-    parser.add_argument(
-        "--points", type=at_least(1), default=1000, help="in the interior (default: 1000)"
-    )
+    _add_epochs_and_points(parser)
     parser.add_argument(
         "--seed", type=at_least(0), default=0, help="of points, noise and network (default: 0)"
     )
@@ -408,12 +477,22 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "(default: outputs/PROBLEM_BALANCE)",
     )
     parser.add_argument(
-        "--live", action="store_true", help="draw weights and losses while it runs, by rich"
+        "--live", action="store_true", help="draw weights, losses and error while it runs, by rich"
+    )
+    for name, viewer in ("visualdl", "VisualDL"), ("tensorboard", "TensorBoard"):
+        parser.add_argument(
+            f"--{name}",
+            action="store_true",
+            help=f"log the curves for {viewer}; the command that opens it is printed",
+        )
+
+
+def _add_epochs_and_points(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--epochs", "--steps", type=at_least(1), default=5000, help="of one step (default: 5000)"
     )
     parser.add_argument(
-        "--visualdl",
-        action="store_true",
-        help="log the curves for VisualDL; the command that opens it is printed",
+        "--points", type=at_least(1), default=1000, help="in the interior (default: 1000)"
     )
 
 
@@ -432,10 +511,7 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", type=_seeds, default=[0, 1, 2], metavar="N,...", help="default: 0,1,2"
     )
-    parser.add_argument("--steps", type=at_least(1), default=5000, help="default: 5000")
-    parser.add_argument(
-        "--points", type=at_least(1), default=1000, help="in the interior (default: 1000)"
-    )
+    _add_epochs_and_points(parser)
     parser.add_argument(
         "--jobs", type=at_least(1), help="runs at once (default: one for each core)"
     )
@@ -466,10 +542,15 @@ def _rules(text: str) -> list[str]:
     from paddlescience_gradnorm.balancing.rules import RULES
 
     known = [name for name in RULES if name != "fixed"]  # which needs weights
-    names = list(dict.fromkeys(text.split(",")))
+    asked = ("pinn" if name == "gradnorm" else name for name in text.split(","))
+    names = list(dict.fromkeys(asked))
     for name in names:
         if name not in known:
-            raise argparse.ArgumentTypeError(f"must name rules of {', '.join(known)}, got {name!r}")
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise argparse.ArgumentTypeError(
+                f"must name rules of {', '.join(known)}, got {name!r}{hint}"
+            )
     return names
 
 

@@ -799,7 +799,14 @@ class _Meter:
     @property
     def avg(self) -> float:
         """The value that the Solver logs."""
-        return self._value()
+        return _Short(self._value())
+
+
+class _Short(float):
+    """A number that the Solver's lines show with three digits: weights differ in size."""
+
+    def __format__(self, spec: str) -> str:
+        return f"{float(self):.3g}"
 
 
 def _entry(values: Callable[[], np.ndarray], i: int) -> float:

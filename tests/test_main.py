@@ -1,6 +1,8 @@
 import html
+import itertools
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,13 +13,13 @@ from PIL import Image
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet
-from paddlescience_gradnorm.__main__ import PROGRAM, _plot_solution, main
+from paddlescience_gradnorm.__main__ import PROGRAM, _parser, _plot_solution, main
 from paddlescience_gradnorm.pde.problems import PROBLEMS, problem
 from paddlescience_gradnorm.training import History
 
 COMMAND = [sys.executable, "-W", "ignore", "-m", "paddlescience_gradnorm"]
 COMPARED = ["--balance", "pinn", "--seeds", "0"]
-TINY = ["--steps", "20", "--points", "32"]
+TINY = ["--epochs", "20", "--points", "32"]
 
 
 def command_line(*arguments, cwd):
@@ -32,7 +34,27 @@ def test_help_lists_the_commands(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], [], ["reports"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["compare"]])
+def test_help_has_examples_that_are_accepted(capsys, command):
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    examples = capsys.readouterr().out.partition("\nexamples:\n")[2].splitlines()
+    lines = [line.partition("#")[0] for line in examples if line.startswith(f"  {PROGRAM} ")]
+    assert len(lines) >= 2
+    for line in lines:
+        arguments = shlex.split(line.strip().removeprefix(PROGRAM))
+        assert _parser(arguments).parse_args(arguments).command
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    version = paddlescience_gradnorm.__version__
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"paddlescience_gradnorm {version}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["reports"], ["--version"]])
 def test_help_answers_without_paddle(arguments):
     code = (
         "import sys\n"
@@ -45,14 +67,31 @@ def test_help_answers_without_paddle(arguments):
     assert result.returncode == 0, result.stderr
 
 
-def test_problems_has_a_line_for_each(tmp_path):
-    result = command_line("problems", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == list(PROBLEMS)
-    for line, name in zip(lines, PROBLEMS):
-        losses = ", ".join(condition.name for condition in problem(name).conditions)
-        assert problem(name).equation in line and line.endswith(f"losses: {losses}")
+def test_problems_is_a_table_with_a_row_for_each(capsys):
+    assert main(["problems"]) == 0
+    header, rule, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["problem", "losses", "equation"] and set(rule) == {"-", " "}
+    second, third = header.index("losses"), header.index("equation")
+    cells = [(line[:second], line[second:third], line[third:]) for line in lines]
+    assert [name.strip() for name, _, _ in cells if name.strip()] == list(PROBLEMS)
+    for name in PROBLEMS:
+        first = next(k for k, row in enumerate(cells) if row[0].strip() == name)
+        more = itertools.takewhile(lambda row: not row[0].strip(), cells[first + 1 :])
+        losses = " ".join(row[1].strip() for row in [cells[first], *more])
+        assert losses == ", ".join(condition.name for condition in problem(name).conditions)
+        assert cells[first][2] == problem(name).equation
+
+
+def test_in_a_terminal_the_table_is_no_wider(terminal):
+    window = terminal(80)
+    code = (
+        "import sys; sys.stdout = sys.stderr\n"
+        "from paddlescience_gradnorm.__main__ import main; main(['problems'])"
+    )
+    with window.begin("-c", code) as process:
+        shown = window.read()
+    assert process.returncode == 0, shown
+    assert max(map(len, shown.splitlines())) <= 80 and "kovasznay" in shown
 
 
 @pytest.mark.parametrize("name", ["beam", "couette", "helmholtz_3d"])
@@ -79,11 +118,14 @@ def test_run_writes_what_it_prints(tmp_path, name, balance, alpha):
     output = tmp_path / "outputs" / f"{name}_{balance}"
     shown = output.relative_to(tmp_path)
     files = "metrics.json, history.npz, training.png, solution.png"
+    assert "kernels" not in result.stdout  # the settings are for doctor
     assert f"{files} in {shown}\nas a page: {PROGRAM} report {shown}\n" in result.stdout
 
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["steps"] == 20 and "20/20" not in result.stderr  # which is no terminal
-    asked = {"problem": name, "balance": balance, "steps": 20, "points": 32, "seed": 3}
+    asked = {"problem": name, "balance": balance, "epochs": 20, "points": 32, "seed": 3}
+    steps, errors = zip(*metrics["error_curve"])
+    assert steps == tuple(range(1, 21)) and min(errors) > 0
     assert metrics["settings"].items() >= asked.items()
     assert metrics["settings"]["alpha"] == {"pinn": 0.0, "published": 0.5, "equal": None}[balance]
     assert metrics["versions"]["numpy"] == np.__version__
@@ -119,7 +161,30 @@ def test_run_writes_what_it_prints(tmp_path, name, balance, alpha):
     assert f"<h1>{name}</h1>" in page and html.escape(problem(name).equation) in page
     assert f"{next(iter(metrics['errors'].values())):.4g}" in page
     assert html.escape(metrics["machine"]) in page
-    assert page.count("<img") == (3 if balance == "equal" else 5)
+    assert page.count("<img") == (4 if balance == "equal" else 6)
+
+
+def test_gradnorm_means_what_the_class_makes_of_it(tmp_path, capsys):
+    def settings(*options):
+        assert main(["run", "laplace", *TINY, *options, "--output", str(tmp_path)]) == 0
+        return json.loads((tmp_path / "metrics.json").read_text())["settings"]
+
+    assert settings("--balance", "gradnorm")["balance"] == "pinn"
+    found = settings("--balance", "gradnorm", "--alpha", "1.5")
+    assert (found["balance"], found["alpha"]) == ("published", 1.5)
+    assert settings("--steps", "3")["epochs"] == 3  # as version 0.1.0 spelt it
+
+
+def test_the_report_shows_the_run_with_equal_weights_beside(tmp_path, capsys):
+    for balance in ("equal", "pinn"):
+        options = ["--balance", balance, *TINY, "--output", str(tmp_path / balance)]
+        assert main(["run", "laplace", *options]) == 0
+    metrics = json.loads((tmp_path / "equal/metrics.json").read_text())
+    assert main(["report", str(tmp_path / "pinn")]) == 0
+    page = (tmp_path / "pinn/report.html").read_text(encoding="utf-8")
+    assert f"equal weights: {metrics['errors']['u']:.4g}" in page
+    assert main(["report", str(tmp_path / "equal")]) == 0
+    assert "equal weights" not in (tmp_path / "equal/report.html").read_text(encoding="utf-8")
 
 
 def test_a_run_learns_and_the_seed_decides_it(tmp_path, capsys):
@@ -218,12 +283,16 @@ def test_doctor_prints_versions_settings_and_speed(tmp_path):
     "arguments, message",
     [
         ([], "required: COMMAND"),
-        (["reports"], "invalid choice: 'reports'"),
+        (["reports"], "invalid choice: 'reports' .*; did you mean 'report'?"),
+        (["xyz"], "invalid choice: 'xyz' .*doctor'?\\); see"),
         (["report"], "required: RUN_DIR"),
         (["report", "nowhere"], "'nowhere' does not exist; give the folder that a run has written"),
         (["report", "tests"], "'tests' has no history.npz, so no finished run; give the folder"),
         (["run"], "required: PROBLEM"),
-        (["run", "nope"], "PROBLEM: name must be one of laplace, .*, got 'nope'"),
+        (["run", "nope"], "PROBLEM: there is no problem 'nope'; the names are laplace, poisson"),
+        (["run", "heet"], r"PROBLEM: there is no problem 'heet'; did you mean 'heat'\?"),
+        (["run", "heat", "--balance", "pin"], r"--balance: .*; did you mean 'pinn'\?"),
+        (["compare", "heat", "--balance", "equl"], r"got 'equl'; did you mean 'equal'\?"),
         (["run", "heat", "--balance", "magic"], "--balance: invalid choice: 'magic'"),
         (["run", "heat", "--steps", "0"], "--steps: must be an integer from 1 .*, got '0'"),
         (["run", "heat", "--steps", "1e3"], "--steps: must be an integer from 1 .*, got '1e3'"),
@@ -241,7 +310,8 @@ def test_doctor_prints_versions_settings_and_speed(tmp_path):
             "--alpha: 'softadapt' has none, got 1; leave it out, or choose another --balance",
         ),
         (["run", "heat", "--balance", "fixed"], "--balance: invalid choice: 'fixed'"),
-        (["run", "heat", "--epochs", "3"], "unrecognized arguments: --epochs 3"),
+        (["run", "heat", "--epochs", "0"], "--epochs/--steps: must be an integer from 1"),
+        (["run", "heat", "--iterations", "3"], "unrecognized arguments: --iterations 3"),
         (["compare"], "required: PROBLEM"),
         (["compare", "heat", "--balance", "equal,fixed"], "must name rules of .*, got 'fixed'"),
         (["compare", "heat", "--balance", ""], "--balance: must name rules of .*, got ''"),
@@ -270,23 +340,27 @@ def test_run_draws_a_live_view_when_asked(tmp_path):
     result = command_line("run", "heat", *TINY, "--live", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     names = [condition.name for condition in problem("heat").conditions]
-    bar, header, *rows = result.stderr.splitlines()[-len(names) - 2 :]
+    bar, header, *rows = result.stderr.splitlines()[-len(names) - 3 :]
     assert re.search(r"20/20 \d+ steps/s", bar) and header.startswith("loss")
-    assert [row.split()[0] for row in rows] == names
-    assert all("█" in row for row in rows)
+    assert [row.split()[0] for row in rows] == [*names, "error"]
 
 
-def test_run_logs_for_visualdl_when_asked(tmp_path):
-    pytest.importorskip("visualdl", reason="needs visualdl: pip install -e '.[visualdl]'")
-    result = command_line("run", "heat", *TINY, "--visualdl", "--output", "a run", cwd=tmp_path)
+@pytest.mark.parametrize("viewer, module", [("visualdl",) * 2, ("tensorboard", "tensorboardX")])
+def test_run_logs_for_a_viewer_when_asked(tmp_path, viewer, module):
+    pytest.importorskip(module, reason=f"needs {module}: pip install -e '.[{viewer}]'")
+    result = command_line("run", "heat", *TINY, f"--{viewer}", "--output", "a run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "curves: visualdl --logdir 'a run'\n" in result.stdout
-    assert len(list((tmp_path / "a run" / "visualdl").iterdir())) == 1
+    assert f"curves: {viewer} --logdir 'a run'\n" in result.stdout
+    assert len(list((tmp_path / "a run" / viewer).iterdir())) == 1
 
 
 @pytest.mark.parametrize(
     "option, module, extra",
-    [("--live", "rich.console", "plot"), ("--visualdl", "visualdl", "visualdl")],
+    [
+        ("--live", "rich.console", "plot"),
+        ("--visualdl", "visualdl", "visualdl"),
+        ("--tensorboard", "tensorboardX", "tensorboard"),
+    ],
 )
 def test_a_view_that_is_not_installed_is_named(
     tmp_path, capsys, monkeypatch, option, module, extra

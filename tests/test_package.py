@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,28 @@ def test_without_paddle_all_other_names_are_there():
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().endswith("has no attribute 'no_such_name'")
+
+
+def test_paddle_says_nothing_of_ccache_and_no_other_warning_is_hidden():
+    code = (
+        "import warnings; before = list(warnings.filters)\n"
+        "import paddlescience_gradnorm\n"
+        "added = [entry for entry in warnings.filters if entry not in before]\n"
+        "import paddlescience_gradnorm.network, sys\n"
+        "assert 'paddle.utils.cpp_extension' in sys.modules\n"
+        "(entry,) = added\n"
+        "print(entry[0], entry[1].pattern, entry[2].__name__)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "error:No ccache", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PATH": ""},  # so that there is no ccache
+    )
+    assert result.returncode == 0, result.stderr
+    assert "ccache" not in result.stderr
+    assert result.stdout == "ignore No ccache found UserWarning\n"
 
 
 def test_public_names_are_there():

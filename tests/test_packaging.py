@@ -77,7 +77,7 @@ def test_the_wheel_holds_the_package_alone(built):
         f"paddlescience_gradnorm-{paddlescience_gradnorm.__version__}.dist-info",
     }
     files = {f"paddlescience_gradnorm/_operators/{name}" for name in SOURCES}
-    files |= {"paddlescience_gradnorm/py.typed"}
+    files |= {f"paddlescience_gradnorm/{name}" for name in ("py.typed", "training/page.html")}
     package = ROOT / "paddlescience_gradnorm"
     files |= {str(path.relative_to(ROOT)) for path in package.rglob("*.py")}
     assert {name for name in names if name.startswith("paddlescience_gradnorm/")} == files
@@ -94,7 +94,7 @@ def test_the_sdist_holds_what_one_can_work_from(built):
     for folder in ("paddlescience_gradnorm", "tests", "docs", "examples", "benchmarks"):
         files = {
             str(path.relative_to(ROOT))
-            for suffix in (".py", ".md", ".npz", ".png", ".yaml", ".ipynb", ".cc", ".h")
+            for suffix in (".py", ".md", ".npz", ".png", ".yaml", ".ipynb", ".cc", ".h", ".html")
             for path in (ROOT / folder).rglob(f"*{suffix}")
             if "outputs" not in path.parts
         }

@@ -1147,6 +1147,17 @@ def test_losses_of_one_name_are_balanced_apart_without_a_word(tmp_path):
     assert together.names == ["laplace", "u"]
 
 
+def test_the_solvers_lines_show_weights_with_three_digits(solver_log):
+    model, constraint, equation = apart()
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    said = solver_log()
+    trained(model, constraint, equation, aggregator, steps=2)
+    line = next(line for line in said().splitlines() if "[Train]" in line)
+    shown = dict(re.findall(r"weight/(\S+): (\S+),", line))
+    assert list(shown) == aggregator.names
+    assert all(number == f"{float(number):.3g}" for number in shown.values())
+
+
 def test_the_first_step_is_that_of_the_plain_solver():
     weights = []
     for balanced in (False, True):

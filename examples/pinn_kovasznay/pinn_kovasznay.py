@@ -216,7 +216,7 @@ def plot_solution(path: Path, prediction: np.ndarray, truth: np.ndarray) -> None
         ):
             image = axis.imshow(values, origin="lower", extent=extent, **style)
             axis.set(title=title, xlabel="x", ylabel="y")
-            figure.colorbar(image, ax=axis)
+            figure.colorbar(image, cax=axis.inset_axes((1.04, 0, 0.05, 1)))
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -234,7 +234,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     options = parse(arguments)
     paddle.set_device(options.device)
     if options.device == "cpu":
-        print(tune_cpu())
+        tune_cpu()
     paddle.seed(options.seed)
     problem = Problem(options.points, options.seed)
     model = build(options.balance, options.alpha)

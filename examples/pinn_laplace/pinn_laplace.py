@@ -3,7 +3,7 @@
     u_xx + u_yy = 0,    exact solution u = cos(x) cosh(y)
 
 The network sees the equation inside, the exact values on the boundary, and a few noisy
-measurements inside. Run it with --help for the options.
+measurements inside. Run it with --help for the options. demo.py trains it twice, side by side.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -21,6 +22,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import sympy
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet, GradNorm
@@ -34,6 +37,7 @@ from paddlescience_gradnorm.training import (
     History,
     LiveView,
     StopOnSignals,
+    TensorBoard,
     Trainer,
     VisualDL,
 )
@@ -52,6 +56,27 @@ NOISE = 0.01  # standard deviation of a measurement; u lies between 0.54 and 1.5
 def exact(points: np.ndarray) -> np.ndarray:
     """The solution at points of shape [N, 2], shape [N, 1]."""
     return np.cos(points[:, :1]) * np.cosh(points[:, 1:])
+
+
+class ErrorCurve(paddle.callbacks.Callback):
+    """Keeps the error of every validation.
+
+    Attributes:
+        points: ``[epoch, error]`` for each of them. It belongs to the run's checkpoints.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: list[list[float]] = []
+
+    def on_eval_end(self, logs: dict[str, float]) -> None:
+        self.points.append([self.model.epoch, logs["error"]])
+
+    def state_dict(self) -> dict[str, str]:
+        return {"points": json.dumps(self.points)}
+
+    def set_state_dict(self, state: dict[str, str]) -> None:
+        self.points = json.loads(state["points"])
 
 
 class Problem:
@@ -86,7 +111,7 @@ def train(
     learning_rate: float,
     checkpoints: Checkpoints,
     resume: str | None,
-    views: Sequence[paddle.callbacks.Callback],
+    callbacks: Sequence[paddle.callbacks.Callback],
 ) -> Trainer:
     """Train in place, by one step an epoch; the finished run.
 
@@ -102,8 +127,14 @@ def train(
         ]
     optimizer = paddle.optimizer.Adam(schedule, parameters=groups)
     with StopOnSignals() as stop:
-        trainer = Trainer(net, problem.losses, optimizer, callbacks=[*views, stop])
-        trainer.fit(epochs=epochs, checkpoints=checkpoints, resume=resume)
+        trainer = Trainer(net, problem.losses, optimizer, callbacks=[*callbacks, stop])
+        trainer.fit(
+            epochs=epochs,
+            validate=lambda net: {"error": relative_error(*errors(net))},
+            validate_every=max(1, epochs // 100),
+            checkpoints=checkpoints,
+            resume=resume,
+        )
     if stop.received:
         print(f"stopped at step {trainer.step}; go on with --resume latest", flush=True)
         raise SystemExit(stop.exit_code)
@@ -119,35 +150,82 @@ def errors(net: paddle.nn.Layer, n: int = 101) -> tuple[np.ndarray, np.ndarray]:
     return prediction.reshape(n, n), exact(points).reshape(n, n)
 
 
-def plot_solution(path: Path, prediction: np.ndarray, truth: np.ndarray) -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+def relative_error(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """The relative L2 error."""
+    return float(np.linalg.norm(prediction - truth) / np.linalg.norm(truth))
+
+
+def draw_panel(axis: Axes, values: np.ndarray, title: str, **style: object) -> AxesImage:
+    """Draw values on a grid over the unit square."""
+    image = axis.imshow(values, origin="lower", extent=(0, 1, 0, 1), **style)
+    ticks = (0, 0.5, 1)
+    axis.set(title=title, xlabel="x", ylabel="y", xticks=ticks, yticks=ticks)
+    return image
+
+
+def add_color_bar(axis: Axes, image: AxesImage) -> None:
+    """Draw a color bar to the right, as tall as the axes."""
+    axis.figure.colorbar(image, cax=axis.inset_axes((1.04, 0, 0.05, 1)))
+
+
+def plot_solution(
+    path: Path, prediction: np.ndarray, truth: np.ndarray, narrow: bool = False
+) -> None:
+    """Network, exact solution and error, side by side or, for a narrow screen, in a column."""
+    shape, size = ((3, 1), (4.2, 10.5)) if narrow else ((1, 3), (12, 3.6))
+    figure, axes = plt.subplots(*shape, figsize=size, layout="constrained")
     limits = {"vmin": truth.min(), "vmax": truth.max()}
     for axis, title, values, style in (
         (axes[0], "network", prediction, limits),
         (axes[1], "exact: cos(x) cosh(y)", truth, limits),
         (axes[2], "absolute error", np.abs(prediction - truth), {"cmap": "magma"}),
     ):
-        image = axis.imshow(values, origin="lower", extent=(0, 1, 0, 1), **style)
-        axis.set(title=title, xlabel="x", ylabel="y")
-        figure.colorbar(image, ax=axis)
+        add_color_bar(axis, draw_panel(axis, values, title, **style))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def plot_training(path: Path, history: History) -> None:
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
-    history.plot_losses(top).set(xlabel="")
-    history.plot_weights(bottom).set(xlabel="epoch")
-    bottom.get_legend().remove()
+    _, bottom = history.plot()
+    bottom.set(xlabel="epoch")
+    figure = bottom.figure
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, object]:
+    """Run the program, and print what came of it."""
     options = parse(arguments)
     paddle.set_device(options.device)
     if options.device == "cpu":
-        print(tune_cpu())
+        tune_cpu()
+    callbacks: list[paddle.callbacks.Callback]
+    try:
+        callbacks = [LiveView(unit="epoch")] if options.live else []
+        if options.visualdl:
+            callbacks.append(VisualDL(options.output / "visualdl"))
+            print(f"curves: visualdl --logdir {options.output}")
+        if options.tensorboard:
+            callbacks.append(TensorBoard(options.output / "tensorboard"))
+            print(f"curves: tensorboard --logdir {options.output}")
+        metrics = solve(options, callbacks)
+    except (CheckpointError, OSError, ImportError) as error:
+        raise SystemExit(f"pinn_laplace: {error}") from error
+    print(
+        f"relative L2 error {metrics['relative_l2_error']:.2e}, "
+        f"max error {metrics['max_error']:.2e}, {metrics['seconds']:.0f} s",
+        *(metrics["diagnosis"] or ["Nothing needs attention."]),
+        f"figures: {options.output / 'solution.png'}, {options.output / 'training.png'}\n"
+        f"as a page: python -m paddlescience_gradnorm report {options.output}",
+        sep="\n",
+    )
+    return metrics
+
+
+def solve(
+    options: argparse.Namespace, callbacks: Sequence[paddle.callbacks.Callback]
+) -> dict[str, Any]:
+    """Train with these options, and write everything to the output folder; the metrics."""
     paddle.seed(options.seed)
     problem = Problem(options.points, options.seed)
     net: paddle.nn.Layer = FCNet(num_ins=2, num_outs=1, num_layers=5, hidden_size=50)
@@ -155,33 +233,28 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
         # The measurements are noisy: only the boundary's values make the solution the right one.
         without_lead = ["pde", "data"]
         net = GradNorm(net, len(LOSSES), options.alpha, rule=options.rule, equations=without_lead)
-
     checkpoints = Checkpoints(options.output / "checkpoints", options.checkpoint_every)
-    views: list[paddle.callbacks.Callback]
-    try:
-        views = [LiveView(unit="epoch")] if options.live else []
-        if options.visualdl:
-            views.append(VisualDL(options.output / "visualdl"))
-            print(f"curves: visualdl --logdir {options.output}")
-    except ImportError as error:
-        raise SystemExit(f"pinn_laplace: {error}") from error
+    curve = ErrorCurve()
     start = time.perf_counter()
-    try:
-        trainer = train(
-            net, problem, options.epochs, options.learning_rate, checkpoints, options.resume, views
-        )
-    except (CheckpointError, OSError) as error:
-        raise SystemExit(f"pinn_laplace: {error}") from error
+    trainer = train(
+        net,
+        problem,
+        options.epochs,
+        options.learning_rate,
+        checkpoints,
+        options.resume,
+        [*callbacks, curve],
+    )
     seconds = time.perf_counter() - start
 
     history, last = trainer.history, trainer.history.last()
     prediction, truth = errors(net)
-    difference = prediction - truth
     metrics = {
         "equation": "u_xx + u_yy = 0 on the unit square, u given on its sides, noisy measurements",
-        "relative_l2_error": float(np.linalg.norm(difference) / np.linalg.norm(truth)),
-        "max_error": float(np.abs(difference).max()),
+        "relative_l2_error": relative_error(prediction, truth),
+        "max_error": float(np.abs(prediction - truth).max()),
         "seconds": seconds,
+        "error_curve": curve.points,
         "final_losses": last["losses"],
         "final_weights": last["weights"],
         "diagnosis": trainer.diagnose(),
@@ -195,18 +268,12 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     }
     options.output.mkdir(parents=True, exist_ok=True)
     plot_solution(options.output / "solution.png", prediction, truth)
+    plot_solution(options.output / "solution_narrow.png", prediction, truth, narrow=True)
     plot_training(options.output / "training.png", history)
     paddle.save(net.state_dict(), str(options.output / "net.pdparams"))
+    np.savez(options.output / "solution.npz", prediction=prediction, truth=truth)
     history.save(options.output / "history.npz")
     (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    print(
-        f"relative L2 error {metrics['relative_l2_error']:.2e}, "
-        f"max error {metrics['max_error']:.2e}, {seconds:.0f} s",
-        *(metrics["diagnosis"] or ["Nothing needs attention."]),
-        f"figures: {options.output / 'solution.png'}, {options.output / 'training.png'}\n"
-        f"as a page: python -m paddlescience_gradnorm report {options.output}",
-        sep="\n",
-    )
     return metrics
 
 
@@ -231,6 +298,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--live", action="store_true", help="draw weights and losses while it runs, by rich"
     )
     parser.add_argument("--visualdl", action="store_true", help="log the curves for VisualDL")
+    parser.add_argument("--tensorboard", action="store_true", help="the same for TensorBoard")
     parser.add_argument(
         "--checkpoint-every",
         type=at_least(1),

@@ -117,7 +117,7 @@ def compare(cfg: DictConfig):
     for axis, (name, error) in zip(axes, errors.items()):
         image = axis.imshow(error, origin="lower", extent=(0, 1, 0, 1), vmin=0, vmax=limit)
         axis.set(title=f"{name}: |error| of u", xlabel="x", ylabel="y")
-    figure.colorbar(image, ax=axes)
+    figure.colorbar(image, cax=axes[1].inset_axes((1.04, 0, 0.05, 1)))
     figure.savefig(Path(cfg.output_dir) / "compare.png", dpi=100)
 
 

@@ -421,7 +421,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = parse(arguments)
     paddle.set_device(options.device)
     if options.device == "cpu":
-        print(tune_cpu())
+        tune_cpu()
     settings = Settings(
         steps=options.steps,
         learning_rate=options.learning_rate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -53,8 +54,17 @@ def announcement(
     )
     pace = "in every step" if update_every == 1 else f"every {update_every} steps"
     if rule.acts_now:
-        return f"gradients on the shared parameters combined by {rule} {pace}: {losses}"
-    return f"loss weights by {rule}, updated {pace}: {losses}"
+        return f"gradients on the shared parameters combined by {_named(rule)} {pace}: {losses}"
+    return f"loss weights by {_named(rule)}, updated {pace}: {losses}"
+
+
+def _named(rule: Rule) -> str:
+    """The rule with those of its options that are not the defaults."""
+    if not dataclasses.is_dataclass(rule):
+        return repr(rule)
+    values = {field: repr(getattr(rule, field.name)) for field in dataclasses.fields(rule)}
+    chosen = (f"{f.name}={value}" for f, value in values.items() if value != repr(f.default))
+    return f"{type(rule).__name__}({', '.join(chosen)})"
 
 
 def diagnose(

@@ -187,9 +187,14 @@ class LossBalancer(PreciseLayer):
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
         equations = None if self.equations is None else list(self.equations)
+        weights = ""
+        if self._run.order.known:  # after the first step
+            named = zip(self._run.order.names, self.loss_weights.tolist())
+            weights = f", weights: {', '.join(f'{name} {weight:.3g}' for name, weight in named)}"
         return (
             f"rule={self.rule}, n_loss={self.n_loss}, equations={equations}, "
             f"weight_lr={self.weight_lr}, update_every={self.update_every}, floor={self.floor:g}"
+            + weights
         )
 
     def backward(

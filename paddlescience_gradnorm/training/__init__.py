@@ -10,6 +10,7 @@ from paddlescience_gradnorm.training.progress import ProgressBar
 from paddlescience_gradnorm.training.report import write_report
 from paddlescience_gradnorm.training.run_state import RunState
 from paddlescience_gradnorm.training.signals import StopOnSignals
+from paddlescience_gradnorm.training.tensorboard import TensorBoard
 from paddlescience_gradnorm.training.trainer import Trainer
 from paddlescience_gradnorm.training.visualdl import VisualDL
 
@@ -22,6 +23,7 @@ __all__ = [
     "ProgressBar",
     "RunState",
     "StopOnSignals",
+    "TensorBoard",
     "Trainer",
     "VisualDL",
     "compare",

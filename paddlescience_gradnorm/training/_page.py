@@ -7,7 +7,11 @@ import html
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from string import Template
 from typing import Any
+
+TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def page(
@@ -16,20 +20,35 @@ def page(
     equation: str,
     results: Mapping[str, Any],
     sections: Iterable[str],
+    notes: Mapping[str, str] | None = None,
 ) -> str:
-    """The page: a heading, numbers in boxes, sections of HTML."""
-    return _TEMPLATE.format(
+    """The page: a heading, numbers in boxes, sections of HTML.
+
+    Args:
+        title: The heading.
+        kind: What the page is, in lower case.
+        equation: For people; may be empty.
+        results: Name -> number.
+        sections: HTML.
+        notes: Name of a result -> what stands below its number.
+    """
+    template = Template(TEMPLATE.read_text(encoding="utf-8"))
+    return template.substitute(
         title=escaped(title),
         kind=kind,
         Kind=kind.capitalize(),
-        style=_STYLE,
         equation=f"<p>{escaped(equation)}</p>" if equation else "",
         results="".join(
-            f"<div><dt>{escaped(name.replace('_', ' '))}</dt><dd>{escaped(value)}</dd></div>"
-            for name, value in results.items()
+            _result(name, value, (notes or {}).get(name, "")) for name, value in results.items()
         ),
         sections="\n".join(sections),
     )
+
+
+def _result(name: str, value: Any, note: str) -> str:
+    below = f"<small>{escaped(note)}</small>" if note else ""
+    words = escaped(name.replace("_", " "))
+    return f"<div><dt>{words}</dt><dd>{escaped(value)}{below}</dd></div>"
 
 
 def png(figure: Any) -> bytes:
@@ -48,13 +67,28 @@ def key(names: Sequence[str], colors: Sequence[str]) -> str:
     return f'<ul class="key">{"".join(items)}</ul>\n'
 
 
-def figure_of(heading: str, png: bytes, alt: str, reading: str = "", scrolls: bool = False) -> str:
-    """A figure with its caption; on a narrow screen it scrolls or shrinks."""
-    source = base64.b64encode(png).decode("ascii")
-    image = f'<img src="data:image/png;base64,{source}" alt="{escaped(alt)}">'
+def figure_of(
+    heading: str,
+    png: bytes,
+    alt: str,
+    reading: str = "",
+    scrolls: bool = False,
+    narrow: bytes | None = None,
+) -> str:
+    """A figure with its caption; on a narrow screen it scrolls, shrinks or is ``narrow``."""
+    image = f'<img src="{_data(png)}" alt="{escaped(alt)}">'
+    kinds = ["wide"] if scrolls else []
+    if narrow is not None:
+        source = f'<source media="(max-width: 40rem)" srcset="{_data(narrow)}">'
+        image = f"<picture>{source}{image}</picture>"
+        kinds.append("both")
     caption = f"<b>{escaped(heading)}</b> {escaped(reading)}"
-    kind = ' class="wide"' if scrolls else ""
+    kind = f' class="{" ".join(kinds)}"' if kinds else ""
     return f"<figure{kind}><figcaption>{caption}</figcaption><div>{image}</div></figure>\n"
+
+
+def _data(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
 def findings_of(findings: Sequence[Any]) -> str:
@@ -83,9 +117,11 @@ def grid(parts: Iterable[str], kind: str) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "words") -> str:
     """A table, of ``"words"`` or ``"numbers"``."""
     head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
+    # On a narrow screen each number brings the head of its column.
+    labels = [f' data-label="{escaped(cell)}"' if kind == "numbers" else "" for cell in header]
     body = "\n".join(
         f'<tr><th scope="row">{escaped(name)}</th>'
-        + "".join(f"<td>{escaped(cell)}</td>" for cell in cells)
+        + "".join(f"<td{label}>{escaped(cell)}</td>" for label, cell in zip(labels[1:], cells))
         + "</tr>"
         for name, *cells in rows
     )
@@ -113,83 +149,3 @@ def text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(text, value))
     return str(value)
-
-
-_TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
-<title>{title}: {kind}</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
-<p class="note">{Kind}, paddlescience_gradnorm</p>
-<h1>{title}</h1>
-{equation}
-</header>
-<main>
-<dl class="results">{results}</dl>
-{sections}
-</main>
-</body>
-</html>
-"""
-
-_STYLE = """
-:root { --ink: #1d2433; --faint: #667085; --line: #e3e7ee; --sheet: #fff; --ground: #f5f7fa; }
-* { box-sizing: border-box; }
-body {
-  margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 72rem; background: var(--ground);
-  color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif;
-  overflow-wrap: anywhere;
-}
-h1 { margin: 0; font-size: 2rem; line-height: 1.2; }
-h2 { margin: 2.5rem 0 .75rem; font-size: 1.25rem; }
-h3 { margin: 0 0 .5rem; font-size: 1rem; }
-header p { margin: .25rem 0; }
-.note { color: var(--faint); font-size: .875rem; }
-.results {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 10rem), 1fr));
-  gap: .75rem; margin: 1.5rem 0 0;
-}
-.results div, figure, .scroll, .well, .findings {
-  background: var(--sheet); border: 1px solid var(--line); border-radius: .5rem;
-}
-.results div { padding: .6rem .9rem; }
-.results dt { color: var(--faint); font-size: .8125rem; }
-.results dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
-.well { margin: 0; padding: .75rem 1rem; border-left: .25rem solid #2e9e5b; }
-.findings { margin: 0; padding: 0 1rem; list-style: none; border-left: .25rem solid #d98a00; }
-.findings li { padding: .6rem 0; }
-.findings li + li { border-top: 1px solid var(--line); }
-.grid { display: grid; gap: 1rem; align-items: start; }
-.curves { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
-.tables { grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
-.grid > * { min-width: 0; }
-.key { grid-column: 1 / -1; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; }
-.key { margin: 0; padding: 0; list-style: none; }
-.key i { display: inline-block; width: 1.25rem; height: .25rem; margin-right: .5rem; }
-.key i { vertical-align: middle; border-radius: .125rem; }
-figure { margin: 0 0 1rem; padding: .75rem; }
-.grid figure { margin: 0; }
-figcaption { margin-bottom: .5rem; color: var(--faint); font-size: .875rem; }
-figcaption b { color: var(--ink); margin-right: .25rem; }
-figure div { overflow-x: auto; }
-img { display: block; width: 100%; height: auto; }
-.wide img { min-width: 44rem; }
-.scroll { overflow-x: auto; }
-table { width: 100%; border-collapse: collapse; font-size: .9375rem; overflow-wrap: normal; }
-th, td { padding: .4rem .9rem; text-align: left; }
-td { font-variant-numeric: tabular-nums; }
-.numbers td { white-space: nowrap; }
-.words td { overflow-wrap: anywhere; }
-thead th { color: var(--faint); font-weight: 500; font-size: .8125rem; white-space: nowrap; }
-tbody th { font-weight: 500; }
-tbody tr { border-top: 1px solid var(--line); }
-@media print { body { background: none; padding: 0; } figure, tr { break-inside: avoid; } }
-"""

@@ -13,6 +13,7 @@ import paddle
 from paddlescience_gradnorm.training._diagnosis import diagnose
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
@@ -40,6 +41,8 @@ class History:
         ...     history.record(["pde", "data"], losses=paddle.to_tensor([loss, 2.0]))
         >>> len(history), history.losses["pde"].tolist(), history.weights["data"].tolist()
         (2, [4.0, 1.0], [nan, nan])
+        >>> history
+        <History: 2 steps of pde, data>
     """
 
     def __init__(self) -> None:
@@ -50,6 +53,10 @@ class History:
     def __len__(self) -> int:
         """Number of steps."""
         return sum(map(len, self._blocks["losses"])) + len(self._pending["losses"])
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.names) or "no losses yet"
+        return f"<History: {len(self)} {'step' if len(self) == 1 else 'steps'} of {names}>"
 
     def record(
         self,
@@ -108,6 +115,23 @@ class History:
         empty = np.empty((0, len(self.names)))
         numbers = {q: np.concatenate([empty, *blocks]) for q, blocks in self._blocks.items()}
         return {"names": np.array(self.names, dtype=str), **numbers}
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """A row for each step, and a column for each quantity and loss.
+
+        ``frame["losses"]["pde"]`` is a column, and ``frame["losses"]`` a frame of all losses.
+
+        Raises:
+            ImportError: Pandas, which no extra brings, is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_dataframe needs pandas: pip install pandas") from error
+        numbers = self.to_numpy()
+        columns = pd.MultiIndex.from_product([QUANTITIES, self.names], names=["quantity", "loss"])
+        values = np.concatenate([numbers[quantity] for quantity in QUANTITIES], axis=1)
+        return pd.DataFrame(values, columns=columns).rename_axis(index="step")
 
     def replace(self, names: Sequence[str], rows: Mapping[str, np.ndarray]) -> None:
         """Hold these steps instead, in the form that ``to_numpy`` gives."""
@@ -170,6 +194,27 @@ class History:
         rows = self.to_numpy()
         return diagnose(self.names, rows["losses"], rows["weights"], cosines)
 
+    def plot(self, axes: Sequence[Axes] | None = None) -> tuple[Axes, Axes]:
+        """Draw the losses, and below them their weights.
+
+        Args:
+            axes: Two of matplotlib's axes to draw on; those of a new figure by default.
+
+        Returns:
+            Both axes; ``axes[0].figure.savefig(path)`` saves the picture.
+
+        Raises:
+            ImportError: Matplotlib, which the extra ``[plot]`` brings, is not installed.
+        """
+        if axes is None:
+            axes = _new_figure(8, 6).subplots(2, 1, sharex=True)
+        top, bottom = axes
+        self.plot_losses(top).set(xlabel="")
+        self.plot_weights(bottom)
+        if self.names:
+            bottom.legend().remove()  # it is the same
+        return top, bottom
+
     def plot_losses(self, axes: Axes | None = None) -> Axes:
         """Draw the unweighted losses over the steps, on a logarithmic scale.
 
@@ -224,13 +269,7 @@ class History:
 
     def _plot(self, quantity: str, axes: Any) -> Any:
         if axes is None:
-            try:
-                import matplotlib.pyplot as plt
-            except ImportError as error:
-                raise ImportError(
-                    "plots need matplotlib: pip install 'paddlescience_gradnorm[plot]'"
-                ) from error
-            axes = plt.figure(figsize=(8, 3.5), layout="constrained").subplots()
+            axes = _new_figure(8, 3.5).subplots()
         for name, values in self._by_name(quantity).items():
             axes.plot(values, label=name, linewidth=1)
         axes.set(xlabel="step")
@@ -247,6 +286,17 @@ class History:
             if pending:
                 self._blocks[quantity].append(_stacked(pending, len(self.names)))
                 pending.clear()
+
+
+def _new_figure(width: float, height: float) -> Any:
+    """A figure of that size in inches."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "plots need matplotlib: pip install 'paddlescience_gradnorm[plot]'"
+        ) from error
+    return plt.figure(figsize=(width, height), layout="constrained")
 
 
 def _stacked(rows: Sequence[Row | None], n_loss: int) -> np.ndarray:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import time
 from typing import Any
 
 import paddle
-from tqdm import tqdm
 
 # Between two looks at the numbers, because an accelerator has to wait for each.
 _SECONDS = 0.5
+# The same in a file, which keeps every line.
+_SECONDS_IN_A_FILE = 30.0
 _LINE = "{n_fmt}/{total_fmt} {rate_fmt} {remaining} left{postfix}"
 
 
 class ProgressBar(paddle.callbacks.Callback):
     """Shows how far a ``Trainer`` is, its speed, the time left, and the losses of the last step.
 
-    In a terminal ``Trainer`` adds one itself. The total is the weighted sum that is
+    In a terminal ``Trainer`` adds one itself. In a notebook that has ipywidgets the bar is a
+    widget. In a file it is written every 30 seconds. The total is the weighted sum that is
     differentiated. It is always shown; the losses by name follow if the line has room for all
     of them, with their weights in brackets if there is room for these too.
 
     Args:
-        **options: Options of ``tqdm.tqdm``, such as ``desc``, ``file``, and ``disable``, which
+        **options: Options of ``tqdm.auto.tqdm``, such as ``desc``, ``file``, and ``disable``, which
             as ``None`` means quiet unless the output is a terminal.
     """
 
@@ -33,6 +36,8 @@ class ProgressBar(paddle.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Open the bar."""
+        from tqdm.auto import tqdm  # here, because it warns in a notebook without ipywidgets
+
         epochs, steps = self.params["epochs"], self.params["steps"]
         total = None if steps is None else epochs * steps
         self._done = self.params.get("initial", 0)
@@ -45,13 +50,16 @@ class ProgressBar(paddle.callbacks.Callback):
         # logs a line to the same terminal.
         own = {"mininterval": 0, "miniters": 0, "delay": 1e-6}
         self._bar = tqdm(total=total, initial=self._done, **{**own, **self._options})
+        file = self._options.get("file") or sys.stderr
+        is_rewritten = hasattr(self._bar, "container") or getattr(file, "isatty", bool)()
+        self._seconds = _SECONDS if is_rewritten else _SECONDS_IN_A_FILE
         self._shown = -math.inf
 
     def on_train_batch_end(self, step: int, logs: Any = None) -> None:
         """Count the step, and draw if it is time to."""
         self._done += 1
         self._total_loss = logs["loss"]
-        if not self._bar.disable and time.monotonic() - self._shown > _SECONDS:
+        if not self._bar.disable and time.monotonic() - self._shown > self._seconds:
             self._show()
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -65,7 +73,7 @@ class ProgressBar(paddle.callbacks.Callback):
         width = self._bar.format_dict["ncols"] or math.inf  # a file has none
         for text, line in itertools.product(self._texts(), self._lines):
             shown = {**numbers, "postfix": text, "bar_format": line}
-            if len(tqdm.format_meter(**shown)) <= width:
+            if len(self._bar.format_meter(**shown)) <= width:
                 break  # if none fits, tqdm cuts the last, which is the shortest
         self._bar.bar_format = line
         self._bar.set_postfix_str(text, refresh=False)

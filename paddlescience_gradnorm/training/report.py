@@ -6,7 +6,7 @@ import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,36 +29,54 @@ from paddlescience_gradnorm.training.history import QUANTITIES, History
 HISTORY, METRICS, PAGE = "history.npz", "metrics.json", "report.html"
 # This figure shows the same curves as the page itself.
 _TRAINING = "training.png"
+# FIGURE_narrow.png is shown in place of FIGURE.png on a narrow screen.
+_NARROW = "_narrow"
+# Settings in which a run may differ from the run with equal weights that it is compared with.
+_FREE = frozenset(
+    "balance rule alpha output live visualdl tensorboard checkpoint_every resume device".split()
+)
 # These entries of metrics.json have places of their own on the page. The others are results.
 _PLACED = (
     *("equation", "diagnosis", "settings", "versions", "machine"),
     *("final_losses", "final_weights", "steps"),  # the history has these too
+    "error_curve",
 )
 
 _CURVES = {  # quantity -> heading, and how to read it
-    "losses": ("Losses", "Unweighted, at the start of every step."),
-    "weights": ("Weights", "Those that acted in the step."),
+    "losses": ("Losses", "Without their weights."),
+    "weights": ("Weights", "What each loss is multiplied by."),
     "gradient_norms": (
         "Gradient norms",
-        "Of the unweighted losses, on the shared parameters, when the weights were last updated.",
+        "How strongly each loss, without its weight, pulls at the shared parameters.",
     ),
     "training_rates": (
         "Training rates",
-        "Inverse: a loss above 1 has fallen less than the others, measured against its reference.",
+        "A loss above 1 has fallen less than the others, compared with its first value.",
     ),
 }
+_EQUAL = "equal weights"
+
+
+class _Equal(NamedTuple):
+    """A run with equal weights, and otherwise the same settings."""
+
+    folder: Path
+    history: History
+    metrics: Mapping[str, Any]
 
 
 def write_report(folder: PathLike, path: PathLike | None = None) -> Path:
     """Write the page of a run: settings, curves, figures, diagnosis, versions.
 
-    Everything on it is within the one file; it asks for nothing from anywhere.
+    Everything on it is within the one file; it asks for nothing from anywhere. If a folder beside
+    the run's holds a run with equal weights and otherwise the same settings, the page shows both.
 
     Args:
         folder: The run's. It holds ``history.npz`` (``History.save``), and may hold
-            ``metrics.json``, a dict from which ``settings``, ``versions``, ``machine`` and
-            ``diagnosis`` get a place of their own and everything else is listed under
-            results, and figures, ``*.png``.
+            ``metrics.json``, a dict from which ``settings``, ``versions``, ``machine``,
+            ``diagnosis`` and ``error_curve``, a list of ``[step, error]``, get a place of their
+            own and everything else is listed under results, and figures, ``*.png``. On a narrow
+            screen ``FIGURE_narrow.png`` is shown in place of ``FIGURE.png``.
         path: The file to write; ``report.html`` in the folder by default.
 
     Returns:
@@ -83,10 +101,38 @@ def write_report(folder: PathLike, path: PathLike | None = None) -> Path:
     folder = Path(folder)
     history = _history(folder)
     metrics = _metrics(folder / METRICS)
-    figures = sorted(p for p in folder.glob("*.png") if p.name != _TRAINING)
+    figures = sorted(
+        p for p in folder.glob("*.png") if p.name != _TRAINING and not p.stem.endswith(_NARROW)
+    )
     path = folder / PAGE if path is None else Path(path)
-    path.write_text(_report(folder, history, metrics, figures), encoding="utf-8")
+    equal = _equal(folder, history, metrics)
+    path.write_text(_report(folder, history, metrics, figures, equal), encoding="utf-8")
     return path
+
+
+def _equal(folder: Path, history: History, metrics: Mapping[str, Any]) -> _Equal | None:
+    """The run to compare with; None if there is none beside."""
+    own = _settings(metrics)
+    if not own.get("problem") or own.get("balance") in (None, "equal"):
+        return None
+    alike = {name: value for name, value in own.items() if name not in _FREE}
+    for path in sorted(folder.resolve().parent.glob(f"*/{METRICS}")):
+        try:
+            other = _metrics(path)
+            settings = _settings(other)
+            kept = {name: value for name, value in settings.items() if name not in _FREE}
+            if settings.get("balance") == "equal" and kept == alike:
+                found = _Equal(path.parent, _history(path.parent), other)
+                if len(found.history) == len(history) and found.history.names == history.names:
+                    return found
+        except (ValueError, OSError):  # whatever else lies beside the run
+            continue
+    return None
+
+
+def _settings(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    settings = metrics.get("settings")
+    return settings if isinstance(settings, dict) else {}
 
 
 def _history(folder: Path) -> History:
@@ -125,26 +171,33 @@ def _metrics(path: Path) -> dict[str, Any]:
 
 
 def _report(
-    folder: Path, history: History, metrics: Mapping[str, Any], figures: Sequence[Path]
+    folder: Path,
+    history: History,
+    metrics: Mapping[str, Any],
+    figures: Sequence[Path],
+    equal: _Equal | None,
 ) -> str:
-    settings = metrics.get("settings")
-    settings = settings if isinstance(settings, dict) else {}
+    settings = _settings(metrics)
     title = text(settings.get("problem", folder.resolve().name))
-    results = {"steps": len(history)}
-    for name, value in metrics.items():
-        if name not in _PLACED:
-            results.update(_flat(name, value))
+    results = {"steps": len(history), **_results(metrics)}
+    notes = {}
+    if equal is not None:
+        theirs = _results(equal.metrics)
+        notes = {name: f"{_EQUAL}: {text(theirs[name])}" for name in results if name in theirs}
     findings = metrics.get("diagnosis")
     if not isinstance(findings, list):
         findings = history.diagnose()
     versions = metrics.get("versions")
     sections = [
         section("Diagnosis", findings_of(findings)),
-        section("Losses and weights", _losses(history)),
-        section("Curves", grid(_curves(history), "curves")),
+        section("Losses and weights", _losses(history, equal)),
+        section("Curves", grid(_curves(history, metrics, equal), "curves")),
     ]
     if figures:
-        drawn = (figure_of(p.stem, p.read_bytes(), p.name, scrolls=True) for p in figures)
+        drawn = (
+            figure_of(p.stem, p.read_bytes(), p.name, scrolls=True, narrow=_narrow(p))
+            for p in figures
+        )
         sections.append(section("Figures", "".join(drawn)))
     tables = []
     if settings:
@@ -156,7 +209,21 @@ def _report(
     if "machine" in metrics:
         sections.append(f'<p class="note">{escaped(metrics["machine"])}</p>')
     equation = metrics.get("equation", "")
-    return page(title, "report of a run", equation, results, sections)
+    return page(title, "report of a run", equation, results, sections, notes)
+
+
+def _narrow(figure: Path) -> bytes | None:
+    path = figure.with_name(f"{figure.stem}{_NARROW}.png")
+    return path.read_bytes() if path.exists() else None
+
+
+def _results(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What has no place of its own on the page."""
+    results: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if name not in _PLACED:
+            results.update(_flat(name, value))
+    return results
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:
@@ -166,17 +233,21 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
     return {name: value}
 
 
-def _losses(history: History) -> str:
+def _losses(history: History, equal: _Equal | None) -> str:
     last = history.last()
+    header = ["loss", "first", "last", "weight", "gradient norm", "training rate"]
     rows = [
         [name, losses[0], *(last[quantity][name] for quantity in QUANTITIES)]
         for name, losses in history.losses.items()
     ]
-    header = ["loss", "at first", "at last", "weight", "gradient norm", "training rate"]
+    if equal is not None:
+        header.insert(3, f"last, {_EQUAL}")
+        for row, losses in zip(rows, equal.history.losses.values()):
+            row.insert(3, losses[-1])
     return table(header, rows, kind="numbers")
 
 
-def _curves(history: History) -> Iterable[str]:
+def _curves(history: History, metrics: Mapping[str, Any], equal: _Equal | None) -> Iterable[str]:
     try:
         from matplotlib.colors import to_hex
         from matplotlib.figure import Figure
@@ -193,6 +264,32 @@ def _curves(history: History) -> Iterable[str]:
         axes.grid(alpha=0.25)
         axes.get_legend().remove()
         if quantity == "losses":  # all curves share one key, because names may be long
-            yield key(names, [to_hex(line.get_color()) for line in axes.lines])
+            colors = [to_hex(line.get_color()) for line in axes.lines]
+            yield key(names, colors)
+            if equal is not None:
+                reading += f" Dashed: with {_EQUAL}, run {equal.folder.name}."
+                for losses, color in zip(equal.history.losses.values(), colors):
+                    axes.plot(losses, "--", color=color, linewidth=0.8, zorder=1)
         alt = f"{heading} of {', '.join(names)} over {len(history)} steps"
         yield figure_of(heading, png(figure), alt, reading)
+    curve = _error_curve(metrics)
+    if len(curve):
+        figure = Figure(figsize=(5, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(*curve.T, color="black", linewidth=1.3)
+        reading = "Of the network, against the known solution."
+        if equal is not None and len(_error_curve(equal.metrics)):
+            axes.plot(*_error_curve(equal.metrics).T, "--", color="black", linewidth=0.8)
+            reading += f" Dashed: with {_EQUAL}."
+        axes.grid(alpha=0.25)
+        axes.set(xlabel="step", ylabel="relative error", yscale="log")
+        yield figure_of("Error", png(figure), f"error over {len(history)} steps", reading)
+
+
+def _error_curve(metrics: Mapping[str, Any]) -> np.ndarray:
+    """Steps and errors, shape [moments, 2]; no moments if they are not known."""
+    try:
+        curve = np.array(metrics.get("error_curve", []), float)
+    except (TypeError, ValueError):  # of somebody else's
+        curve = np.empty(0)
+    return curve if curve.ndim == 2 and curve.shape[1] == 2 else np.empty((0, 2))

@@ -82,8 +82,8 @@ class Trainer:
             the losses use and random generators of the sampling are examples.
         progress: Whether to show a ``ProgressBar`` on the standard error. By default it is shown
             if that is a terminal, by the first of several processes, and not under pytest.
-            ``True`` shows it in a notebook or a file too. There is none beside a ``ProgressBar``,
-            ``LiveView`` or ``ProgBarLogger`` in ``callbacks``.
+            ``True`` shows it in a notebook too, and every 30 seconds in a file. There is none
+            beside a ``ProgressBar``, ``LiveView`` or ``ProgBarLogger`` in ``callbacks``.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -105,6 +105,9 @@ class Trainer:
         >>> history = trainer.fit_lbfgs(epochs=2)
         >>> len(history), bool(history.losses["data"][-1] < history.losses["data"][0])
         (22, True)
+        >>> trainer
+        <Trainer of GradNorm(FCNet): 22 steps, 22 epochs, losses data, end; balanced by
+        GradNormRule(alpha=1.0); Adam>
     """
 
     def __init__(
@@ -174,6 +177,18 @@ class Trainer:
         parts["trainer"] = _TrainerPart(self)
         parts.update({f"extras {name}": part for name, part in self.extras.items()})
         self._state = RunState(**parts)
+
+    def __repr__(self) -> str:
+        net, balancer = type(self.net).__name__, self.balancer
+        if isinstance(self.net, GradNorm):
+            net += f"({type(self.net.net).__name__})"
+        by = getattr(balancer, "rule", type(balancer).__name__)
+        names = ", ".join(self.history.names) or "not known yet"
+        return (
+            f"<Trainer of {net}: {_number(self.step, 'step')}, {_number(self.epoch, 'epoch')}, "
+            f"losses {names}; {'not balanced' if balancer is None else f'balanced by {by}'}; "
+            f"{', '.join(type(optimizer).__name__ for optimizer in self.optimizers)}>"
+        )
 
     @property
     def _optimizer(self) -> paddle.optimizer.Optimizer:
@@ -673,6 +688,10 @@ def _count_on(callback: Callback, counted: dict[str, Any]) -> None:
         callback.set_state_dict(as_given(callback.state_dict(), counted))
     else:
         vars(callback).update(counted)
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _stacked(scalars: Iterable[paddle.Tensor]) -> paddle.Tensor:

@@ -583,11 +583,19 @@ def test_one_line_is_logged_on_the_first_update(fc_net, make_losses, caplog):
         for step in range(4):
             balancer.backward(dict(zip(NAMES, make_losses(fc_net, seed=step))))
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith(f"loss weights by {balancer.rule}, updated every 2 steps: ")
+    assert line.startswith("loss weights by PinnRule(), updated every 2 steps: ")
     assert line.endswith(
         "equations 'pde' keep weights near 1; conditions 'boundary', 'data' get a lead of 20 and "
         "weights up to 1000"
     )
+
+
+def test_the_line_has_the_options_that_somebody_has_chosen(fc_net, make_losses, caplog):
+    with caplog.at_level("INFO", "paddlescience_gradnorm"):
+        LossBalancer(fc_net, 3, rule=PinnRule(lead=5.0, met=0.1), equations=[0]).backward(
+            make_losses(fc_net)
+        )
+    assert caplog.messages[0].startswith("loss weights by PinnRule(lead=5.0, met=0.1), updated")
 
 
 def test_the_line_promises_no_lead_where_there_is_none(fc_net, make_losses, caplog):
@@ -602,6 +610,14 @@ def test_repr_shows_rule_and_options(fc_net):
         f"LossBalancer(rule={PinnRule()}, n_loss=3, equations=[1], weight_lr=0.5, "
         "update_every=10, floor=0.001)"
     )
+
+
+def test_repr_shows_the_weights_by_name_after_the_first_step(fc_net, make_losses):
+    balancer = LossBalancer(fc_net, weight_attr=[1.0, 20.0, 0.125], update_every=100)
+    assert "weights" not in repr(balancer)
+    balancer.backward(dict(zip(["pde", "bc", "data"], make_losses(fc_net))))
+    shown = [f"{name} {w:.3g}" for name, w in zip(["pde", "bc", "data"], balancer.get_weights())]
+    assert repr(balancer).endswith(f", floor=0.001, weights: {', '.join(shown)})")
 
 
 def test_weights_of_a_rule_without_a_sum_are_taken_as_given(fc_net):

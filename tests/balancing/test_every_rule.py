@@ -295,7 +295,7 @@ def test_a_trainer_records_the_run_and_frozen_weights_stay_through_lbfgs(rule, t
 @pytest.mark.parametrize("name", [name for name in RULES if name != "fixed"])
 def test_the_command_line_trains_by_every_rule_with_a_name(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("paddlescience_gradnorm.__main__._plot_training", lambda *_: None)
-    monkeypatch.setattr("paddlescience_gradnorm.__main__._plot_solution", lambda *_: None)
+    monkeypatch.setattr("paddlescience_gradnorm.__main__._plot_solution", lambda *_, **__: None)
     options = ["--steps", "2", "--points", "8", "--output", str(tmp_path)]
     assert main(["run", "laplace", "--balance", name, *options]) == 0
     assert "relative L2 error of u" in capsys.readouterr().out

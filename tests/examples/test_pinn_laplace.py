@@ -59,7 +59,7 @@ def test_a_short_run_learns_and_writes_everything(tmp_path, capsys, balance, rul
     assert len(history) == 300 and history.last()["losses"] == metrics["final_losses"]
     page = write_report(output).read_text(encoding="utf-8")
     assert "<h1>laplace</h1>" in page and f"{metrics['relative_l2_error']:.4g}" in page
-    assert page.count("<img") == (5 if balance == "gradnorm" else 2 + 1)
+    assert page.count("<img") == (6 if balance == "gradnorm" else 4)
     assert all(html.escape(finding) in page for finding in metrics["diagnosis"])
     printed = capsys.readouterr().out
     assert f"report {output}" in printed

@@ -120,6 +120,40 @@ def test_plots_draw_every_line(history, quantity):
         plt.close(axes.figure)
 
 
+def test_losses_and_weights_are_drawn_one_above_the_other(history):
+    given = plt.figure().subplots(2, 1)
+    for axes in (history.plot(), history.plot(given)):
+        for axis, quantity in zip(axes, (history.losses, history.weights)):
+            for line, (name, values) in zip(axis.lines, quantity.items()):
+                assert line.get_label() == name
+                np.testing.assert_array_equal(line.get_ydata(), values)
+        assert axes[0].get_legend() is not None and axes[1].get_legend() is None
+        assert axes[0].figure is axes[1].figure
+        plt.close(axes[0].figure)
+    assert axes == tuple(given)
+
+
+def test_a_frame_has_a_column_for_each_quantity_and_loss(history):
+    pytest.importorskip("pandas", reason="needs pandas: pip install pandas")
+    frame = history.to_dataframe()
+    assert frame.index.name == "step" and len(frame) == STEPS
+    for quantity in QUANTITIES:
+        for name, values in getattr(history, quantity).items():
+            np.testing.assert_array_equal(frame[quantity][name], values)
+    assert History().to_dataframe().shape == (0, 0)
+
+
+def test_without_pandas_the_frame_says_what_to_install(history, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(ImportError, match="to_dataframe needs pandas: pip install pandas"):
+        history.to_dataframe()
+
+
+def test_it_says_what_it_is(history):
+    assert repr(history) == "<History: 600 steps of pde, data>"
+    assert repr(History()) == "<History: 0 steps of no losses yet>"
+
+
 def test_weights_far_apart_are_drawn_on_a_logarithmic_scale():
     for weights, scale in (([0.5, 1.5], "linear"), ([1.0, 90.0], "log")):
         history = History()

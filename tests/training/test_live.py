@@ -7,14 +7,14 @@ from rich.console import Console
 
 from paddlescience_gradnorm import GradNorm
 from paddlescience_gradnorm.training import LiveView, Trainer, live
+from paddlescience_gradnorm.training.live import sparkline
 
-EIGHTHS = {block: k / 8 for k, block in enumerate("▏▎▍▌▋▊▉", 1)}
 NAMES = ["pde", "[bold]bc[/bold]", "data"]
 
 
 @pytest.fixture
 def fit(fc_net, make_losses):
-    def run(console, epochs, data=None, balanced=True):
+    def run(console, epochs, data=None, balanced=True, **options):
         net = fc_net
         if balanced:
             net = GradNorm(
@@ -26,7 +26,7 @@ def fit(fc_net, make_losses):
             lambda net, seed=0: dict(zip(NAMES, make_losses(net, seed=int(seed)))),
             optimizer,
             callbacks=[LiveView(console, unit="epoch")],
-        ).fit(data, epochs)
+        ).fit(data, epochs, **options)
 
     return run
 
@@ -35,31 +35,44 @@ def terminal(**options):
     return Console(file=io.StringIO(), width=100, record=True, **options)
 
 
-def test_it_ends_with_the_last_steps_losses_weights_and_bars(fit):
+def test_it_ends_with_the_last_steps_losses_weights_and_their_curves(fit):
     console = terminal()
     history = fit(console, 3, data=[1, 2])
     first, header, *lines = console.export_text().splitlines()
     assert "6/6" in first and re.search(r"\d epochs/s", first) and "left 0:00:00" in first
-    assert header.split() == ["loss", "value", "weight"]
+    assert header.split() == ["loss", "value", "so", "far", "weight", "so", "far"]
     last = history.last()
-    lengths = {}
     for line, name in zip(lines, NAMES):
         assert line.startswith(name)  # brackets are no markup
         assert f"{last['losses'][name]:.2e}" in line
         assert f"{last['weights'][name]:.3g}" in line
-        lengths[name] = line.count("█") + EIGHTHS.get(line.rstrip()[-1], 0)
+        assert sparkline(history.losses[name]) in line
+        assert line.endswith(sparkline(history.weights[name]).ljust(20))
     assert len(lines) == 3
-    largest = max(last["weights"].values())
-    for name, weight in last["weights"].items():
-        assert lengths[name] == pytest.approx(30 * weight / largest, abs=1 / 8)
-    assert max(lengths.values()) == 30 and min(lengths.values()) < 12
 
 
-def test_equal_weights_have_full_bars_all(fit):
-    console = terminal()
-    fit(console, 2, balanced=False)
+def test_what_validate_returns_has_a_line(fit):
+    console, errors = terminal(), iter([0.1, 0.01, 0.001])
+    fit(console, 3, balanced=False, validate=lambda net: {"error": next(errors)})
     *_, line = console.export_text().splitlines()
-    assert line.count("█") == 30
+    assert line.split() == ["error", "1.00e-03", "█▅▁"]
+
+
+@pytest.mark.parametrize(
+    "values, line",
+    [
+        ([], ""),
+        ([float("nan")], ""),
+        ([1.0], "▄"),
+        ([1.0, 1.0 + 1e-9], "▄▄"),
+        ([0.0, 7.0], "▁█"),
+        ([-7.0, 0.0, float("inf"), float("nan"), 7.0], "▁▅█"),
+        ([1e-8, 1e-4, 1.0], "▁▅█"),  # by its exponent
+        (range(-2000, 2000), "▁▁▂▂▂▃▃▄▄▄▅▅▅▆▆▇▇▇██"),  # the last number of each twentieth
+    ],
+)
+def test_a_sparkline_shows_the_whole_course(values, line):
+    assert sparkline(values) == line
 
 
 def test_an_unknown_number_of_steps_is_counted(fit):

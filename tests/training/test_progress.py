@@ -114,10 +114,10 @@ def reads(monkeypatch):
 
 
 def test_numbers_are_read_when_it_draws_and_at_no_other_time(fit, reads, monkeypatch):
-    monkeypatch.setattr(progress, "_SECONDS", 3600.0)
+    monkeypatch.setattr(progress, "_SECONDS", 0.0)  # of a terminal
     fit(io.StringIO(), 50)
     assert len(reads) == 2  # after the first step, and at the end
-    monkeypatch.setattr(progress, "_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_SECONDS_IN_A_FILE", 0.0)
     fit(io.StringIO(), 50)
     assert len(reads) == 2 + 51
 

@@ -116,6 +116,57 @@ def test_a_history_alone_is_enough(tmp_path):
     assert "nan" not in text and "Settings" not in text
 
 
+def save_run(folder, balance, error, steps=40, **settings):
+    """A run of a problem, which may be compared with others."""
+    folder.mkdir()
+    settings = {"problem": "p", "balance": balance, "epochs": steps, "seed": 0, **settings}
+    curve = [[k, error * 0.9**k] for k in range(1, steps + 1)]
+    metrics = {"errors": {"u": error}, "error_curve": curve, "settings": settings}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return save_history(folder, balance != "equal", steps)
+
+
+def test_a_run_with_equal_weights_beside_is_shown_too(tmp_path):
+    save_run(tmp_path / "b", "pinn", 0.01, output="b", alpha=0.0, rule="pinn")
+    alone = Page(write_report(tmp_path / "b"))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "metrics.json").write_text("{")  # nobody's run
+    save_run(tmp_path / "c", "equal", 0.03, seed=1)
+    save_run(tmp_path / "d", "equal", 0.04, steps=30, epochs=40)  # it was stopped
+    save_run(tmp_path / "e", "published", 0.05)
+    assert Page(write_report(tmp_path / "b")).text == alone.text
+    equal = save_run(tmp_path / "f", "equal", 0.0625, output="f", live=True)
+    page = Page(write_report(tmp_path / "b"))
+    assert "equal weights: 0.0625" in page.text and "last, equal weights" in page.text
+    assert f"{equal.losses['pde'][-1]:.4g}" in page.text
+    assert sum("Dashed: with equal weights" in text for text in page.text) == 2
+    pictures = [[image.tobytes() for image in each.images] for each in (alone, page)]
+    assert [a == b for a, b in zip(*pictures)] == [False, True, True, True, False]
+    assert "equal weights" not in " ".join(Page(write_report(tmp_path / "f")).text)
+
+
+def test_an_error_curve_that_is_none_is_left_out(run):
+    for curve in ("often", [1, 2], [[1, 2, 3]], {"a": 1}, []):
+        (run / "metrics.json").write_text(json.dumps({**METRICS, "error_curve": curve}))
+        assert len(Page(write_report(run)).images) == 5
+
+
+def test_a_narrow_screen_gets_a_figure_of_its_own(run):
+    Image.new("RGB", (300, 900), "green").save(run / "solution_narrow.png")
+    page = Page(write_report(run))
+    sources = [a for tag, a in zip(page.tags, page.attributes) if tag == "source"]
+    assert [source["media"] for source in sources] == ["(max-width: 40rem)"]
+    data = base64.b64decode(sources[0]["srcset"].removeprefix("data:image/png;base64,"))
+    assert data == (run / "solution_narrow.png").read_bytes()
+    assert len(page.images) == 5  # and none for itself
+
+
+def test_every_number_knows_the_head_of_its_column(run):
+    page = Page(write_report(run))
+    labels = [a["data-label"] for a in page.attributes if "data-label" in a]
+    assert labels[:5] == ["first", "last", "weight", "gradient norm", "training rate"]
+
+
 def test_without_findings_of_the_run_those_of_the_history_are_shown(tmp_path):
     history = History()
     for _ in range(300):
@@ -215,6 +266,24 @@ def test_a_browser_shows_it_without_errors_or_network(run, tmp_path_factory, wid
     console, asked, picture = browse(page, tmp_path_factory.mktemp("browser"), width)
     assert console == [] and asked == []
     assert picture.width == width and np.asarray(picture.convert("L")).std() > 10
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium: apt-get install chromium")
+def test_on_a_phone_nothing_is_wider_than_the_screen(run, tmp_path):
+    Image.new("RGB", (300, 900), "green").save(run / "solution_narrow.png")
+    text = write_report(run).read_text(encoding="utf-8")
+    policy = re.compile(r"<meta http-equiv.*?>", re.DOTALL)
+    script = (
+        "<script>document.title = [...document.querySelectorAll('img, table, td, th')].filter("
+        "x => x.getBoundingClientRect().right > document.documentElement.clientWidth).length + ' '"
+        " + document.querySelector('picture img').naturalHeight</script></body>"
+    )
+    page = tmp_path / "page.html"
+    page.write_text(policy.sub("", text).replace("</body>", script), encoding="utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    more = [f"--user-data-dir={tmp_path / 'user'}", "--window-size=500,900", page.as_uri()]
+    result = subprocess.run([*command, *more], capture_output=True, text=True, timeout=120)
+    assert "<title>0 900</title>" in result.stdout
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium: apt-get install chromium")

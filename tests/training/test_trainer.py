@@ -59,6 +59,15 @@ def test_it_is_the_loop_a_user_would_write(fc_net, named_losses):
     assert (trainer.step, trainer.epoch) == (6, 2)
 
 
+def test_it_says_what_it_is(fc_net, named_losses):
+    trainer = Trainer(fc_net, named_losses, adam(fc_net))
+    assert repr(trainer) == (
+        "<Trainer of FCNet: 0 steps, 0 epochs, losses not known yet; not balanced; Adam>"
+    )
+    trainer.fit()
+    assert "1 step, 1 epoch, losses pde, boundary, data; not" in repr(trainer)
+
+
 def test_a_second_fit_goes_on(fc_net, named_losses):
     runs = []
     for parts in ([4], [1, 3]):

@@ -1,4 +1,5 @@
 import itertools
+import struct
 import sys
 
 import numpy as np
@@ -6,7 +7,7 @@ import paddle
 import pytest
 
 from paddlescience_gradnorm import GradNorm
-from paddlescience_gradnorm.training import Checkpoints, Trainer, VisualDL
+from paddlescience_gradnorm.training import Checkpoints, TensorBoard, Trainer, VisualDL
 
 NAMES = ["pde", "bc", "data"]
 QUANTITIES = {
@@ -95,9 +96,48 @@ def test_a_resumed_run_goes_on_in_the_same_curves(LogReader, tmp_path, fc_net, m
         assert value == pytest.approx(history.losses["bc"][row], rel=1e-6)
 
 
-def test_every_is_checked(tmp_path):
+def test_tensorboard_gets_the_same_curves(tmp_path, fc_net, make_trainer):
+    pytest.importorskip(
+        "tensorboardX", reason="needs tensorboardX: pip install -e '.[tensorboard]'"
+    )
+    from tensorboardX.proto.event_pb2 import Event
+
+    net = GradNorm(fc_net, n_loss=3)
+    history = make_trainer(net, TensorBoard(tmp_path, every=2)).fit(epochs=5)
+    (path,) = tmp_path.iterdir()
+    found = {}
+    for record in records(path.read_bytes()):
+        event = Event.FromString(record)
+        for value in event.summary.value:
+            found.setdefault(value.tag, {})[event.step] = value.simple_value
+    for quantity, tag in QUANTITIES.items():
+        for name, values in getattr(history, quantity).items():
+            curve = found.pop(f"{tag}/{name}")
+            assert list(curve) == [0, 2, 4]
+            np.testing.assert_allclose(list(curve.values()), values[[0, 2, 4]], rtol=1e-6)
+    assert set(found) == {"cosine/pde_and_bc", "cosine/pde_and_data", "cosine/bc_and_data"}
+
+
+def records(content):
+    """Those of a file: each has its length, and checksums of length and data."""
+    at = 0
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        yield content[at + 12 : at + 12 + length]
+        at += 16 + length
+
+
+@pytest.mark.parametrize("log", [VisualDL, TensorBoard])
+def test_every_is_checked(tmp_path, log):
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
-        VisualDL(tmp_path, every=0)
+        log(tmp_path, every=0)
+
+
+def test_without_tensorboardx_it_says_which_extra_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ImportError, match=r"pip install 'paddlescience_gradnorm\[tensorboard\]'"):
+        TensorBoard(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_visualdl_it_says_which_extra_to_install(tmp_path, monkeypatch):

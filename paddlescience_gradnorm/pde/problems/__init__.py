@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from typing import Callable
 
@@ -91,5 +92,7 @@ def problem(name: str) -> Problem:
         ['pde', 'left', 'right', 'bottom', 'top']
     """
     if name not in PROBLEMS:
-        raise ValueError(f"name must be one of {', '.join(PROBLEMS)}, got {name!r}")
+        near = difflib.get_close_matches(str(name), PROBLEMS, n=1, cutoff=0.7)
+        hint = f"did you mean {near[0]!r}?" if near else f"the names are {', '.join(PROBLEMS)}"
+        raise ValueError(f"there is no problem {name!r}; {hint}")
     return PROBLEMS[name]()
