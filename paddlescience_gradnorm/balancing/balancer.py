@@ -792,7 +792,10 @@ class LossBalancer(PreciseLayer):
         """Warn of losses that cannot be balanced, once for each loss and fault."""
         order = self._run.order
         for name, fault, loss in zip(order.names, update.faults, losses):
-            if fault and not order.is_absent(loss):
+            if not fault or order.is_absent(loss):
+                continue
+            # Biases begin at 0, so a condition at the origin may be met exactly before training.
+            if step > 0 or loss.item() != 0:
                 self._faults.report(step, f"loss {name!r}", fault)
         if not any(update.faults):
             self._faults.report(step, str(self.rule), "gives no finite weights")

@@ -470,8 +470,7 @@ def test_each_loss_has_the_first_value_above_zero_for_a_reference(fc_net, balanc
     early = make_losses(fc_net)
     expected = [early[0].item(), early[1].item(), late[2].item()]
     early[2] = early[2] * 0.0
-    with pytest.warns(RuntimeWarning, match="is 0 and has no training rate"):
-        balancer.backward(early)
+    balancer.backward(early)
     balancer.backward(late)
     np.testing.assert_allclose(balancer.initial_losses.numpy(), expected, rtol=1e-6)
 
@@ -549,7 +548,8 @@ def test_a_loss_that_begins_with_zero_is_balanced_from_its_first_value_on(
     assert first != 1 != second and third == 1
     messages = [str(w.message) for w in recorded_warnings if w.category is RuntimeWarning]
     assert len(messages) == 1
-    assert "step 0" in messages[0] and "'losses[2]' is 0" in messages[0]
+    # Not in step 0, where a condition at the origin is met by a network that begins with 0 there.
+    assert "step 1" in messages[0] and "'losses[2]' is 0" in messages[0]
 
     balancer.backward(make_losses(fc_net))
     assert balancer.get_weights()[2] != 1

@@ -282,8 +282,6 @@ def test_a_short_training_lowers_the_total(name):
     assert all(training.coefficients()[name] != value for name, value in start.items())
 
 
-# Without biases a network is 0 at the origin, where some problems have a condition.
-@pytest.mark.filterwarnings("ignore:step 0. loss .* is left out of the balancing")
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gradnorm_balances_the_losses(name):
     p = problem(name)

@@ -179,7 +179,6 @@ def test_unknown_coefficient_is_found_on_the_true_field(float64):
     assert training.coefficient_errors()["k"] < 1e-3
 
 
-@pytest.mark.filterwarnings("ignore:step 0. loss .* is left out of the balancing")
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_trainer_takes_two_steps_by_the_pinn_rule(name):
     p = problem(name)
