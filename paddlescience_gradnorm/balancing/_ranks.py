@@ -1,4 +1,4 @@
-"""The processes of a distributed run: their number, and means over them."""
+"""The processes of a distributed run: their number, and what they tell each other."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def number() -> int:
         return 1
     count: int = paddle.distributed.get_world_size()
     return count
+
+
+def rank() -> int:
+    """The number of this process: 0 without a distributed environment."""
+    return paddle.distributed.get_rank() if number() > 1 else 0
 
 
 def mean(tensor: paddle.Tensor) -> paddle.Tensor:
@@ -38,6 +43,16 @@ def any_has(flag: bool) -> bool:
     joined = paddle.to_tensor([int(flag)])
     paddle.distributed.all_reduce(joined)
     return bool(joined.item())
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' integers, in one all-reduce that every process must join."""
+    if number() == 1:
+        return value
+    joined = paddle.to_tensor([value], "int64")
+    paddle.distributed.all_reduce(joined, paddle.distributed.ReduceOp.MAX)
+    found: int = joined.item()
+    return found
 
 
 def check_alike(names: Sequence[str], complete: bool) -> None:
