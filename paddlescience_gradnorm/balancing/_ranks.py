@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Callable
 
 import paddle
+
+# Called at every mark, if anybody counts them.
+at_mark: Callable[[], None] | None = None
 
 
 def number() -> int:
@@ -21,6 +25,16 @@ def rank() -> int:
     return paddle.distributed.get_rank() if number() > 1 else 0
 
 
+def mark() -> None:
+    """Note that this process has come as far as where it may have to wait for others.
+
+    All processes pass the same marks, so the one that has passed fewer is the one that is waited
+    for.
+    """
+    if at_mark is not None:
+        at_mark()
+
+
 def mean(tensor: paddle.Tensor) -> paddle.Tensor:
     """The mean of a tensor over all processes, in one all-reduce that every process must join.
 
@@ -31,6 +45,7 @@ def mean(tensor: paddle.Tensor) -> paddle.Tensor:
     """
     if number() == 1:
         return tensor
+    mark()
     tensor = tensor.clone()
     paddle.distributed.all_reduce(tensor)
     return tensor / number()
@@ -40,6 +55,7 @@ def any_has(flag: bool) -> bool:
     """Whether the flag is set in any process, in one all-reduce that every process must join."""
     if number() == 1:
         return flag
+    mark()
     joined = paddle.to_tensor([int(flag)])
     paddle.distributed.all_reduce(joined)
     return bool(joined.item())
@@ -49,6 +65,7 @@ def largest(value: int) -> int:
     """The largest of the processes' integers, in one all-reduce that every process must join."""
     if number() == 1:
         return value
+    mark()
     joined = paddle.to_tensor([value], "int64")
     paddle.distributed.all_reduce(joined, paddle.distributed.ReduceOp.MAX)
     found: int = joined.item()
@@ -66,6 +83,7 @@ def check_alike(names: Sequence[str], complete: bool) -> None:
     """
     if number() == 1:
         return
+    mark()
     digest = zlib.crc32("\n".join(names).encode())
     largest = paddle.to_tensor([digest, -digest, int(not complete)], "int64")
     paddle.distributed.all_reduce(largest, paddle.distributed.ReduceOp.MAX)

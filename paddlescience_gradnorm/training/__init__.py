@@ -12,6 +12,7 @@ from paddlescience_gradnorm.training.run_state import RunState
 from paddlescience_gradnorm.training.signals import StopOnSignals
 from paddlescience_gradnorm.training.trainer import Trainer
 from paddlescience_gradnorm.training.visualdl import VisualDL
+from paddlescience_gradnorm.training.watchdog import Watchdog
 
 __all__ = [
     "CheckpointError",
@@ -24,6 +25,7 @@ __all__ = [
     "StopOnSignals",
     "Trainer",
     "VisualDL",
+    "Watchdog",
     "compare",
     "train_gradnorm",
     "write_report",

@@ -52,6 +52,8 @@ class Checkpoints:
         self.folder = Path(folder)
         self.every = None if every is None else _arguments.integer("every", every, at_least=1)
         self.keep = _arguments.integer("keep", keep, at_least=1)
+        # The last checkpoint that this object has written or loaded.
+        self.last: Path | None = None
         self._bad: set[RankFiles] = set()
 
     def paths(self) -> list[Path]:
@@ -124,6 +126,7 @@ class Checkpoints:
         # The last of a step has just been written, perhaps beside one of other processes.
         of_step = {each.step: each for each in found}
         self._bad.discard(of_step[step])
+        self.last = of_step[step].paths[0]
         kept = [each for each in of_step.values() if each not in self._bad][-self.keep :]
         if _ranks.rank() == 0:
             _rank_files.remove(self.folder, [*kept, *self._bad], up_to=step)
@@ -155,7 +158,9 @@ class Checkpoints:
             last = next((each for each in reversed(found) if each.step == step), None)
             states = None if last is None else self._read(last)
             if not _ranks.any_has(states is None) and last is not None and states is not None:
-                return state.take_of(last.paths[0], states)
+                position: dict[str, Any] = state.take_of(last.paths[0], states)
+                self.last = last.paths[0]
+                return position
             below = step
         if below < math.inf:
             raise CheckpointError(f"no checkpoint in {self.folder} can be read: all are damaged")
