@@ -1,11 +1,15 @@
-"""The processes of a distributed run: their number, and means over them."""
+"""The processes of a distributed run: their number, and what they tell each other."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Callable
 
 import paddle
+
+# Called at every mark, if anybody counts them.
+at_mark: Callable[[], None] | None = None
 
 
 def number() -> int:
@@ -14,6 +18,21 @@ def number() -> int:
         return 1
     count: int = paddle.distributed.get_world_size()
     return count
+
+
+def rank() -> int:
+    """The number of this process: 0 without a distributed environment."""
+    return paddle.distributed.get_rank() if number() > 1 else 0
+
+
+def mark() -> None:
+    """Note that this process has come as far as where it may have to wait for others.
+
+    All processes pass the same marks, so the one that has passed fewer is the one that is waited
+    for.
+    """
+    if at_mark is not None:
+        at_mark()
 
 
 def mean(tensor: paddle.Tensor) -> paddle.Tensor:
@@ -26,6 +45,7 @@ def mean(tensor: paddle.Tensor) -> paddle.Tensor:
     """
     if number() == 1:
         return tensor
+    mark()
     tensor = tensor.clone()
     paddle.distributed.all_reduce(tensor)
     return tensor / number()
@@ -35,9 +55,21 @@ def any_has(flag: bool) -> bool:
     """Whether the flag is set in any process, in one all-reduce that every process must join."""
     if number() == 1:
         return flag
+    mark()
     joined = paddle.to_tensor([int(flag)])
     paddle.distributed.all_reduce(joined)
     return bool(joined.item())
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' integers, in one all-reduce that every process must join."""
+    if number() == 1:
+        return value
+    mark()
+    joined = paddle.to_tensor([value], "int64")
+    paddle.distributed.all_reduce(joined, paddle.distributed.ReduceOp.MAX)
+    found: int = joined.item()
+    return found
 
 
 def check_alike(names: Sequence[str], complete: bool) -> None:
@@ -51,6 +83,7 @@ def check_alike(names: Sequence[str], complete: bool) -> None:
     """
     if number() == 1:
         return
+    mark()
     digest = zlib.crc32("\n".join(names).encode())
     largest = paddle.to_tensor([digest, -digest, int(not complete)], "int64")
     paddle.distributed.all_reduce(largest, paddle.distributed.ReduceOp.MAX)

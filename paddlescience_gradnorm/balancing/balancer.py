@@ -605,6 +605,7 @@ class LossBalancer(PreciseLayer):
                     "others join later, or leave the balancing out"
                 )
             self.set_n_loss(n_loss)
+        _ranks.mark()  # others may wait in a backward pass of paddle.DataParallel
         order = self._run.order
         scalars = order.scalars(losses)
         if self._run.names is not order.names:

@@ -13,6 +13,7 @@ from paddlescience_gradnorm.training.signals import StopOnSignals
 from paddlescience_gradnorm.training.tensorboard import TensorBoard
 from paddlescience_gradnorm.training.trainer import Trainer
 from paddlescience_gradnorm.training.visualdl import VisualDL
+from paddlescience_gradnorm.training.watchdog import Watchdog
 
 __all__ = [
     "CheckpointError",
@@ -26,6 +27,7 @@ __all__ = [
     "TensorBoard",
     "Trainer",
     "VisualDL",
+    "Watchdog",
     "compare",
     "train_gradnorm",
     "write_report",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,28 @@ def alike(own: Values, other: Any) -> bool:
         and other.dtype == own.dtype
         and other.array.shape == own.array.shape
     )
+
+
+def same(states: Sequence[Any]) -> bool:
+    """Whether these are all equal, to the last bit.
+
+    Examples:
+        >>> one = {"words": Values("uint32", np.ones(2, "uint32")), "gauss": None}
+        >>> same([one, {**one}]), same([one, {**one, "gauss": 0.5}])
+        (True, False)
+    """
+    first = states[0]
+    if isinstance(first, dict):
+        return all(isinstance(x, dict) and x.keys() == first.keys() for x in states) and all(
+            same([x[key] for x in states]) for key in first
+        )
+    if isinstance(first, list):
+        return all(isinstance(x, list) and len(x) == len(first) for x in states) and all(
+            map(same, zip(*states))
+        )
+    if isinstance(first, Values):
+        return all(alike(first, x) and x.array.tobytes() == first.array.tobytes() for x in states)
+    return all(type(x) is type(first) and x == first for x in states)
 
 
 def joined(where: str, key: str) -> str:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import re
+import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from paddlescience_gradnorm import _arguments
-from paddlescience_gradnorm.training import _checkpoint_file
+from paddlescience_gradnorm.balancing import _ranks
+from paddlescience_gradnorm.training import _checkpoint_file, _rank_files
 from paddlescience_gradnorm.training._checkpoint_file import CheckpointError, PathLike
-
-_NAME = re.compile(r"step_(\d+)\.ckpt")
+from paddlescience_gradnorm.training._rank_files import RankFiles
 
 
 class Checkpoints:
     """A folder with the last checkpoints of one run, by the numbers of their steps.
 
+    In a distributed run all processes share the folder, and every one of them must make the same
+    calls. Each writes a file of its own. A checkpoint counts once all its files are there.
+
     Args:
-        folder: The folder, which is made if it is not there. Each run, and each process of a
-            distributed run, needs its own.
+        folder: The folder, which is made if it is not there. Each run needs its own.
         every: Steps from one checkpoint to the next, at least 1. With ``None`` there is one only
             when a run is stopped before its end.
         keep: How many stay, at least 1. An older one is removed once the new one is on the disk.
@@ -48,14 +52,16 @@ class Checkpoints:
         self.folder = Path(folder)
         self.every = None if every is None else _arguments.integer("every", every, at_least=1)
         self.keep = _arguments.integer("keep", keep, at_least=1)
-        self._bad: set[Path] = set()
+        # The last checkpoint that this object has written or loaded.
+        self.last: Path | None = None
+        self._bad: set[RankFiles] = set()
 
     def paths(self) -> list[Path]:
-        """The files, in the order of their steps. Some may be damaged."""
-        if not self.folder.is_dir():
-            return []
-        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
-        return sorted(found, key=_step)
+        """A file of each checkpoint, in the order of their steps. Some may be damaged.
+
+        In a distributed run it is the file of rank 0.
+        """
+        return [each.paths[0] for each in _rank_files.complete(self.folder)]
 
     def begin(self, at_step: int) -> None:
         """Make sure, before a run, that it can write here and overwrites no other run.
@@ -65,27 +71,35 @@ class Checkpoints:
 
         Raises:
             OSError: The folder cannot be made or written to.
-            CheckpointError: There are checkpoints of later steps, which this run has not loaded.
+            CheckpointError: There are checkpoints of later steps, which this run has not loaded. Or
+                the processes of a distributed run have different folders.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(f".step_*{_checkpoint_file.TEMPORARY}"):
-                left.unlink(missing_ok=True)  # a process was killed while it wrote this
-            with _checkpoint_file.temporary(self.folder / "step_0.ckpt") as (_, name):
+            with self._in_all_processes():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if _ranks.rank() == 0:
+                    for left in self.folder.glob(f".step_*{_checkpoint_file.TEMPORARY}"):
+                        left.unlink(missing_ok=True)  # a process was killed while it wrote this
+            probe = self.folder / _rank_files.name(0)
+            with self._in_all_processes(), _checkpoint_file.temporary(probe) as (_, name):
                 pass
+            with self._in_all_processes():
+                files = len(list(self.folder.glob(f".step_*{_checkpoint_file.TEMPORARY}")))
             Path(name).unlink()
+            self._check_that_it_is_shared(files)
         except OSError as error:
             raise OSError(
                 error.errno,
                 f"checkpoints cannot be written ({error.strerror}); choose another folder",
                 str(self.folder),
             ) from error
-        later = [p for p in self.paths() if _step(p) > at_step and p not in self._bad]
+        found = _rank_files.complete(self.folder)
+        later = [each for each in found if each.step > at_step and each not in self._bad]
         if later:
             raise CheckpointError(
                 f"the run is at step {at_step}, but {self.folder} holds checkpoints of later "
-                f"steps, up to {later[-1].name}; pass resume='latest' to go on from there, or "
-                "choose another folder"
+                f"steps, up to {later[-1].paths[0].name}; pass resume='latest' to go on from "
+                "there, or choose another folder"
             )
 
     def step(self, state: Any, step: int, **position: Any) -> None:
@@ -102,18 +116,25 @@ class Checkpoints:
             **position: As of ``RunState.save``.
 
         Raises:
-            OSError: The file cannot be written. Earlier ones are still there.
+            OSError: The file cannot be written, in this process or another. Earlier ones are still
+                there.
         """
-        path = self.folder / f"step_{step:08d}.ckpt"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        state.save(path, step=step, **position)
-        self._bad.discard(path)
-        kept = [p for p in self.paths() if _step(p) <= step and p not in self._bad]
-        for old in kept[: -self.keep]:
-            old.unlink(missing_ok=True)
+        with self._in_all_processes():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            state.save(self.folder / _rank_files.name(step), step=step, **position)
+        found = [each for each in _rank_files.complete(self.folder) if each.step <= step]
+        # The last of a step has just been written, perhaps beside one of other processes.
+        of_step = {each.step: each for each in found}
+        self._bad.discard(of_step[step])
+        self.last = of_step[step].paths[0]
+        kept = [each for each in of_step.values() if each not in self._bad][-self.keep :]
+        if _ranks.rank() == 0:
+            _rank_files.remove(self.folder, [*kept, *self._bad], up_to=step)
 
     def load_latest(self, state: Any) -> dict[str, Any] | None:
         """Load the last checkpoint that is not damaged.
+
+        It may be of another number of processes; see ``RunState.load``.
 
         Args:
             state: A ``RunState``.
@@ -127,29 +148,53 @@ class Checkpoints:
         Warns:
             RuntimeWarning: A later one is damaged and has been passed over.
         """
-        found = self.read_latest()
-        return None if found is None else state.take(*found)
-
-    def read_latest(self) -> tuple[Path, Any] | None:
-        """The last file that is not damaged, and the state in it, as for ``load_latest``."""
-        paths = self.paths()
-        for path in reversed(paths):
-            try:
-                content = _checkpoint_file.read(path)
-            except (CheckpointError, OSError) as error:
-                self._bad.add(path)
-                warnings.warn(
-                    f"{error}; the checkpoint before it is taken", RuntimeWarning, stacklevel=2
-                )
-            else:
-                return path, content
-        if paths:
+        below: float = math.inf
+        while True:
+            found = [each for each in _rank_files.complete(self.folder) if each.step < below]
+            # All processes try the same one, even if one of them sees new files late.
+            step = -_ranks.largest(-found[-1].step if found else 1)
+            if step < 0:
+                break
+            last = next((each for each in reversed(found) if each.step == step), None)
+            states = None if last is None else self._read(last)
+            if not _ranks.any_has(states is None) and last is not None and states is not None:
+                position: dict[str, Any] = state.take_of(last.paths[0], states)
+                self.last = last.paths[0]
+                return position
+            below = step
+        if below < math.inf:
             raise CheckpointError(f"no checkpoint in {self.folder} can be read: all are damaged")
         return None
 
+    def _check_that_it_is_shared(self, files: int) -> None:
+        if files != _ranks.number():
+            raise CheckpointError(
+                f"folder must be the same for all {_ranks.number()} processes, on a file system "
+                f"that all of them see, but only {files} of them write to {self.folder}"
+            )
 
-def _step(path: Path) -> int:
-    match = _NAME.fullmatch(path.name)
-    if match is None:
-        raise OSError(errno.EINVAL, "no name of a checkpoint", str(path))
-    return int(match[1])
+    def _read(self, checkpoint: RankFiles) -> list[Any] | None:
+        """The states in it from which this process goes on; None with a warning if damaged."""
+        try:
+            return _rank_files.read(checkpoint.paths[0])
+        except (CheckpointError, OSError) as error:
+            self._bad.add(checkpoint)
+            warnings.warn(
+                f"{error}; the checkpoint before it is taken", RuntimeWarning, stacklevel=3
+            )
+            return None
+
+    @contextlib.contextmanager
+    def _in_all_processes(self) -> Iterator[None]:
+        """If this fails in one process, raise an error in all of them."""
+        error = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        failed = _ranks.largest(-1 if error is None else _ranks.rank())
+        if error is not None:
+            raise error
+        if failed >= 0:
+            what = f"rank {failed} could not write its file; its own error says why"
+            raise OSError(errno.EIO, what, str(self.folder))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable
 
 import numpy as np
 import paddle
 
 from paddlescience_gradnorm._layers import PicklableLayer
-from paddlescience_gradnorm.training import _checkpoint_file, _optimizer_state, _random_state
+from paddlescience_gradnorm.training import (
+    _checkpoint_file,
+    _optimizer_state,
+    _random_state,
+    _rank_files,
+)
 from paddlescience_gradnorm.training._checkpoint_file import CheckpointError, PathLike, Values
 from paddlescience_gradnorm.training._like import (
     alike,
@@ -18,6 +24,8 @@ from paddlescience_gradnorm.training._like import (
     as_plain,
     check_like,
     copy_into,
+    joined,
+    same,
     tensor_of,
     values_of,
 )
@@ -90,8 +98,13 @@ class RunState:
     def load(self, path: PathLike) -> dict[str, Any]:
         """Put everything back as it was at ``save``, in this process or another.
 
+        A file of ``Checkpoints`` that several processes have written may be loaded by another
+        number of them. Everything is then taken from rank 0's file. Random generators among the
+        parts must be the same in all files. The global ones, where they are not, stay as the
+        program has seeded them, with a warning.
+
         Args:
-            path: The file.
+            path: The file; of several processes', the file of any of them.
 
         Returns:
             The position that was saved with it.
@@ -101,7 +114,51 @@ class RunState:
                 newer version of this package or by 0.1.0. Nothing has been changed then.
             OSError: The file cannot be opened.
         """
-        return self.take(path, _checkpoint_file.read(path))
+        return self.take_of(path, _rank_files.read(path))
+
+    def take_of(self, path: PathLike, states: Sequence[Any]) -> dict[str, Any]:
+        """As ``take``, with the states of all processes of a run if their number was another."""
+        try:
+            state, differing = self.moved(states)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} {error}; nothing has been loaded") from None
+        position = self.take(path, state)
+        if differing:
+            warnings.warn(
+                f"the {len(states)} processes that wrote {path} had different random numbers of "
+                f"{' and '.join(differing)}, so these stay as this program has seeded them. Points "
+                "drawn from them are not those of a run that was not stopped",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return position
+
+    def moved(self, states: Sequence[Any]) -> tuple[Any, list[str]]:
+        """The state with which another number of processes goes on.
+
+        Args:
+            states: Of all processes by rank, perhaps from files that nobody has checked.
+
+        Returns:
+            The state, and the names of the global generators that differ in the processes and stay
+            as they are now.
+
+        Raises:
+            CheckpointError: A generator among the parts is not the same in all processes.
+        """
+        first, *others = states
+        if not others or not all(_has_parts(state) for state in states):
+            return first, []
+        parts = dict(first["parts"])
+        for name, part in self._parts.items():
+            if hasattr(part, "moved") and all(name in state["parts"] for state in states):
+                parts[name] = part.moved(name, [state["parts"][name] for state in states])
+        now, random, differing = _random_state.global_state(), dict(first["random"]), []
+        for name, kind in (("paddle", "Paddle"), ("python", "Python"), ("numpy", "numpy")):
+            if not same([state["random"].get(name) for state in states]):
+                random[name] = now[name]
+                differing.append(kind)
+        return {**first, "parts": parts, "random": random}, differing
 
     def take(self, path: PathLike, state: Any) -> dict[str, Any]:
         """As ``load``, with a state that has been read from the file before."""
@@ -185,6 +242,12 @@ class RunState:
         return apply
 
 
+def _has_parts(state: Any) -> bool:
+    """Whether a file's state has the form in which parts can be looked for."""
+    names = ("parts", "random")
+    return isinstance(state, dict) and all(isinstance(state.get(name), dict) for name in names)
+
+
 def _is_by_0_1_0(state: Any) -> bool:
     """Whether version 0.1.0 has written this state: it gave its parts no versions."""
     return isinstance(state, dict) and set(state) == {"parts", "random", "position"}
@@ -250,6 +313,11 @@ class _Layer:
     def prepare_parameters(self, state: Any) -> Apply:
         parameters, loaded = _parameters(self._layer), _field("parameters", state)
         buffers = _field("buffers", state)
+        if "version" not in state:  # by 0.1.0, which gave paddle.DataParallel a name
+            of_wrapper = {name.replace("_layers.", ""): name for name in loaded}
+            if set(of_wrapper) == set(parameters):
+                loaded = {name: loaded[old] for name, old in of_wrapper.items()}
+                buffers = {name.replace("_layers.", ""): x for name, x in buffers.items()}
         check_like({n: values_of(p, n) for n, p in parameters.items()}, loaded, "parameters")
         taken = {
             name: buffer
@@ -340,6 +408,16 @@ class _Generator:
             return _random_state.prepare_python(self._generator, state)
         return _random_state.prepare_numpy(self._generator, state)
 
+    def moved(self, name: str, states: list[Any]) -> Any:
+        if not same(states):
+            raise CheckpointError(
+                f"was written by {len(states)} processes, whose states of {name} differ, so each "
+                "has drawn points of its own. Go on with as many processes. For another number, "
+                "draw all points in every process from the same state, and take the share of each "
+                "by paddlescience_gradnorm.ranks.share"
+            )
+        return states[0]
+
 
 class _WithStateDict:
     """Anything else, such as a sampler: by its state_dict and set_state_dict."""
@@ -372,6 +450,16 @@ class _List:
         items = state if isinstance(state, list) else _LIST.read(state)["items"]  # by 0.1.0
         others: Callable[[Any], Apply] = lambda _: _nothing  # noqa: E731
         return self._each([getattr(p, "prepare_parameters", others) for p in self._parts], items)
+
+    def moved(self, name: str, states: list[Any]) -> Any:
+        lists = [state.get("items") if isinstance(state, dict) else None for state in states]
+        if not all(isinstance(x, list) and len(x) == len(self._parts) for x in lists):
+            return states[0]  # prepare says what is wrong with it
+        items = [
+            part.moved(f"{name}[{i}]", list(of_part)) if hasattr(part, "moved") else of_part[0]
+            for i, (part, of_part) in enumerate(zip(self._parts, zip(*lists)))
+        ]
+        return {**states[0], "items": items}
 
     def _each(self, prepares: list[Callable[[Any], Apply]], items: Any) -> Apply:
         if not isinstance(items, list) or len(items) != len(prepares):
@@ -426,11 +514,29 @@ def _held(part: Any) -> Iterator[paddle.Tensor]:
             yield item
 
 
+def _sublayers(
+    layer: paddle.nn.Layer, name: str = "", seen: set[int] | None = None
+) -> Iterator[tuple[str, paddle.nn.Layer]]:
+    """The layer and all below it, each once, by name.
+
+    What a ``paddle.DataParallel`` wraps goes by the wrapper's name, because a single process has
+    no wrapper.
+    """
+    seen = set() if seen is None else seen
+    if isinstance(layer, paddle.DataParallel):
+        (layer,) = layer.children()
+    if id(layer) not in seen:
+        seen.add(id(layer))
+        yield name, layer
+        for child, sublayer in layer.named_children():
+            yield from _sublayers(sublayer, joined(name, child), seen)
+
+
 def _parameters(layer: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
     """All parameters by name, those too that a ``GradNorm`` keeps from the optimizers."""
     return {
-        f"{prefix}.{name}" if prefix else name: parameter
-        for prefix, found in layer.named_sublayers(include_self=True)
+        joined(prefix, name): parameter
+        for prefix, found in _sublayers(layer)
         for name, parameter in paddle.nn.Layer.named_parameters(found, include_sublayers=False)
     }
 
@@ -438,15 +544,15 @@ def _parameters(layer: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
 def _buffers(layer: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
     """All buffers by name, those too that a state dict leaves out."""
     return {
-        f"{prefix}.{name}" if prefix else name: buffer
-        for prefix, found in layer.named_sublayers(include_self=True)
+        joined(prefix, name): buffer
+        for prefix, found in _sublayers(layer)
         for name, buffer in found.named_buffers(include_sublayers=False)
     }
 
 
 def _with_extra_state(layer: paddle.nn.Layer) -> list[tuple[str, PicklableLayer]]:
     """The layers that remember something beside parameters and buffers, by name."""
-    found = layer.named_sublayers(include_self=True)
+    found = _sublayers(layer)
     return [(name, each) for name, each in found if isinstance(each, PicklableLayer)]
 
 

@@ -19,7 +19,7 @@ from paddle.callbacks import (
 )
 
 from paddlescience_gradnorm import _arguments, _paddle
-from paddlescience_gradnorm.balancing import LossBalancer
+from paddlescience_gradnorm.balancing import LossBalancer, _ranks
 from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
 from paddlescience_gradnorm.network.grad_norm import GradNorm
 from paddlescience_gradnorm.training._batches import (
@@ -406,6 +406,7 @@ class Trainer:
                     advance()
                 if validate is not None and (self.epoch - first) % validate_every == 0:
                     self._validate(validate)
+                self._agree_to_stop()
                 self._stopped = ended and self.stop_training
                 over = self._stopped or (ended and self.epoch >= first + epochs)
                 if over and checkpoints is not None and checkpoints.every is not None:
@@ -417,6 +418,10 @@ class Trainer:
             self._call("on_train_end")
             self._bar = None
         return self.history
+
+    def _agree_to_stop(self) -> None:
+        """Stop all processes in the step in which one is to stop, for none goes on alone."""
+        self.stop_training = _ranks.any_has(self.stop_training)
 
     def _epoch(
         self,
@@ -433,6 +438,7 @@ class Trainer:
             self.step += 1
             self._batch += 1
             self._call("on_train_batch_end", number, {"loss": total.detach()})
+            self._agree_to_stop()
             if checkpoints is not None:
                 if self.stop_training:
                     checkpoints.save(self._state, self.step)
@@ -625,6 +631,14 @@ class _TrainerPart:
             epoch_random=trainer._epoch_random if trainer._batch else None,
             callbacks={n: _counted(callback) for n, callback in _counting(trainer.callbacks)},
         )
+
+    def moved(self, name: str, states: list[Any]) -> Any:
+        """The state with which another number of processes goes on; see ``RunState.moved``."""
+        drawn = [x.get("epoch_random") if isinstance(x, dict) else None for x in states]
+        if None in drawn:
+            return states[0]
+        state, _ = self._trainer._sources.moved(drawn)
+        return {**states[0], "epoch_random": state}
 
     def prepare(self, state: Any) -> Callable[[], None]:
         trainer, own, state = self._trainer, _TRAINER.read(self.state()), _TRAINER.read(state)
