@@ -11,6 +11,7 @@ from typing import Any
 from paddlescience_gradnorm import _arguments
 from paddlescience_gradnorm.training import _checkpoint_file
 from paddlescience_gradnorm.training._checkpoint_file import CheckpointError, PathLike
+from paddlescience_gradnorm.training._lock import FolderLock
 
 _NAME = re.compile(r"step_(\d+)\.ckpt")
 
@@ -49,6 +50,7 @@ class Checkpoints:
         self.every = None if every is None else _arguments.integer("every", every, at_least=1)
         self.keep = _arguments.integer("keep", keep, at_least=1)
         self._bad: set[Path] = set()
+        self._held: FolderLock | None = None
 
     def paths(self) -> list[Path]:
         """The files, in the order of their steps. Some may be damaged."""
@@ -60,15 +62,19 @@ class Checkpoints:
     def begin(self, at_step: int) -> None:
         """Make sure, before a run, that it can write here and overwrites no other run.
 
+        From now on no other process can do this, until ``end`` is called, this object is gone, or
+        this process has ended.
+
         Args:
             at_step: The run's step, 0 or what has been loaded.
 
         Raises:
             OSError: The folder cannot be made or written to.
-            CheckpointError: There are checkpoints of later steps, which this run has not loaded.
+            CheckpointError: Another process, which the error names, has its run here; or there
+                are checkpoints of later steps, which this run has not loaded.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock()
             for left in self.folder.glob(f".step_*{_checkpoint_file.TEMPORARY}"):
                 left.unlink(missing_ok=True)  # a process was killed while it wrote this
             with _checkpoint_file.temporary(self.folder / "step_0.ckpt") as (_, name):
@@ -103,14 +109,26 @@ class Checkpoints:
 
         Raises:
             OSError: The file cannot be written. Earlier ones are still there.
+            CheckpointError: Another process, which the error names, has its run here.
         """
         path = self.folder / f"step_{step:08d}.ckpt"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock()
         state.save(path, step=step, **position)
         self._bad.discard(path)
         kept = [p for p in self.paths() if _step(p) <= step and p not in self._bad]
         for old in kept[: -self.keep]:
             old.unlink(missing_ok=True)
+
+    def end(self) -> None:
+        """Let other processes use the folder. ``Trainer.fit`` calls this at its end."""
+        if self._held is not None:
+            self._held.free()
+            self._held = None
+
+    def _lock(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._held is None:
+            self._held = FolderLock(self.folder)
 
     def load_latest(self, state: Any) -> dict[str, Any] | None:
         """Load the last checkpoint that is not damaged.
