@@ -8,7 +8,6 @@ prints versions, settings and speed of this installation.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import shlex
 import sys
@@ -89,11 +88,13 @@ def run(options: argparse.Namespace) -> int:
             f"argument --output: cannot write to {str(output)!r} ({error.strerror}); choose "
             "another folder"
         )
+    from paddlescience_gradnorm.training import save_metrics
+
     callbacks = _callbacks(options, output)
     net, trainer, metrics, code = _train(options, callbacks)
     metrics["settings"]["output"] = str(output)
     _print_metrics(options.problem, metrics)
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    save_metrics(output / "metrics.json", metrics)
     trainer.history.save(output / "history.npz")
     written = ["metrics.json", "history.npz"]
     try:

@@ -9,7 +9,6 @@ measurements inside. Run it with --help for the options.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from paddlescience_gradnorm.training import (
     StopOnSignals,
     Trainer,
     VisualDL,
+    save_metrics,
 )
 
 import paddle  # isort: skip, after the package that sees to its loading
@@ -198,7 +198,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     plot_training(options.output / "training.png", history)
     paddle.save(net.state_dict(), str(options.output / "net.pdparams"))
     history.save(options.output / "history.npz")
-    (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    save_metrics(options.output / "metrics.json", metrics)
     print(
         f"relative L2 error {metrics['relative_l2_error']:.2e}, "
         f"max error {metrics['max_error']:.2e}, {seconds:.0f} s",
