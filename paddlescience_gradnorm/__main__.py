@@ -88,8 +88,13 @@ def run(options: argparse.Namespace) -> int:
             f"argument --output: cannot write to {str(output)!r} ({error.strerror}); choose "
             "another folder"
         )
-    from paddlescience_gradnorm.training import save_metrics
+    from paddlescience_gradnorm.training import CheckpointError, save_metrics
+    from paddlescience_gradnorm.training._lock import FolderLock
 
+    try:
+        held = FolderLock(output)
+    except CheckpointError as error:
+        options.parser.error(f"argument --output: {error}")
     callbacks = _callbacks(options, output)
     net, trainer, metrics, code = _train(options, callbacks)
     metrics["settings"]["output"] = str(output)
@@ -106,6 +111,7 @@ def run(options: argparse.Namespace) -> int:
         written += ["training.png", "solution.png"]
     print(f"{', '.join(written)} in {output}")
     print(f"as a page: {PROGRAM} report {shlex.quote(str(output))}")
+    held.free()
     return code
 
 

@@ -1,4 +1,3 @@
-import contextlib
 import errno
 import os
 import random
@@ -292,30 +291,6 @@ def test_the_names_tell_which_is_the_last_whatever_the_clock_says(tmp_path, net,
 # A small disk.
 
 
-@pytest.fixture
-def mount():
-    """Mounts a file system in memory with these options on a folder, until the test is over."""
-    mounted = []
-
-    def on(folder, options):
-        folder.mkdir(exist_ok=True)
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        if (
-            shutil.which("mount") is None
-            or subprocess.run(command, stderr=subprocess.DEVNULL).returncode
-        ):
-            pytest.skip("needs the right to mount a tmpfs, as root has it")
-        mounted.append(folder)
-
-    def off():
-        subprocess.run(["umount", str(mounted.pop())], check=True)
-
-    on.off = off
-    yield on
-    while mounted:
-        off()
-
-
 def trained(folder, on_step=lambda step: None, steps=12):
     """The parameters after these steps, with a checkpoint after every second."""
     paddle.seed(0)
@@ -339,23 +314,16 @@ def trained(folder, on_step=lambda step: None, steps=12):
     return {**state, **{name: p.numpy() for name, p in net.net.state_dict().items()}}
 
 
-def fill(folder):
-    """Take all that is left of the disk."""
-    with (folder / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-
-
 def test_a_full_disk_loses_nothing_but_the_steps_since_the_last_checkpoint(tmp_path, mount):
     whole = trained(tmp_path / "whole")
     folder = tmp_path / "disk"
     mount(folder, "size=1m")
     with pytest.raises(OSError, match=r"No space left on device.*earlier ones are as they") as info:
-        trained(folder / "run", lambda step: fill(folder) if step == 7 else None)
+        trained(folder / "run", lambda step: mount.fill(folder) if step == 7 else None)
     assert info.value.errno == errno.ENOSPC and info.value.filename.endswith("step_00000008.ckpt")
     left = ["step_00000004.ckpt", "step_00000006.ckpt"]
     assert [path.name for path in sorted((folder / "run").iterdir())] == left
-    fill(folder)
+    mount.fill(folder)
     with pytest.raises(OSError, match=r"checkpoints cannot be written \(No space left"):
         trained(folder / "run")  # before the first step
     assert [path.name for path in sorted((folder / "run").iterdir())] == left

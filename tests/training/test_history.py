@@ -242,3 +242,15 @@ def test_steps_that_are_none_are_refused(tmp_path, steps):
         np.savez(path, **{**file, "steps": np.array(steps)})
     with pytest.raises(ValueError, match=r"history\.npz' is damaged, or no history"):
         History.load(path)
+
+
+def test_a_full_disk_leaves_the_file_of_before(tmp_path, mount):
+    folder = tmp_path / "disk"
+    mount(folder, "size=64k")
+    recorded(History(), 0, 10).save(folder / "history.npz")
+    mount.fill(folder)
+    with pytest.raises(OSError, match="No space left on device") as info:
+        recorded(History(), 0, 2000).save(folder / "history.npz")
+    assert info.value.filename == str(folder / "history.npz")
+    assert len(History.load(folder / "history.npz")) == 10
+    assert sorted(path.name for path in folder.iterdir()) == ["filler", "history.npz"]

@@ -9,25 +9,7 @@ import pytest
 from paddlescience_gradnorm.training._lock import NAME, FolderLock
 
 
-def elsewhere(act):
-    """What the function returns in another process; of an error its text."""
-    reads, writes = os.pipe()
-    process = os.fork()
-    if not process:
-        try:
-            told = str(act())
-        except Exception as error:
-            told = f"{type(error).__name__}: {error}"
-        os.write(writes, told.encode())
-        os._exit(0)
-    os.close(writes)
-    with os.fdopen(reads) as pipe:
-        told = pipe.read()
-    os.waitpid(process, 0)
-    return told
-
-
-def test_another_process_is_refused_and_told_whose_the_folder_is(tmp_path):
+def test_another_process_is_refused_and_told_whose_the_folder_is(tmp_path, elsewhere):
     with FolderLock(tmp_path):
         told = elsewhere(lambda: FolderLock(tmp_path))
         assert told.startswith(f"CheckpointError: {str(tmp_path)!r} is in use by process ")
@@ -38,14 +20,14 @@ def test_another_process_is_refused_and_told_whose_the_folder_is(tmp_path):
     assert "FolderLock object" in elsewhere(lambda: FolderLock(tmp_path))
 
 
-def test_a_killed_process_leaves_a_file_that_locks_nothing(tmp_path):
+def test_a_killed_process_leaves_a_file_that_locks_nothing(tmp_path, elsewhere):
     elsewhere(lambda: setattr(os, "kept", FolderLock(tmp_path)))  # it ends without freeing it
     assert (tmp_path / NAME).exists()
     with FolderLock(tmp_path):
         assert (tmp_path / NAME).read_text().startswith(f"process {os.getpid()} on ")
 
 
-def test_a_fork_neither_holds_nor_frees_it(tmp_path):
+def test_a_fork_neither_holds_nor_frees_it(tmp_path, elsewhere):
     lock = FolderLock(tmp_path)
     elsewhere(lock.free)
     assert "in use" in elsewhere(lambda: FolderLock(tmp_path))
