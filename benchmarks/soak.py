@@ -50,16 +50,19 @@ class Watch:
 
     def __init__(self, path: Path, every: int, rows: Callable[[], int]) -> None:
         self.path, self.every, self.rows = path, every, rows
+        self._made = 0  # steps, in this process
         self._since = time.process_time()
 
     def look(self, step: int) -> None:
         """Called after every step."""
+        self._made += 1
         if step % self.every:
             return
         used = time.process_time() - self._since
         line = {
             "process": os.getpid(),
             "step": step,
+            "made": self._made,
             "MB": round(resident(), 2),
             "ms": round(1000 * used / self.every, 4),
             "rows": self.rows(),
@@ -206,7 +209,7 @@ def faults(lines: list[dict[str, Any]]) -> list[str]:
     found = []
     for process in dict.fromkeys(line["process"] for line in lines):
         own = [line for line in lines if line["process"] == process]
-        settled = [line for line in own if line["step"] - own[0]["step"] >= SETTLED]
+        settled = [line for line in own if line["made"] >= SETTLED]
         if len(settled) < 10:
             print(f"process {process}: too few steps to judge")
             continue
