@@ -12,7 +12,7 @@ REQUIREMENTS := $(if $(PADDLE),paddlepaddle==$(PADDLE) $(if $(filter 2.%,$(PADDL
 QUICK := tests/balancing tests/network tests/training/test_history.py tests/training/test_live.py \
 	tests/test_arguments.py tests/test_inputs.py tests/test_layers.py
 
-.PHONY: demo rotograd-toy kovasznay test test-quick test-all test-ppsci test-deepxde lint docs bench clean
+.PHONY: demo rotograd-toy kovasznay test test-quick test-all test-ppsci test-deepxde lint docs bench soak clean
 
 demo: $(VENV)/installed-plot
 	$(RUN) examples/pinn_laplace/demo.py
@@ -53,6 +53,16 @@ test-deepxde:
 	.venv-deepxde/bin/python -m pytest tests/test_deepxde.py tests/examples/test_deepxde.py \
 		tests/benchmarks/test_deepxde_examples.py paddlescience_gradnorm/deepxde.py
 	.venv-deepxde/bin/python -m pytest tests/test_readme.py -k deepxde
+
+# A million steps, and 20,000 through each adapter: whether memory and the time of a step stay the
+# same. It takes about an hour on an idle core, and goes on where Ctrl-C has stopped it. Not in CI.
+soak: export OMP_NUM_THREADS := 1
+soak: $(VENV)/installed-test
+	$(RUN) benchmarks/soak.py
+	$(MAKE) VENV=.venv-ppsci .venv-ppsci/installed-ppsci-test
+	.venv-ppsci/bin/python benchmarks/soak.py solver
+	$(MAKE) VENV=.venv-deepxde .venv-deepxde/installed-deepxde-test
+	DDE_BACKEND=paddle .venv-deepxde/bin/python benchmarks/soak.py deepxde
 
 # PEERS=path/to/python adds PyTorch and JAX from that environment: see benchmarks/README.md.
 bench: $(VENV)/installed-plot

@@ -12,7 +12,16 @@ plot = ["matplotlib>=3.6", "rich>=12"]
 visualdl = ["visualdl>=2.5"]
 tensorboard = ["tensorboardX>=2.6"]
 notebook = ["nbclient>=0.6", "nbformat>=5", "ipykernel>=6"]
-test = [*plot, *notebook, "pytest>=7", "pytest-xdist>=3.2", "hypothesis>=6.80", "build>=1.0"]
+safetensors = ["safetensors>=0.4"]
+test = [
+    *plot,
+    *notebook,
+    *safetensors,
+    "pytest>=7",
+    "pytest-xdist>=3.2",
+    "hypothesis>=6.80",
+    "build>=1.0",
+]
 ppsci = ["paddlesci>=1.4,<1.5"]
 deepxde = ["deepxde>=1.15,<1.16"]
 docs = [
@@ -55,6 +64,7 @@ setup(
         # The newest paddlepaddle-gpu on PyPI is 2.6.2, which was built for numpy 1.
         "gpu": ["paddlepaddle-gpu>=2.6.2", "numpy<2"],
         "plot": plot,
+        "safetensors": safetensors,
         "visualdl": visualdl,
         "tensorboard": tensorboard,
         "test": test,

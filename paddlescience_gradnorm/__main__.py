@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import itertools
-import json
 import platform
 import re
 import shlex
@@ -133,11 +132,18 @@ def run(options: argparse.Namespace) -> int:
             f"argument --output: cannot write to {str(output)!r} ({error.strerror}); choose "
             "another folder"
         )
+    from paddlescience_gradnorm.training import CheckpointError, save_metrics
+    from paddlescience_gradnorm.training._lock import FolderLock
+
+    try:
+        held = FolderLock(output)
+    except CheckpointError as error:
+        options.parser.error(f"argument --output: {error}")
     callbacks = _callbacks(options, output)
     net, trainer, metrics, code = _train(options, callbacks)
     metrics["settings"]["output"] = str(output)
     _print_metrics(options.problem, metrics)
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    save_metrics(output / "metrics.json", metrics)
     trainer.history.save(output / "history.npz")
     written = ["metrics.json", "history.npz"]
     try:
@@ -150,6 +156,7 @@ def run(options: argparse.Namespace) -> int:
         written += ["training.png", "solution.png"]
     print(f"{', '.join(written)} in {output}")
     print(f"as a page: {PROGRAM} report {shlex.quote(str(output))}")
+    held.free()
     return code
 
 

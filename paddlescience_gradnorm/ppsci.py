@@ -22,6 +22,7 @@ from paddlescience_gradnorm.balancing.balancer import LossBalancer
 from paddlescience_gradnorm.balancing.rules import find_rule
 from paddlescience_gradnorm.network import GradNorm
 from paddlescience_gradnorm.network._shared_layer import find_shared
+from paddlescience_gradnorm.training.history import History
 
 try:
     from ppsci import constraint as constraints
@@ -150,8 +151,8 @@ class GradNormAggregator(LossAggregator):
         self._part_of: dict[str, str] = {}
         self._solver: Callable[[], Any] = lambda: None
         self._quantities: dict[str, Callable[[], np.ndarray]] = {}
-        # The weights of every step since ``log_to``; and whether losses have joined in this step.
-        self._history: list[np.ndarray] = []
+        # The weights since ``log_to``; and whether losses have joined in this step.
+        self._history = History()
         self._is_new = False
 
     @classmethod
@@ -266,7 +267,7 @@ class GradNormAggregator(LossAggregator):
         self._quantities = {"weight": self.get_weights}
         if norms:
             self._quantities["gradient_norm"] = lambda: self.balancer.gradient_norms
-        self._history = []
+        self._history = History()
         solver.plot_loss_history = functools.partial(self._plot_with_weights, self._solver)
 
     def _plot_with_weights(
@@ -285,7 +286,10 @@ class GradNormAggregator(LossAggregator):
     def plot_weights(
         self, output_dir: str, smooth_step: int = 1, use_semilogy: bool = True
     ) -> None:
-        """Draw the weights of every step since ``log_to`` as ``Iteration-Weight_curve.jpg``.
+        """Draw the weights of the steps since ``log_to`` as ``Iteration-Weight_curve.jpg``.
+
+        Of a run of more than 20,000 steps not all are kept (see ``History``); weights between two
+        of these are drawn as those of the first.
 
         ``solver.plot_loss_history`` calls this after ``log_to``, with its own arguments.
 
@@ -297,12 +301,14 @@ class GradNormAggregator(LossAggregator):
         Raises:
             ValueError: No step has been made since ``log_to``.
         """
-        if not self._history:
+        if not len(self._history):
             raise ValueError(
                 "there are no weights to draw: call aggregator.log_to(solver) before solver.train()"
             )
         os.makedirs(output_dir, exist_ok=True)
-        curves = dict(zip(self.names, map(list, np.transpose(self._history))))
+        lasts = np.diff(self._history.steps, append=len(self._history))
+        weights = np.repeat(self._history.to_numpy()["weights"], lasts, axis=0)
+        curves = dict(zip(self.names, map(list, weights.T)))
         misc.plot_curve(curves, "Iteration", "Weight", output_dir, smooth_step, use_semilogy)
 
     def forward(
@@ -347,11 +353,17 @@ class GradNormAggregator(LossAggregator):
                 self._scale = 1.0
                 self._acting = self.balancer.get_weights()
                 if self._quantities:
-                    self._history.append(self._acting)
+                    self._record()
                 run = self._backward
             weights = self._weights_of(losses)
             values = paddle.stack([x.detach().astype(weights.dtype) for x in losses.values()])
             return _Total(paddle.dot(weights, values), functools.partial(run, losses))
+
+    def _record(self) -> None:
+        """Keep the acting weights for the picture."""
+        # Losses that have not come yet have no name.
+        names = [f"losses[{i}]" for i in range(len(self._acting))]
+        self._history.record(names, np.full(len(names), np.nan), self._acting)
 
     def _backward(self, losses: Mapping[str, paddle.Tensor], scale: float) -> None:
         # The Solver numbers its steps, so the balancer need not find out whether L-BFGS calls.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
+import shutil
 import struct
 import subprocess
 import sys
@@ -38,6 +40,59 @@ def _fresh_paddle():
     _operators.loaded = False
     yield
     paddle.set_default_dtype("float32")
+
+
+@pytest.fixture
+def mount():
+    """Mounts a file system in memory with these options on a folder, until the test is over."""
+    mounted = []
+
+    def on(folder, options):
+        folder.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if (
+            shutil.which("mount") is None
+            or subprocess.run(command, stderr=subprocess.DEVNULL).returncode
+        ):
+            pytest.skip("needs the right to mount a tmpfs, as root has it")
+        mounted.append(folder)
+
+    def off():
+        subprocess.run(["umount", str(mounted.pop())], check=True)
+
+    def fill(folder):
+        """Take all that is left of the disk."""
+        with (folder / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+
+    on.off, on.fill = off, fill
+    yield on
+    while mounted:
+        off()
+
+
+@pytest.fixture
+def elsewhere():
+    """Calls a function in another process: what it returns as text; of an error that."""
+
+    def called(act):
+        reads, writes = os.pipe()
+        process = os.fork()
+        if not process:
+            try:
+                told = str(act())
+            except Exception as error:
+                told = f"{type(error).__name__}: {error}"
+            os.write(writes, told.encode())
+            os._exit(0)
+        os.close(writes)
+        with os.fdopen(reads) as pipe:
+            told = pipe.read()
+        os.waitpid(process, 0)
+        return told
+
+    return called
 
 
 @pytest.fixture

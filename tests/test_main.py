@@ -1,6 +1,9 @@
+import contextlib
 import html
+import io
 import itertools
 import json
+import os
 import re
 import shlex
 import signal
@@ -16,6 +19,7 @@ from paddlescience_gradnorm import FCNet
 from paddlescience_gradnorm.__main__ import PROGRAM, _parser, _plot_solution, main
 from paddlescience_gradnorm.pde.problems import PROBLEMS, problem
 from paddlescience_gradnorm.training import History
+from paddlescience_gradnorm.training._lock import FolderLock
 
 COMMAND = [sys.executable, "-W", "ignore", "-m", "paddlescience_gradnorm"]
 COMPARED = ["--balance", "pinn", "--seeds", "0"]
@@ -398,3 +402,17 @@ def test_what_cannot_be_written_afterwards_is_one_line_too(tmp_path, capfd):
     assert stopped.value.code == 1
     last = capfd.readouterr().err.splitlines()[-1]
     assert "Is a directory" in last and str(tmp_path / "metrics.json") in last
+
+
+def test_a_folder_in_which_another_process_runs_is_refused(tmp_path, elsewhere):
+    command = ["run", "laplace", "--steps", "1", "--points", "8", "--output", str(tmp_path)]
+
+    def refused():
+        with contextlib.redirect_stderr(io.StringIO()) as said, pytest.raises(SystemExit):
+            main(command)
+        return said.getvalue()
+
+    with FolderLock(tmp_path):
+        told = elsewhere(refused)
+    assert f"--output: {str(tmp_path)!r} is in use by process {os.getpid()} on" in told
+    assert not list(tmp_path.iterdir())

@@ -31,6 +31,7 @@ from paddlescience_gradnorm.ppsci import (
     conditions_known,
     equations_of,
 )
+from paddlescience_gradnorm.training import History
 
 ROOT = Path(__file__).parents[1]
 PROBLEM = Path(__file__).with_name("ppsci_problem.py")
@@ -1673,9 +1674,28 @@ def test_the_solvers_picture_of_the_losses_has_one_of_the_weights_beside_it(
     loss = "Epoch-Loss_curve.jpg" if by_epoch else "Iteration-Loss_curve.jpg"
     assert drawn[1] == ("Weight", aggregator.names, 5 if by_epoch else 1, True)
     assert {path.name for path in tmp_path.glob("*.jpg")} == {loss, "Iteration-Weight_curve.jpg"}
-    assert np.shape(aggregator._history) == (20, 3)
-    assert (aggregator._history[0] == 1).all()
-    assert (aggregator._history[19] == aggregator.get_weights()).all()
+    weights = aggregator._history.to_numpy()["weights"]
+    assert weights.shape == (20, 3)
+    assert (weights[0] == 1).all()
+    assert (weights[19] == aggregator.get_weights()).all()
+
+
+def test_the_weights_of_a_long_run_are_thinned_and_drawn_where_they_were(monkeypatch, tmp_path):
+    """In the picture a weight between two kept steps is that of the first of them."""
+    model = ppsci.arch.MLP(("x",), ("u",), 1, 4)
+    aggregator = GradNormAggregator(model, 2, equations=["a"])
+    aggregator.names, aggregator._history = ["a", "b"], History(limit=1000)
+    for step in range(3000):
+        aggregator._acting = np.array([1.0, step])
+        aggregator._record()
+    assert len(aggregator._history.steps) < 1010
+    drawn = []
+    monkeypatch.setattr(ppsci.utils.misc, "plot_curve", lambda *options: drawn.append(options))
+    aggregator.plot_weights(str(tmp_path), smooth_step=7)
+    ((curves, *_, smooth_step, _),) = drawn
+    assert list(curves) == ["a", "b"] and len(curves["a"]) == 3000 and smooth_step == 7
+    assert curves["b"][:2990] == [float(step // 4 * 4) for step in range(2990)]
+    assert curves["b"][2990:] == [float(step) for step in range(2990, 3000)]
 
 
 CONFIG = """

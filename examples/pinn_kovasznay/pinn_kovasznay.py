@@ -12,7 +12,6 @@ v, continuity for p. Run it with --help for the options.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from paddlescience_gradnorm.training import (
     LiveView,
     StopOnSignals,
     Trainer,
+    save_metrics,
 )
 
 import paddle  # isort: skip, after the package that sees to its loading
@@ -276,7 +276,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     plot_training(options.output / "training.png", history)
     history.save(options.output / "history.npz")
     paddle.save(model.state_dict(), str(options.output / "model.pdparams"))
-    (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    save_metrics(options.output / "metrics.json", metrics)
     described = ", ".join(f"{name} {error:.2e}" for name, error in errors.items())
     print(
         f"relative L2 error {described}, {seconds:.0f} s",

@@ -9,7 +9,6 @@ measurements inside. Run it with --help for the options. demo.py trains it twice
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Sequence
@@ -40,6 +39,7 @@ from paddlescience_gradnorm.training import (
     TensorBoard,
     Trainer,
     VisualDL,
+    save_metrics,
 )
 
 import paddle  # isort: skip, after the package that sees to its loading
@@ -273,7 +273,7 @@ def solve(
     paddle.save(net.state_dict(), str(options.output / "net.pdparams"))
     np.savez(options.output / "solution.npz", prediction=prediction, truth=truth)
     history.save(options.output / "history.npz")
-    (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    save_metrics(options.output / "metrics.json", metrics)
     return metrics
 
 

@@ -11,7 +11,6 @@ in both minima. Run it with --help for the options.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import time
 import warnings
@@ -27,7 +26,13 @@ from tqdm import tqdm
 import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet, GradNorm, RotoGrad, RotoGradNorm
 from paddlescience_gradnorm.command_line import at_least, non_negative, positive
-from paddlescience_gradnorm.training import CheckpointError, Checkpoints, RunState, StopOnSignals
+from paddlescience_gradnorm.training import (
+    CheckpointError,
+    Checkpoints,
+    RunState,
+    StopOnSignals,
+    save_metrics,
+)
 
 import paddle  # isort: skip, after the package that sees to its loading
 
@@ -294,7 +299,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     options.output.mkdir(parents=True, exist_ok=True)
     plot_landscape(options.output / "landscape.png", results)
     plot_gradients(options.output / "gradients.png", results)
-    (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    save_metrics(options.output / "metrics.json", metrics)
     for method, result in results.items():
         first, second = result["losses"][-1] / SCALES
         print(f"{method:13s} losses {first:6.3f} {second:6.3f}, without their scales")

@@ -37,6 +37,7 @@ from paddlescience_gradnorm.training import (
     ProgressBar,
     StopOnSignals,
     Trainer,
+    save_metrics,
 )
 
 import paddle  # isort: skip, after the package that sees to its loading
@@ -466,7 +467,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         print(f"\nT = {n_tasks}: task-normalised test loss after {settings.steps} steps, by seed")
         for name, values in ends.items():
             print(f"  {name:22}", *(f"{value:8.3f}" for value in values))
-    (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    save_metrics(options.output / "metrics.json", metrics)
     shutil.rmtree(options.output / CHECKPOINTS)
     print(f"\n{seconds:.0f} s; figures and metrics.json: {options.output}")
     return metrics

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
@@ -143,7 +143,9 @@ def parse(content: bytes) -> Any:
 def temporary(path: Path) -> Iterator[tuple[int, str]]:
     """A new file beside the path, open for writing, and its name. An error removes it."""
     name = str(path.parent / f".{path.name}.{os.getpid()}{TEMPORARY}")
-    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    # A link of that name would lead elsewhere.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    descriptor = os.open(name, flags, 0o666)
     try:
         yield descriptor, name
     except BaseException:
@@ -153,7 +155,18 @@ def temporary(path: Path) -> Iterator[tuple[int, str]]:
         os.close(descriptor)
 
 
-def _replace(path: Path, parts: list[bytes]) -> None:
+def replace(path: Path, parts: Iterable[bytes]) -> None:
+    """Write a file so that there is always either the old one or the new one.
+
+    Raises an ``OSError`` that names the path.
+    """
+    try:
+        _replace(path, parts)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, parts: Iterable[bytes]) -> None:
     with temporary(path) as (descriptor, name):
         for part in parts:
             rest = memoryview(part)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 
+from paddlescience_gradnorm.training._checkpoint_file import replace
 from paddlescience_gradnorm.training._page import (
     figure_of,
     findings_of,
@@ -58,7 +59,7 @@ def write(
     rules, seeds = ", ".join(by_rule), len({run["seed"] for run in runs})
     what = "Error" if _errors_are_known(runs) else "Losses"
     image = png(_course(by_rule))
-    (folder / FIGURE).write_bytes(image)
+    replace(folder / FIGURE, [image])
     spread = (
         "Median of the seeds, and in shade from the smallest to the largest." if seeds > 1 else ""
     )
@@ -93,7 +94,7 @@ def write(
         "went on side by side slowed each other.</p>",
     ]
     text = page(str(settings["problem"]), "comparison of rules", equation, results, sections)
-    (folder / PAGE).write_text(text, encoding="utf-8")
+    replace(folder / PAGE, [text.encode()])
 
 
 def _by_rule(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -168,7 +169,7 @@ def _course(by_rule: _ByRule) -> Figure:
         for axis, column in zip(axes, (0, 1)):
             draw(axis, by_rule, values, column)
             axis.set_yscale("log")
-        axes[0].set_ylabel(what)
+        axes[0].set_ylabel(what, parse_math=False)
     for axis, unit in zip(panels[-1], ("step", "seconds of training")):
         axis.set_xlabel(unit)
     _add_key(figure, panels[0, 0])
@@ -183,13 +184,15 @@ def _details(by_rule: _ByRule) -> Figure:
     for axes, name in zip(panels.T, names):
         draw(axes[0], by_rule, _values_of("loss_curves", name))
         draw(axes[1], by_rule, _values_of("weights", name))
-        axes[0].set(title=f"loss {name}", yscale="log")
+        axes[0].set_title(f"loss {name}", parse_math=False)
+        axes[0].set_yscale("log")
         # Coefficients of a direction may be 0 or negative.
         above = all(
             min(run["weights"][name]) > 0 for of_rule in by_rule.values() for run in of_rule
         )
         scale = "log" if above else "linear"
-        axes[1].set(title=f"weight {name}", yscale=scale, xlabel="step")
+        axes[1].set_title(f"weight {name}", parse_math=False)
+        axes[1].set(yscale=scale, xlabel="step")
     conflict, empty = panels[:, -1]
     draw(conflict, by_rule, lambda run: run["conflicts"])
     conflict.axhline(0, color="gray", linewidth=0.8, linestyle=":")
@@ -240,7 +243,9 @@ def _values_of(what: str, loss: str) -> Callable[[Run], Sequence[float]]:
 
 def _add_key(figure: Figure, axes: Axes) -> None:
     lines, rules = axes.get_legend_handles_labels()
-    figure.legend(lines, rules, loc="outside lower center", ncols=min(6, len(rules)))
+    legend = figure.legend(lines, rules, loc="outside lower center", ncols=min(6, len(rules)))
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may have dollars
 
 
 def _figure(width: float, height: float) -> Figure:

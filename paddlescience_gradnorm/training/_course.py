@@ -93,7 +93,9 @@ class Course:
         if not self.points or self.points[-1][0] != trainer.step:
             self.measure(trainer)
         history = trainer.history
-        rows = [min(int(point[0] or 0), len(history)) - 1 for point in self.points]
+        # The last row of a step before the moment: in a long run not each step has one.
+        moments = np.array([point[0] for point in self.points], int)
+        rows = np.searchsorted(history.steps, moments) - 1
         curves = {name: losses[rows].tolist() for name, losses in history.losses.items()}
         return {
             "error": self.points[-1][2],

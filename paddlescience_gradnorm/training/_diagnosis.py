@@ -13,6 +13,7 @@ import numpy as np
 
 from paddlescience_gradnorm.balancing._diagnosis import is_dead, listed
 
+LAST = 10  # steps in which all losses of a lost run are NaN or infinite
 # In fewer steps even a run that will succeed may not have begun to improve. Allen-Cahn takes 250.
 _FEWEST_STEPS = 300
 # The weighted sum divided by its lowest value, in both of the last tenths. Healthy runs: at most
@@ -41,18 +42,20 @@ def diagnose(
     losses: np.ndarray,
     weights: np.ndarray,
     cosines: np.ndarray | None = None,
+    steps: np.ndarray | None = None,
 ) -> list[str]:
     """Findings, each a sentence or two that name the loss and say what to do; none if all is well.
 
     Args:
         names: Names of the losses.
-        losses: Unweighted, shape [steps, T].
-        weights: The weights that acted in each step, shape [steps, T]. Without a balancer they are
+        losses: Unweighted, shape [rows, T].
+        weights: The weights that acted in each step, shape [rows, T]. Without a balancer they are
             all equal, or NaN.
         cosines: Cosines of the angles between the gradients in the last update, shape [T, T]. None
             if they have not been measured.
+        steps: Numbers of the rows' steps, shape [rows]; by default 0, 1, 2 and so on.
     """
-    over = broken(names, losses, weights)
+    over = broken(names, losses, weights, steps)
     if over or len(losses) < _FEWEST_STEPS:
         return over
     weights = np.where(np.isfinite(weights), weights, 1.0)
@@ -67,39 +70,48 @@ def diagnose(
     return found
 
 
-def broken(names: Sequence[str], losses: np.ndarray, weights: np.ndarray) -> list[str]:
+def broken(
+    names: Sequence[str],
+    losses: np.ndarray,
+    weights: np.ndarray,
+    steps: np.ndarray | None = None,
+) -> list[str]:
     """The finding that a run is lost or has gone astray, which makes all others pointless.
 
     Arguments are as for ``diagnose``. The list is empty if the run is neither.
     """
-    lost = _lost(names, losses)
+    steps = np.arange(len(losses)) if steps is None else steps
+    lost = _lost(names, losses, steps)
     if lost or len(losses) < _FEWEST_STEPS:
         return lost
     acting = np.median(weights[-len(weights) // 10 :], axis=0)
     with np.errstate(all="ignore"):
         tenths = _tenths(losses)
-        return _astray(names, tenths, np.where(np.isfinite(acting), acting, 1.0), len(losses))
+        return _astray(names, tenths, np.where(np.isfinite(acting), acting, 1.0), steps)
 
 
-def _lost(names: Sequence[str], losses: np.ndarray) -> list[str]:
+def _lost(names: Sequence[str], losses: np.ndarray, steps: np.ndarray) -> list[str]:
     """The finding that all losses have been NaN or infinite in the last ten steps, and which began.
 
     All of them, because a single loss is NaN in a step from which it is absent.
     """
     bad = ~np.isfinite(losses)
-    if not (bad.size and bad[-10:].all()):
+    if not (bad.size and bad[-LAST:].all()):
         return []
-    # The first step from which on a loss has been bad.
+    # The first row from which on a loss has been bad.
     since = [int(np.flatnonzero(~column).max(initial=-1)) + 1 for column in bad.T]
     first = min(since)
-    guilty = [name for name, step in zip(names, since) if step == first]
+    guilty = [name for name, row in zip(names, since) if row == first]
     has = "has" if len(guilty) == 1 else "have"
     after = ", and the others soon after" if max(since) > first else ""
+    step = f"step {steps[first]}"
+    if first and steps[first] > steps[first - 1] + 1:  # the steps between have no row
+        step += f", or since one after step {steps[first - 1]}"
     cause = f"look for a division by 0, a root or a logarithm in {listed(guilty)}"
     if first:
         cause = f"go back to before that step and lower the learning rate, or {cause}"
     return [
-        f"{listed(guilty)} {has} been {losses[first, since.index(first)]} since step {first}"
+        f"{listed(guilty)} {has} been {losses[first, since.index(first)]} since {step}"
         f"{after}. The network does not recover from that: {cause}."
     ]
 
@@ -111,7 +123,9 @@ def _tenths(numbers: np.ndarray) -> np.ndarray:
         return np.array([np.nanmedian(part, axis=0) for part in np.array_split(numbers, 10)])
 
 
-def _astray(names: Sequence[str], tenths: np.ndarray, weights: np.ndarray, steps: int) -> list[str]:
+def _astray(
+    names: Sequence[str], tenths: np.ndarray, weights: np.ndarray, steps: np.ndarray
+) -> list[str]:
     sums = tenths @ weights
     lowest = int(np.argmin(sums))
     if not (sums.min() > 0 and sums[-2:].min() > _ASTRAY * sums[lowest]):
@@ -119,7 +133,7 @@ def _astray(names: Sequence[str], tenths: np.ndarray, weights: np.ndarray, steps
     worst = int(np.argmax((tenths[-1] - tenths[lowest]) * weights))
     return [
         f"The weighted sum of the losses is {sums[-1] / sums[lowest]:.3g} times what it was about "
-        f"step {steps * (lowest + 1) // 10}, mostly by {names[worst]!r} "
+        f"step {(steps[-1] + 1) * (lowest + 1) // 10}, mostly by {names[worst]!r} "
         f"({tenths[lowest, worst]:.3g} then, {tenths[-1, worst]:.3g} now): training has gone "
         "astray. Lower the learning rate, or let it fall during the run."
     ]

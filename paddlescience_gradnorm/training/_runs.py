@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 import signal
@@ -16,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
+from paddlescience_gradnorm.training._lock import FolderLock
 from paddlescience_gradnorm.training.signals import StopOnSignals
 
 # What a run is, and later also what came of it.
@@ -66,6 +69,7 @@ def run_all(
     Raises:
         Interrupted: By SIGINT or SIGTERM. The next call goes on from the last step.
         TypeError: ``work`` cannot be pickled.
+        ValueError: Another process, which the error names, makes its runs in the folder.
         OSError: The folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +81,8 @@ def run_all(
         if key not in results
     ]
     shown = _Shown(len(plan), len(missing), progress)
-    with StopOnSignals() as stop, (folder / RUNS).open("a", encoding="utf-8") as file:
+    file = folder / RUNS
+    with StopOnSignals() as stop, FolderLock(folder), file.open("ab", buffering=0) as lines:
         if jobs:
             made = _apart(missing, work, jobs, shown, stop)
         else:
@@ -86,8 +91,7 @@ def run_all(
             run = {**each.run, **result}
             results[_key(run, parts)] = run
             if FAILED not in run:
-                file.write(json.dumps(run) + "\n")
-                file.flush()
+                _add(lines, run)
                 shutil.rmtree(each.checkpoints, ignore_errors=True)  # there is none of a short run
             shown.ended(each, describe(run))
     shown.clear()
@@ -115,6 +119,18 @@ def read_runs(folder: Path) -> list[Run]:
         except (ValueError, TypeError) as error:
             raise ValueError(f"line {number} of {str(path)!r} is damaged; delete it") from error
     return runs
+
+
+def _add(lines: io.FileIO, run: Run) -> None:
+    """Add a line, all of it or nothing."""
+    line = (json.dumps(run) + "\n").encode()
+    before = os.fstat(lines.fileno()).st_size
+    try:
+        while line:  # a disk that is almost full takes a part
+            line = line[lines.write(line) :]
+    except OSError as error:
+        lines.truncate(before)
+        raise OSError(error.errno, error.strerror, str(lines.name)) from error
 
 
 class _Missing(NamedTuple):

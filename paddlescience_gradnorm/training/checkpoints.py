@@ -14,6 +14,7 @@ from paddlescience_gradnorm import _arguments
 from paddlescience_gradnorm.balancing import _ranks
 from paddlescience_gradnorm.training import _checkpoint_file, _rank_files
 from paddlescience_gradnorm.training._checkpoint_file import CheckpointError, PathLike
+from paddlescience_gradnorm.training._lock import FolderLock
 from paddlescience_gradnorm.training._rank_files import RankFiles
 
 
@@ -55,6 +56,7 @@ class Checkpoints:
         # The last checkpoint that this object has written or loaded.
         self.last: Path | None = None
         self._bad: set[RankFiles] = set()
+        self._held: FolderLock | None = None
 
     def paths(self) -> list[Path]:
         """A file of each checkpoint, in the order of their steps. Some may be damaged.
@@ -66,17 +68,21 @@ class Checkpoints:
     def begin(self, at_step: int) -> None:
         """Make sure, before a run, that it can write here and overwrites no other run.
 
+        From now on no other process can do this, until ``end`` is called, this object is gone, or
+        this process has ended.
+
         Args:
             at_step: The run's step, 0 or what has been loaded.
 
         Raises:
             OSError: The folder cannot be made or written to.
-            CheckpointError: There are checkpoints of later steps, which this run has not loaded. Or
-                the processes of a distributed run have different folders.
+            CheckpointError: Another process, which the error names, has its run here; or there
+                are checkpoints of later steps, which this run has not loaded; or the processes
+                of a distributed run have different folders.
         """
         try:
             with self._in_all_processes():
-                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock()
                 if _ranks.rank() == 0:
                     for left in self.folder.glob(f".step_*{_checkpoint_file.TEMPORARY}"):
                         left.unlink(missing_ok=True)  # a process was killed while it wrote this
@@ -118,9 +124,10 @@ class Checkpoints:
         Raises:
             OSError: The file cannot be written, in this process or another. Earlier ones are still
                 there.
+            CheckpointError: Another process, which the error names, has its run here.
         """
         with self._in_all_processes():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock()
             state.save(self.folder / _rank_files.name(step), step=step, **position)
         found = [each for each in _rank_files.complete(self.folder) if each.step <= step]
         # The last of a step has just been written, perhaps beside one of other processes.
@@ -130,6 +137,17 @@ class Checkpoints:
         kept = [each for each in of_step.values() if each not in self._bad][-self.keep :]
         if _ranks.rank() == 0:
             _rank_files.remove(self.folder, [*kept, *self._bad], up_to=step)
+
+    def end(self) -> None:
+        """Let other processes use the folder. ``Trainer.fit`` calls this at its end."""
+        if self._held is not None:
+            self._held.free()
+            self._held = None
+
+    def _lock(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._held is None and _ranks.rank() == 0:  # the processes of one run share the folder
+            self._held = FolderLock(self.folder)
 
     def load_latest(self, state: Any) -> dict[str, Any] | None:
         """Load the last checkpoint that is not damaged.

@@ -20,7 +20,7 @@ from paddlescience_gradnorm.balancing.rules import find_rule
 from paddlescience_gradnorm.network.grad_norm import GradNorm
 from paddlescience_gradnorm.runtime import tune_cpu
 from paddlescience_gradnorm.training import _compared
-from paddlescience_gradnorm.training._checkpoint_file import PathLike
+from paddlescience_gradnorm.training._checkpoint_file import PathLike, replace
 from paddlescience_gradnorm.training._course import MOMENTS, Course
 from paddlescience_gradnorm.training._runs import FAILED, Run, read_runs, run_all
 from paddlescience_gradnorm.training._trial import (
@@ -251,7 +251,7 @@ def _side_by_side(
     )
     if not comparison.runs:
         raise RuntimeError(f"all runs have failed, the first with {ended[0][FAILED]}")
-    (folder / TABLE).write_text(comparison.table(), encoding="utf-8")
+    replace(folder / TABLE, [comparison.table().encode()])
     settings = {
         "problem": name,
         "rules": {label: repr(rule) for label, rule in rules.items()},

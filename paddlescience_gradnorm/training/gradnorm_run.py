@@ -12,6 +12,7 @@ from paddlescience_gradnorm.balancing._losses import count
 from paddlescience_gradnorm.balancing._options import Shared
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
 from paddlescience_gradnorm.training._batches import as_arguments
+from paddlescience_gradnorm.training.history import History
 from paddlescience_gradnorm.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -84,7 +85,14 @@ def train_gradnorm(
     optimizers = [paddle.optimizer.Adam(lr, parameters=net.parameters())]
     balancer = LossBalancer(layer, _count_losses(net, dataloader), alpha, weight_lr=None)
     optimizers.append(paddle.optimizer.Adam(weight_lr, parameters=balancer.parameters()))
-    trainer = Trainer(net, lambda net, *batch: net(*batch), optimizers, balancer, progress=progress)
+    trainer = Trainer(
+        net,
+        lambda net, *batch: net(*batch),
+        optimizers,
+        balancer,
+        progress=progress,
+        history=History(limit=None) if log else None,
+    )
     history = trainer.fit(dataloader, num_epochs).to_numpy()
     return (history["weights"], history["losses"]) if log else None
 

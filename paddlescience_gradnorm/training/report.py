@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from paddlescience_gradnorm.training._checkpoint_file import PathLike
+from paddlescience_gradnorm.training._checkpoint_file import PathLike, replace
 from paddlescience_gradnorm.training._page import (
     escaped,
     figure_of,
@@ -25,6 +23,7 @@ from paddlescience_gradnorm.training._page import (
     text,
 )
 from paddlescience_gradnorm.training.history import QUANTITIES, History
+from paddlescience_gradnorm.training.metrics import load_metrics
 
 HISTORY, METRICS, PAGE = "history.npz", "metrics.json", "report.html"
 # This figure shows the same curves as the page itself.
@@ -37,7 +36,7 @@ _FREE = frozenset(
 )
 # These entries of metrics.json have places of their own on the page. The others are results.
 _PLACED = (
-    *("equation", "diagnosis", "settings", "versions", "machine"),
+    *("version", "equation", "diagnosis", "settings", "versions", "machine"),
     *("final_losses", "final_weights", "steps"),  # the history has these too
     "error_curve",
 )
@@ -83,7 +82,8 @@ def write_report(folder: PathLike, path: PathLike | None = None) -> Path:
         The file that was written.
 
     Raises:
-        ValueError: There is no run in the folder, or one of its files is damaged.
+        ValueError: There is no run in the folder, one of its files is damaged or of a newer
+            version, or a link leads out of the folder.
         OSError: The page cannot be written.
         ImportError: Matplotlib, which the extra ``[plot]`` brings, is not installed.
 
@@ -100,13 +100,16 @@ def write_report(folder: PathLike, path: PathLike | None = None) -> Path:
     """
     folder = Path(folder)
     history = _history(folder)
-    metrics = _metrics(folder / METRICS)
+    path_of_metrics = _own(folder, folder / METRICS)
+    metrics = load_metrics(path_of_metrics) if path_of_metrics.exists() else {}
     figures = sorted(
-        p for p in folder.glob("*.png") if p.name != _TRAINING and not p.stem.endswith(_NARROW)
+        _own(folder, p)
+        for p in folder.glob("*.png")
+        if p.name != _TRAINING and not p.stem.endswith(_NARROW)
     )
     path = folder / PAGE if path is None else Path(path)
     equal = _equal(folder, history, metrics)
-    path.write_text(_report(folder, history, metrics, figures, equal), encoding="utf-8")
+    replace(path, [_report(folder, history, metrics, figures, equal).encode()])
     return path
 
 
@@ -118,7 +121,7 @@ def _equal(folder: Path, history: History, metrics: Mapping[str, Any]) -> _Equal
     alike = {name: value for name, value in own.items() if name not in _FREE}
     for path in sorted(folder.resolve().parent.glob(f"*/{METRICS}")):
         try:
-            other = _metrics(path)
+            other = load_metrics(_own(path.parent, path))
             settings = _settings(other)
             kept = {name: value for name, value in settings.items() if name not in _FREE}
             if settings.get("balance") == "equal" and kept == alike:
@@ -136,7 +139,7 @@ def _settings(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _history(folder: Path) -> History:
-    path = folder / HISTORY
+    path = _own(folder, folder / HISTORY)
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "does not exist"
         raise ValueError(f"{str(folder)!r} {what}; give the folder that a run has written")
@@ -145,29 +148,20 @@ def _history(folder: Path) -> History:
             f"{str(folder)!r} has no {HISTORY}, so no finished run; give the folder that a run has "
             f"written, or save the history of your own to it: history.save({HISTORY!r})"
         )
-    try:
-        history = History.load(path)
-        shapes = {values.shape for q, values in history.to_numpy().items() if q in QUANTITIES}
-        whole = shapes == {(len(history), len(history.names))}
-    except (ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile):
-        whole = False
-    if not whole:
-        raise ValueError(f"{str(path)!r} is damaged, or no history; train again")
+    history = History.load(path)
     if not len(history):
         raise ValueError(f"the history {str(path)!r} has no step; train for one at least")
     return history
 
 
-def _metrics(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        metrics = None
-    if not isinstance(metrics, dict):
-        raise ValueError(f"{str(path)!r} is no dict in JSON; mend it or take it away")
-    return metrics
+def _own(folder: Path, path: Path) -> Path:
+    """The path, unless a link leads it out of the folder: the page may go to somebody else."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"{str(path)!r} is a link that leads out of the run's folder; replace it by the file "
+            "that is meant, or take it away"
+        )
+    return path
 
 
 def _report(

@@ -30,14 +30,14 @@ from paddlescience_gradnorm.training._like import (
     values_of,
 )
 from paddlescience_gradnorm.training._versions import Schema, filled
-from paddlescience_gradnorm.training.history import QUANTITIES, History
+from paddlescience_gradnorm.training.history import QUANTITIES, History, are_steps
 
 Apply = Callable[[], None]
 
 _RUN = Schema("a run", ("parts", "random", "position"))
 _LAYER = Schema("a layer", ("parameters", "buffers", "gradients", "extra"))
 _TENSOR = Schema("a tensor", ("value", "gradients"))
-_HISTORY = Schema("a history", ("names", *QUANTITIES))
+_HISTORY = Schema("a history", ("names", *QUANTITIES), ({"steps": None},))
 _OBJECT = Schema("an object", ("state",))
 _LIST = Schema("a list", ("items",))
 
@@ -376,7 +376,8 @@ class _History:
     def state(self) -> dict[str, Any]:
         numbers = self._history.to_numpy()
         rows = {q: Values("float64", numbers[q]) for q in QUANTITIES}
-        return _HISTORY.written(names=list(self._history.names), **rows)
+        steps = Values("int64", numbers["steps"])
+        return _HISTORY.written(names=list(self._history.names), steps=steps, **rows)
 
     def prepare(self, state: Any) -> Apply:
         fields = _HISTORY.read(state)
@@ -388,7 +389,15 @@ class _History:
                 raise CheckpointError("has rows that are no float64")
             if row.array.ndim != 2 or row.array.shape != (len(rows[0].array), len(names)):
                 raise CheckpointError(f"has rows of shape {row.array.shape} for {len(names)} names")
-        return lambda: self._history.replace(names, {q: fields[q].array for q in QUANTITIES})
+        steps = fields["steps"]
+        if steps is None:  # by a version that kept every step
+            steps = Values("int64", np.arange(len(rows[0].array)))
+        if not isinstance(steps, Values) or steps.dtype != "int64":
+            raise CheckpointError("has steps that are no int64")
+        if not are_steps(steps.array, len(rows[0].array)):
+            raise CheckpointError("has steps that are not those of its rows")
+        values = {"steps": steps.array, **{q: fields[q].array for q in QUANTITIES}}
+        return lambda: self._history.replace(names, values)
 
 
 class _Generator:

@@ -84,6 +84,8 @@ class Trainer:
             if that is a terminal, by the first of several processes, and not under pytest.
             ``True`` shows it in a notebook too, and every 30 seconds in a file. There is none
             beside a ``ProgressBar``, ``LiveView`` or ``ProgBarLogger`` in ``callbacks``.
+        history: Where the steps are recorded; by default ``History()``, which thins a long run.
+            ``History(limit=None)`` keeps every step.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -120,6 +122,7 @@ class Trainer:
         schedule_by: str = "step",
         extras: Mapping[str, Any] | None = None,
         progress: bool | None = None,
+        history: History | None = None,
     ) -> None:
         if not isinstance(net, paddle.nn.Layer):
             raise TypeError(f"net must be a paddle.nn.Layer, got {type(net).__name__} {net!r}")
@@ -142,6 +145,8 @@ class Trainer:
             raise ValueError(f"schedule_by must be 'step' or 'epoch', got {schedule_by!r}")
         if not (progress is None or isinstance(progress, bool)):
             raise TypeError(f"progress must be True, False or None, got {progress!r}")
+        if not (history is None or isinstance(history, History)):
+            raise TypeError(f"history must be a History, got {history!r}")
         if balancer is None and isinstance(net, GradNorm):
             balancer = net
         self.net = net
@@ -152,7 +157,7 @@ class Trainer:
         self.callbacks = list(callbacks)
         self.schedule_by = schedule_by
         self.progress = progress
-        self.history = History()
+        self.history = History() if history is None else history
         self.step = 0
         self.epoch = 0
         self.stop_training = False
@@ -236,7 +241,8 @@ class Trainer:
             ValueError: One of them is below 1; an early stop without ``validate``; ``data``
                 has no batch; or as the balancer's ``backward`` raises.
             CheckpointError: A checkpoint is damaged, or of another run; or the folder holds
-                checkpoints of later steps, which have not been loaded.
+                checkpoints of later steps, which have not been loaded; or another process, which
+                the error names, has its run there.
             OSError: A checkpoint cannot be read or written.
         """
         data, epochs = batches_and_epochs(data, epochs)
@@ -245,15 +251,19 @@ class Trainer:
             self._resume(resume, checkpoints)
         if checkpoints is not None:
             checkpoints.begin(self.step)
-        return self._run(
-            data,
-            epochs,
-            validate,
-            validate_every,
-            self._step,
-            self._advance_schedules,
-            checkpoints,
-        )
+        try:
+            return self._run(
+                data,
+                epochs,
+                validate,
+                validate_every,
+                self._step,
+                self._advance_schedules,
+                checkpoints,
+            )
+        finally:
+            if checkpoints is not None:
+                checkpoints.end()
 
     def save(self, path: PathLike) -> None:
         """Write all that decides how the run goes on; see ``RunState.save``.
@@ -359,7 +369,7 @@ class Trainer:
         if not (isinstance(balancer, LossBalancer) and balancer.last_measurement.step >= 0):
             return history.diagnose()
         rows = history.to_numpy()
-        over = broken(history.names, rows["losses"], rows["weights"])
+        over = broken(history.names, rows["losses"], rows["weights"], rows["steps"])
         return over or history.diagnose(balancer.cosines) + balancer.diagnose()
 
     def _run(

@@ -1,9 +1,9 @@
 """A training run in a process of its own, which tests kill and resume.
 
-    python resumable_run.py FOLDER EPOCHS EVERY [FUNCTION NUMBER]
+    python resumable_run.py FOLDER EPOCHS EVERY [FUNCTION NUMBER SIGNAL ...]
 
-Prints a line when it begins and one after every step. With the last two arguments it kills
-itself at that call of a function of the module os, which may be within a save.
+Prints a line when it begins and one after every step. With the last arguments it sends itself
+the signals at that call of a function of the module os, which may be within a save.
 
 It draws from every kind of random generator, its batches come shuffled, the weights have an
 optimizer and a schedule of their own, and a coefficient of the problem is in no layer. Ends
@@ -29,14 +29,15 @@ class PrintSteps(paddle.callbacks.Callback):
         print(self.model.step, flush=True)
 
 
-def die_at(name, number):
-    """Have the process killed before the call of ``os.name`` of this number."""
+def signal_at(name, number, signals):
+    """Have the process get the signals before the call of ``os.name`` of this number."""
     function, left = getattr(os, name), [number]
 
     def deadly(*args, **kwargs):
         left[0] -= 1
         if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            for each in signals:
+                os.kill(os.getpid(), getattr(signal, each))
         return function(*args, **kwargs)
 
     setattr(os, name, deadly)
@@ -106,5 +107,5 @@ def main(folder, epochs, every):
 
 if __name__ == "__main__":
     if len(sys.argv) > 4:
-        die_at(sys.argv[4], int(sys.argv[5]))
+        signal_at(sys.argv[4], int(sys.argv[5]), sys.argv[6:])
     sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

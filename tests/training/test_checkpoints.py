@@ -1,5 +1,7 @@
+import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +12,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlescience_gradnorm.training import CheckpointError, Checkpoints, RunState
+from paddlescience_gradnorm import FCNet, GradNorm
+from paddlescience_gradnorm.training import CheckpointError, Checkpoints, RunState, Trainer
 
 
 @pytest.fixture
@@ -56,6 +59,7 @@ def test_a_folder_has_other_files_too(tmp_path, state):
     checkpoints.begin(0)
     for step in (1, 2, 3):
         checkpoints.step(state, step)
+    checkpoints.end()
     left = {path.name for path in tmp_path.iterdir()}
     # What a killed process had begun to write is gone.
     assert left == {"notes.txt", "step_3.ckpt.bak", "step_x.ckpt", "step_00000003.ckpt"}
@@ -135,10 +139,10 @@ def test_bad_arguments(tmp_path, options, error, match):
 RUN = Path(__file__).parent / "resumable_run.py"
 
 
-def start(folder, epochs, every, *die_at):
+def start(folder, epochs, every, *signal_at):
     command = [sys.executable, "-W", "ignore", str(RUN), str(folder)]
     return subprocess.Popen(
-        [*command, str(epochs), str(every), *map(str, die_at)],
+        [*command, str(epochs), str(every), *map(str, signal_at)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -198,7 +202,7 @@ def test_a_run_killed_within_a_save_ends_with_the_same_bits(tmp_path):
     whole = finish(tmp_path / "whole", 8, 2)
     folder = tmp_path / "killed"
     for function, number in (("write", 7), ("fsync", 5), ("replace", 4), ("fsync", 8)):
-        process = start(folder, 8, 2, function, number)
+        process = start(folder, 8, 2, function, number, "SIGKILL")
         _, errors = process.communicate()
         assert process.returncode == -signal.SIGKILL, errors
         unfinished = list((folder / "checkpoints").glob(".*.tmp"))
@@ -230,3 +234,139 @@ def test_unlinking_comes_last(tmp_path, state, monkeypatch):
     monkeypatch.setattr(os, "replace", recorded)
     checkpoints.save(state, 2)
     assert seen == [["step_00000001.ckpt"]] and names(checkpoints) == ["step_00000002.ckpt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "signals, codes, saved",
+    [
+        (["SIGTERM"], [143], True),
+        (["SIGINT"], [130], True),
+        (["SIGINT", "SIGINT"], [1, -signal.SIGINT], False),
+        (["SIGTERM", "SIGTERM"], [-signal.SIGTERM], False),
+    ],
+)
+def test_signals_within_a_save_lose_nothing(tmp_path, signals, codes, saved):
+    """One lets the save and the step come to their end; two end the process at once."""
+    whole = finish(tmp_path / "whole", 4, 2)
+    folder = tmp_path / "stopped"
+    process = start(folder, 4, 2, "fsync", 5, *signals)  # of the third save: a file, its folder
+    _, errors = process.communicate()
+    assert process.returncode in codes, errors
+    last = names(Checkpoints(folder / "checkpoints"))[-1]
+    # The step of the save is over when the signal comes, so the next one is the last.
+    assert last == ("step_00000007.ckpt" if saved else "step_00000004.ckpt")
+    assert_same_bits(finish(folder, 4, 2), whole)
+    assert not list((folder / "checkpoints").glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_second_process_is_refused_until_the_first_has_ended_or_is_killed(tmp_path):
+    whole = finish(tmp_path / "whole", 60, 2)
+    folder = tmp_path / "run"
+    first = start(folder, 60, 2)
+    for _ in range(8):
+        first.stdout.readline()
+    second = start(folder, 60, 2)
+    _, errors = second.communicate()
+    assert second.returncode == 1, errors
+    assert f"is in use by process {first.pid} on " in errors.splitlines()[-1]
+    first.kill()
+    first.communicate()
+    assert (folder / "checkpoints" / ".lock").exists()
+    assert_same_bits(finish(folder, 60, 2), whole)
+    assert not (folder / "checkpoints" / ".lock").exists()
+
+
+def test_the_names_tell_which_is_the_last_whatever_the_clock_says(tmp_path, net, state):
+    checkpoints = Checkpoints(tmp_path, every=1, keep=3)
+    for step, year in ((1, 2100), (2, 1970), (3, 2000)):
+        net.weight.set_value(np.full((2, 1), step, dtype="float32"))
+        checkpoints.step(state, step)
+        os.utime(checkpoints.paths()[-1], ((year - 1970) * 31_557_600,) * 2)
+    assert Checkpoints(tmp_path).load_latest(state) == {"step": 3}
+    checkpoints.step(state, 4)
+    assert names(checkpoints) == [f"step_0000000{n}.ckpt" for n in (2, 3, 4)]
+
+
+# A small disk.
+
+
+def trained(folder, on_step=lambda step: None, steps=12):
+    """The parameters after these steps, with a checkpoint after every second."""
+    paddle.seed(0)
+    net = GradNorm(FCNet(1, 1, 2, 8), n_loss=2, alpha=1.0)
+    x = paddle.linspace(0, 1, 8).reshape([-1, 1])
+
+    def losses(net):
+        noise = 0.1 * paddle.rand([8, 1])
+        return {"data": (net(x) - x + noise).square().mean(), "end": (net(x)[-1] - 1).abs().sum()}
+
+    class Callback(paddle.callbacks.Callback):
+        def on_train_batch_end(self, step, logs=None):
+            on_step(self.model.step)
+
+    adam = paddle.optimizer.Adam(1e-2, parameters=net.parameters())
+    trainer = Trainer(net, losses, adam, callbacks=[Callback()])
+    checkpoints = Checkpoints(folder, every=2)
+    resume = "latest" if checkpoints.paths() else None
+    trainer.fit(epochs=steps, checkpoints=checkpoints, resume=resume)
+    state = {"rows": trainer.history.to_numpy()["losses"], "weights": net.get_weights()}
+    return {**state, **{name: p.numpy() for name, p in net.net.state_dict().items()}}
+
+
+def test_a_full_disk_loses_nothing_but_the_steps_since_the_last_checkpoint(tmp_path, mount):
+    whole = trained(tmp_path / "whole")
+    folder = tmp_path / "disk"
+    mount(folder, "size=1m")
+    with pytest.raises(OSError, match=r"No space left on device.*earlier ones are as they") as info:
+        trained(folder / "run", lambda step: mount.fill(folder) if step == 7 else None)
+    assert info.value.errno == errno.ENOSPC and info.value.filename.endswith("step_00000008.ckpt")
+    left = ["step_00000004.ckpt", "step_00000006.ckpt"]
+    assert [path.name for path in sorted((folder / "run").iterdir())] == left
+    mount.fill(folder)
+    with pytest.raises(OSError, match=r"checkpoints cannot be written \(No space left"):
+        trained(folder / "run")  # before the first step
+    assert [path.name for path in sorted((folder / "run").iterdir())] == left
+    (folder / "filler").unlink()
+    assert_same_bits(trained(folder / "run"), whole)
+
+
+def test_a_folder_that_becomes_read_only_loses_nothing_either(tmp_path, mount):
+    whole = trained(tmp_path / "whole")
+    folder = tmp_path / "run"
+    with pytest.raises(OSError, match="Read-only file system") as info:
+        trained(folder, lambda step: mount(folder, "ro") if step == 7 else None)
+    assert info.value.errno == errno.EROFS
+    with pytest.raises(OSError, match=r"checkpoints cannot be written \(Read-only file system\)"):
+        trained(folder)
+    mount.off()
+    assert_same_bits(trained(folder), whole)
+
+
+def test_a_run_goes_on_in_another_place(tmp_path):
+    whole = trained(tmp_path / "whole")
+
+    def stop(step):
+        if step == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "here", stop)
+    shutil.copytree(tmp_path / "here", tmp_path / "there" / "moved")
+    shutil.rmtree(tmp_path / "here")
+    assert_same_bits(trained(tmp_path / "there" / "moved"), whole)
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    whole = trained(tmp_path / "whole")
+    jumps = random.Random(0)
+    monkeypatch.setattr(time, "time", lambda: jumps.uniform(-1e9, 4e9))
+
+    def stop(step):
+        if step == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "jumps", stop)
+    assert_same_bits(trained(tmp_path / "jumps"), whole)

@@ -431,3 +431,12 @@ def test_a_history_is_diagnosed_with_and_without_cosines():
         history.record(["pde", "bc"], np.array([0.2 + value, 0.2 + value]))
     assert history.diagnose() == []
     assert kinds(history.diagnose(-np.ones((2, 2)))) == ["conflict"]
+
+
+def test_of_a_thinned_history_the_steps_are_named():
+    history = History(limit=1000)
+    for step in range(3001):  # every fourth has a row
+        loss = 1.0 if step < 2001 else np.nan
+        history.record(["pde", "bc"], np.array([loss, loss]))
+    (finding,) = history.diagnose()
+    assert "have been nan since step 2004, or since one after step 2000. The network" in finding

@@ -167,3 +167,124 @@ def test_without_matplotlib_the_plot_says_which_extra_to_install(history, monkey
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"pip install 'paddlescience_gradnorm\[plot\]'"):
         history.plot_losses()
+
+
+def recorded(history, first, last):
+    for step in range(first, last):
+        history.record(NAMES, np.array([step, -step]), np.array([1.0, step]))
+    return history
+
+
+def kept(count, limit):
+    """What the rows of so many steps are, counted out."""
+    stride = 1
+    while len(range(0, count, stride)) > limit:
+        stride *= 2
+    return [step for step in range(count) if step % stride == 0 or step >= count - 10]
+
+
+@pytest.mark.parametrize("count", [999, 1000, 1001, 2001, 4000, 4001, 9973])
+def test_a_long_history_is_thinned_evenly_and_its_end_stays_whole(count):
+    history = recorded(History(limit=1000), 0, count)
+    steps = history.steps
+    assert len(history) == count and steps.tolist() == kept(count, 1000)
+    assert len(steps) <= 1000 + 10
+    np.testing.assert_array_equal(history.losses["pde"], steps)
+    np.testing.assert_array_equal(history.weights["data"], steps)
+    assert history.last()["losses"] == {"pde": count - 1, "data": 1 - count}
+    assert history.plot_losses().lines[0].get_xdata().tolist() == steps.tolist()
+    plt.close("all")
+
+
+def test_what_stays_depends_on_the_number_of_steps_alone(tmp_path):
+    """Not on when it was read, nor on whether it was saved and loaded in between."""
+    whole = recorded(History(), 0, 50_000)
+    path, again, first = tmp_path / "history.npz", History(), 0
+    for last in (7, 19_999, 20_001, 20_300, 41_111, 50_000):
+        recorded(again, first, last).save(path)
+        again, first = History.load(path), last
+    read = History()
+    for step in range(50_000):
+        recorded(read, step, step + 1)
+        if step % 97 == 0:  # as a progress bar does
+            read.last()
+    for name, values in whole.to_numpy().items():
+        np.testing.assert_array_equal(again.to_numpy()[name], values)
+        np.testing.assert_array_equal(read.to_numpy()[name], values)
+    assert again.steps.tolist() == kept(50_000, 20_000)
+
+
+def test_memory_is_bounded():
+    history = recorded(History(limit=1000), 0, 20_000)
+    assert len(history._rows) <= 2 * (1000 + 256) and len(history._steps) == len(history._rows)
+
+
+def test_without_a_limit_every_step_stays():
+    history = recorded(History(limit=None), 0, 21_000)
+    assert history.steps.tolist() == list(range(21_000))
+
+
+def test_a_longer_history_is_thinned_when_it_goes_on_with_a_limit():
+    rows = recorded(History(limit=None), 0, 5000).to_numpy()
+    history = History(limit=1000)
+    history.replace(NAMES, rows)
+    assert len(history) == len(history.steps) == 5000
+    assert recorded(history, 5000, 5001).steps.tolist() == kept(5001, 1000)
+    assert rows["steps"].tolist() == list(range(5000))  # the given arrays are as they were
+
+
+def test_what_has_been_read_does_not_change_later():
+    history = recorded(History(limit=1000), 0, 300)
+    steps, losses = history.steps, history.losses["pde"]
+    recorded(history, 300, 4000).last()
+    assert steps.tolist() == losses.tolist() == list(range(300))
+
+
+@pytest.mark.parametrize(
+    "limit, error, match",
+    [
+        (999, ValueError, "limit must be at least 1000, got 999"),
+        (1e4, TypeError, "limit must be an integer, got 10000.0"),
+    ],
+)
+def test_bad_limits(limit, error, match):
+    with pytest.raises(error, match=match):
+        History(limit=limit)
+
+
+def test_a_file_says_which_version_it_is_of(history, tmp_path):
+    path = tmp_path / "history.npz"
+    history.save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    assert int(arrays.pop("version")) == 2
+    # Version 1, of 0.1.0, had a row for each step, and no numbers of them.
+    steps = arrays.pop("steps")
+    np.savez(path, **arrays)
+    old = History.load(path)
+    assert old.steps.tolist() == steps.tolist() and len(old) == STEPS
+    np.savez(path, version=3, **arrays)
+    with pytest.raises(ValueError, match=r"by a newer .* version 3 of a history, .* up to 2"):
+        History.load(path)
+
+
+@pytest.mark.parametrize("steps", [[0, 0], [1, 0], [-1, 0], [0], [0.0, 1.0], [[0, 1]]])
+def test_steps_that_are_none_are_refused(tmp_path, steps):
+    path = tmp_path / "history.npz"
+    recorded(History(), 0, 2).save(path)
+    with np.load(path) as file:
+        np.savez(path, **{**file, "steps": np.array(steps)})
+    with pytest.raises(ValueError, match=r"history\.npz' is damaged, or no history"):
+        History.load(path)
+
+
+def test_a_full_disk_leaves_the_file_of_before(tmp_path, mount):
+    folder = tmp_path / "disk"
+    mount(folder, "size=64k")
+    recorded(History(), 0, 10).save(folder / "history.npz")
+    mount.fill(folder)
+    with pytest.raises(OSError, match="No space left on device") as info:
+        recorded(History(), 0, 2000).save(folder / "history.npz")
+    assert info.value.filename == str(folder / "history.npz")
+    assert len(History.load(folder / "history.npz")) == 10
+    assert sorted(path.name for path in folder.iterdir()) == ["filler", "history.npz"]

@@ -300,3 +300,34 @@ def test_the_page_itself_forbids_scripts_and_network(run, tmp_path_factory):
     page.write_text(policy.sub("", text.replace("</main>", more)), encoding="utf-8")
     console, asked, _ = browse(page, tmp_path_factory.mktemp("browser"), 1280)
     assert any("boo" in line for line in console) and asked == ["http://localhost:9/x.png"]
+
+
+HOSTILE = (
+    "</td></title><script>console.error('boo')</script>"
+    "<img src=http://localhost:9/x onerror=console.error('boo')>\" onload='console.error(1)"
+)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium: apt-get install chromium")
+def test_a_browser_runs_no_name(tmp_path, tmp_path_factory):
+    """Because they are escaped, not only because the page forbids scripts."""
+    history = History()
+    for _ in range(3):
+        history.record([HOSTILE, "bc"], *4 * [np.ones(2)])
+    history.save(tmp_path / "history.npz")
+    metrics = {
+        **dict.fromkeys(("equation", "machine", HOSTILE), HOSTILE),
+        **{name: {HOSTILE: HOSTILE} for name in ("errors", "settings", "versions")},
+        "diagnosis": [HOSTILE],
+    }
+    metrics["settings"]["problem"] = HOSTILE
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    name = HOSTILE.replace("/", "")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / f"{name}.png")
+    page = write_report(tmp_path)
+    text = re.sub(r"<meta http-equiv.*?>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    page.write_text(text, encoding="utf-8")
+    assert "boo" in text and "Content-Security-Policy" not in text
+    console, asked, picture = browse(page, tmp_path_factory.mktemp("browser"), 1280)
+    assert console == [] and asked == []
+    assert np.asarray(picture.convert("L")).std() > 10

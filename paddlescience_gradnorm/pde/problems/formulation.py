@@ -234,6 +234,11 @@ class Problem:
                 f"{self.coordinates}, got faces {region.faces} and periodic {region.periodic}"
             )
         for face in region.faces:
+            if any(isinstance(value, str) for value in face.values()):  # sympy would run it
+                raise TypeError(
+                    f"a face of region {region.name!r} must have numbers and expressions of sympy, "
+                    f"got text in {face}"
+                )
             if any(sympy.sympify(value).free_symbols & set(face) for value in face.values()):
                 raise ValueError(
                     f"a face of region {region.name!r} must have values in parameters and in the "
