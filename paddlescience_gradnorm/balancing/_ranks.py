@@ -1,4 +1,4 @@
-"""The processes of a distributed run: their number, and means over them."""
+"""The processes of a distributed run: their number, and means and maxima over them."""
 
 from __future__ import annotations
 
@@ -29,6 +29,15 @@ def mean(tensor: paddle.Tensor) -> paddle.Tensor:
     tensor = tensor.clone()
     paddle.distributed.all_reduce(tensor)
     return tensor / number()
+
+
+def largest(tensor: paddle.Tensor) -> paddle.Tensor:
+    """The largest of each number over all processes; every process must join."""
+    if number() == 1:
+        return tensor
+    tensor = tensor.clone()
+    paddle.distributed.all_reduce(tensor, paddle.distributed.ReduceOp.MAX)
+    return tensor
 
 
 def any_has(flag: bool) -> bool:
