@@ -91,8 +91,12 @@ class PointWeights(PreciseLayer):
             A tensor of the residual's shape.
 
         Raises:
-            ValueError: There are not as many rows as points, or ``rows`` names a point twice.
+            TypeError: ``residual`` is no tensor.
+            ValueError: There are not as many rows as points, or ``rows`` names a point twice or
+                one that there is not.
         """
+        if not isinstance(residual, paddle.Tensor):
+            raise TypeError(f"residual must be a paddle.Tensor, got {type(residual).__name__}")
         points = None if rows is None else self._points(rows)
         expected = self.n_points if points is None else len(points)
         if residual.ndim != 2 or residual.shape[0] != expected:
@@ -111,7 +115,12 @@ class PointWeights(PreciseLayer):
 
     def _points(self, rows: Rows) -> np.ndarray:
         rows = rows.numpy() if isinstance(rows, paddle.Tensor) else rows
-        points = np.arange(self.n_points)[rows].reshape(-1)
+        try:
+            points = np.arange(self.n_points)[rows].reshape(-1)
+        except IndexError as error:
+            raise ValueError(
+                f"rows must be whole numbers below {self.n_points}, or a slice, got {rows!r}"
+            ) from error
         if len(np.unique(points)) < len(points):
             raise ValueError(f"rows must name each of its points once, got {rows!r}")
         return points

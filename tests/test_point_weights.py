@@ -299,11 +299,44 @@ def test_lbfgs_minimises_with_weights_that_stand(tmp_path):
             lambda: give(ResidualAttention(3), np.ones((2, 1), "float32"), [1, 1]),
             "rows must name each of its points once",
         ),
+        (
+            lambda: give(ResidualAttention(3), np.ones((1, 1), "float32"), [3]),
+            r"rows must be whole numbers below 3, or a slice, got \[3\]",
+        ),
     ],
 )
 def test_errors_name_the_argument_and_what_to_do(build, text):
     with pytest.raises(ValueError, match=text):
         build()
+
+
+def test_an_array_is_no_residual():
+    with pytest.raises(TypeError, match=r"residual must be a paddle\.Tensor, got ndarray"):
+        ResidualAttention(3)(np.ones((3, 1)))
+
+
+def test_layers_are_in_a_checkpoint_once(tmp_path):
+    """Those among the extras, and a network with buffers whose method the losses are."""
+
+    class Net(paddle.nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.linear = paddle.nn.Linear(1, 1)
+            self.register_buffer("scale", paddle.ones([1]))
+
+        def losses(self, net):
+            return {"a": self.linear(self.scale.unsqueeze(0)).square().mean()}
+
+    net = Net()
+    adam = paddle.optimizer.Adam(parameters=net.parameters())
+    trainer = Trainer(net, net.losses, adam)
+    assert "losses" not in trainer._state.state()["parts"]
+    training = problem("heat").sample(16, point_weights="rba")
+    bare = FCNet(2, 1, 2, 4)
+    adam = paddle.optimizer.Adam(parameters=bare.parameters())
+    for extras, named in ({}, True), ({"training": training}, False):
+        trainer = Trainer(bare, training.losses, adam, extras=extras)
+        assert ("losses" in trainer._state.state()["parts"]) == named
 
 
 def test_a_kind_of_ones_own():

@@ -175,8 +175,10 @@ class Trainer:
         parts["trainer"] = _TrainerPart(self)
         owner = getattr(losses, "__self__", losses)
         own.update(id(x) for layer in self.extras.values() for x in _sublayers(layer))
-        if isinstance(owner, paddle.nn.Layer) and id(owner) not in own and owner.buffers():
-            parts["losses"] = owner  # such as weights of points
+        if isinstance(owner, paddle.nn.Layer) and id(owner) not in own:
+            in_net = {id(buffer) for buffer in net.buffers()}
+            if any(id(buffer) not in in_net for buffer in owner.buffers()):
+                parts["losses"] = owner  # which holds weights of points
         parts.update({f"extras {name}": part for name, part in self.extras.items()})
         self._state = RunState(**parts)
 
