@@ -258,8 +258,8 @@ class CausalWeights(PointWeights):
 
     Args:
         times: The time of every point, N numbers.
-        tolerance: At first, above 0. How late a chunk begins to count; residuals of size s make it
-            wait if ``tolerance`` s^2 is large.
+        tolerance: At first, above 0. A chunk waits while ``tolerance`` times the sum of the L_j
+            before it is large. Raise it if the network settles on a wrong solution.
         last: The largest tolerance, at least ``tolerance``.
         chunks: Their number, at least 2.
         span: First and last time; those of the points unless given. Processes that train together
@@ -282,7 +282,7 @@ class CausalWeights(PointWeights):
     def __init__(
         self,
         times: Any,
-        tolerance: float = 0.01,
+        tolerance: float = 1.0,
         last: float = 100.0,
         chunks: int = 32,
         span: Sequence[float] | None = None,
