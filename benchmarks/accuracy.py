@@ -91,7 +91,7 @@ DB_PINN = {
 # Problems that no weights of losses solve with the networks of the suite.
 WAVES: dict[str, Settings] = {
     "convection": Settings(
-        2, 64, learning_rate=5e-3, steps=6000, waves={"number": 32, "x": 2, "t": 4}
+        2, 64, {"interior": 2500}, 4e-3, 2000, waves={"number": 32, "x": 1, "t": 2.5}
     ),
     "wave": Settings(2, 64, steps=5000, waves={"number": 32, "x": 1.5, "t": 1.5}),
     "allen_cahn": Settings(3, 64, {"interior": 2000}, waves={"number": 0, "x": 6, "t": 0}),

@@ -282,7 +282,7 @@ class CausalWeights(PointWeights):
     def __init__(
         self,
         times: Any,
-        tolerance: float = 1.0,
+        tolerance: float = 0.3,
         last: float = 100.0,
         chunks: int = 32,
         span: Sequence[float] | None = None,
