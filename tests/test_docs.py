@@ -16,7 +16,7 @@ LINK = re.compile(r"\]\((?![a-z]+:)([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+?)\s*$", re.MULTILINE)
 MODULES = (
     *("", ".balancing", ".network", ".rotograd", ".pde", ".pde.problems", ".training"),
-    *(".ppsci", ".deepxde", ".runtime", ".command_line"),
+    *(".point_weights", ".ppsci", ".deepxde", ".runtime", ".command_line"),
 )
 
 
