@@ -21,6 +21,7 @@ from typing import Any, Callable
 import numpy as np
 import paddle
 from accuracy_balances import BALANCES, TITLES, balanced, renamed, without_aggregators
+from accuracy_networks import wave_net
 
 from paddlescience_gradnorm.pde.problems import PROBLEMS
 from paddlescience_gradnorm.pde.problems import problem as problem_of
@@ -43,6 +44,8 @@ class Settings:
     steps: int = 5000
     seconds: float = 0.0  # instead of steps, if above 0
     lbfgs_steps: int = 0  # afterwards
+    waves: dict[str, float] = field(default_factory=dict)  # of a network of waves, as for wave_net
+    point_weights: str = ""  # of the equations
 
 
 # Their derivatives of third and fourth order make a step 3 to 20 times as long as others'.
@@ -85,14 +88,31 @@ DB_PINN = {
     "cavity": Settings(3, 50, {"interior": 20_000, "lid": 100, "walls": 300}, 1e-3, 40_000),
 }
 
+# Problems that no weights of losses solve with the networks of the suite.
+WAVES: dict[str, Settings] = {
+    "convection": Settings(
+        2, 64, {"interior": 2500}, 4e-3, 2000, waves={"number": 32, "x": 1, "t": 2.5}
+    ),
+    "wave": Settings(2, 64, steps=5000, waves={"number": 32, "x": 1.5, "t": 1.5}),
+    "allen_cahn": Settings(3, 64, {"interior": 2000}, waves={"number": 0, "x": 6, "t": 0}),
+}
+
 
 def train(run: Run, folder: Path, say: Callable[[float], None], stop: StopOnSignals) -> Run | None:
     """One run, with checkpoints in the folder; all that is to be known of it."""
     tune_cpu(threads=1)
     settings = Settings(**run["settings"])
     network = settings.hidden_layers, settings.width
-    task = KnownProblem(run["problem"], *network, points=settings.points)
+    task = KnownProblem(
+        run["problem"],
+        *network,
+        points=settings.points,
+        point_weights=settings.point_weights or None,
+    )
     trial = task.begin(run["seed"])
+    if settings.waves:
+        net = wave_net(problem_of(run["problem"]), settings.waves, *network, run["seed"])
+        trial = trial._replace(net=net)
     kinds = {c.name: c.kind for c in problem_of(run["problem"]).conditions}
     net, balancer = balanced(run["balance"], run["options"], trial.net, kinds)
     course = Course(trial.error, say)
@@ -134,7 +154,7 @@ def run_all(options: argparse.Namespace) -> list[Run]:
             "balance": balance,
             "options": options.rule_options if balance == options.label else {},
             "seed": seed,
-            "settings": asdict(settings_of(name, options)),
+            "settings": told(settings_of(name, options)),
         }
         for seed in options.seeds
         for balance in options.balances
@@ -147,6 +167,13 @@ def run_all(options: argparse.Namespace) -> list[Run]:
     return [run for run in runs if _runs.FAILED not in run]
 
 
+def told(settings: Settings) -> dict[str, Any]:
+    """The settings for JSON; runs that were made before there were the last two have none."""
+    values = asdict(settings)
+    late = ("waves", "point_weights")
+    return {name: value for name, value in values.items() if value or name not in late}
+
+
 def described(run: Run) -> str:
     what = f"{run['problem']}, {run['balance']}, seed {run['seed']}"
     if _runs.FAILED in run:
@@ -155,10 +182,11 @@ def described(run: Run) -> str:
 
 
 def settings_of(name: str, options: argparse.Namespace) -> Settings:
-    settings = DB_PINN[name] if options.db_pinn else SUITE.get(name, Settings())
+    chosen = DB_PINN if options.db_pinn else WAVES if options.waves else SUITE
+    settings = chosen.get(name, Settings())
     if options.steps:
         settings = replace(settings, steps=options.steps)
-    return replace(settings, seconds=options.seconds)
+    return replace(settings, seconds=options.seconds, point_weights=options.points or "")
 
 
 def table(runs: list[dict[str, Any]], titles: dict[str, str]) -> str:
@@ -281,6 +309,14 @@ def parse(problems: list[str], balances: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--db-pinn", action="store_true", help="networks, points and steps of DB-PINN's table 1"
     )
+    parser.add_argument(
+        "--waves",
+        action="store_true",
+        help="the problems that no loss weight solves, with networks of waves before tanh layers",
+    )
+    parser.add_argument(
+        "--points", choices=["rba", "self_adaptive", "causal"], help="weights of equations' points"
+    )
     parser.add_argument("--rule-options", type=json.loads, default={}, help="JSON, of PinnRule")
     parser.add_argument("--label", help="the name of a balance with these --rule-options")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
@@ -288,6 +324,8 @@ def parse(problems: list[str], balances: list[str]) -> argparse.Namespace:
     options = parser.parse_args()
     if options.db_pinn:
         options.problems = [name for name in options.problems if name in DB_PINN]
+    if options.waves:
+        options.problems = [name for name in options.problems if name in WAVES]
     if options.label:
         options.balances = [*options.balances, options.label]
     return options

@@ -123,6 +123,7 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.balance == "published" and options.alpha is None:
         options.alpha = ALPHA
+    _check_point_weights(options)
     output = options.output or Path("outputs", f"{options.problem.name}_{options.balance}")
     try:  # before the training
         output.mkdir(parents=True, exist_ok=True)
@@ -178,12 +179,19 @@ def compare(options: argparse.Namespace) -> int:
     from paddlescience_gradnorm.training._trial import KnownProblem
     from paddlescience_gradnorm.training.comparison import compare_problem
 
+    _check_point_weights(options)
     problem = options.problem
     folder = options.output or Path("outputs", f"{problem.name}_comparison")
     print(f"{problem.name}: {problem.equation}", flush=True)
     try:
         comparison = compare_problem(
-            KnownProblem(problem.name, HIDDEN_LAYERS, WIDTH, options.points),
+            KnownProblem(
+                problem.name,
+                HIDDEN_LAYERS,
+                WIDTH,
+                options.points,
+                point_weights=options.point_weights,
+            ),
             options.balance,
             options.seeds,
             options.epochs,
@@ -198,6 +206,13 @@ def compare(options: argparse.Namespace) -> int:
         options.parser.exit(1, f"{options.parser.prog}: {error}\n")
     print(f"\n{comparison.table()}\ncomparison.md, comparison.png, comparison.html in {folder}")
     return 1 if comparison.failed else 0
+
+
+def _check_point_weights(options: argparse.Namespace) -> None:
+    try:
+        options.problem.sample(1, point_weights=options.point_weights)
+    except ValueError as error:
+        options.parser.error(f"argument --point-weights: {error}")
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -240,7 +255,13 @@ def _train(
 
     problem = options.problem
     print(f"{problem.name}: {problem.equation}", flush=True)
-    task = KnownProblem(problem.name, HIDDEN_LAYERS, WIDTH, options.points)
+    task = KnownProblem(
+        problem.name,
+        HIDDEN_LAYERS,
+        WIDTH,
+        options.points,
+        point_weights=options.point_weights,
+    )
     trial = task.begin(options.seed)
     net = trial.net
     if options.balance != "equal":
@@ -268,7 +289,10 @@ def _train(
     if stop.received:
         print(f"stopped at step {trainer.step} of {options.epochs}; so far:")
     last = trainer.history.last()
-    settings = {name: getattr(options, name) for name in ("balance", "epochs", "points", "seed")}
+    settings = {
+        name: getattr(options, name)
+        for name in ("balance", "epochs", "points", "point_weights", "seed")
+    }
     metrics = {
         "equation": problem.equation,
         **trial.found(net),
@@ -474,6 +498,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_epochs_and_points(parser)
     parser.add_argument(
+        "--point-weights",
+        choices=["rba", "self_adaptive", "causal"],
+        help="weights of the equations' points (default: none)",
+    )
+    parser.add_argument(
         "--seed", type=at_least(0), default=0, help="of points, noise and network (default: 0)"
     )
     parser.add_argument(
@@ -519,6 +548,11 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=_seeds, default=[0, 1, 2], metavar="N,...", help="default: 0,1,2"
     )
     _add_epochs_and_points(parser)
+    parser.add_argument(
+        "--point-weights",
+        choices=["rba", "self_adaptive", "causal"],
+        help="weights of the equations' points (default: none)",
+    )
     parser.add_argument(
         "--jobs", type=at_least(1), help="runs at once (default: one for each core)"
     )

@@ -17,6 +17,7 @@ HEADING = re.compile(r"^#+ +(.+?)\s*$", re.MULTILINE)
 MODULES = (
     *("", ".balancing", ".network", ".rotograd", ".pde", ".pde.problems", ".training"),
     *(".ppsci", ".deepxde", ".runtime", ".ranks", ".command_line"),
+    ".point_weights",
 )
 
 

@@ -316,6 +316,11 @@ def test_doctor_prints_versions_settings_and_speed(tmp_path):
         (["run", "heat", "--balance", "fixed"], "--balance: invalid choice: 'fixed'"),
         (["run", "heat", "--epochs", "0"], "--epochs/--steps: must be an integer from 1"),
         (["run", "heat", "--iterations", "3"], "unrecognized arguments: --iterations 3"),
+        (
+            ["run", "laplace", "--point-weights", "causal"],
+            "--point-weights: .* no coordinate of laplace is called t",
+        ),
+        (["compare", "heat", "--point-weights", "rbc"], "--point-weights: invalid choice: 'rbc'"),
         (["compare"], "required: PROBLEM"),
         (["compare", "heat", "--balance", "equal,fixed"], "must name rules of .*, got 'fixed'"),
         (["compare", "heat", "--balance", ""], "--balance: must name rules of .*, got ''"),
@@ -329,6 +334,16 @@ def test_mistakes_are_named_in_one_line(capsys, arguments, message):
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert re.search(message, said) and said.count("\n") == 1 and said.endswith("--help\n")
+
+
+@pytest.mark.parametrize("kind", ["rba", "self_adaptive", "causal"])
+def test_weights_of_points_change_a_run(tmp_path, kind):
+    found = []
+    for more in ([], ["--point-weights", kind]):
+        assert main(["run", "heat", *TINY, *more, "--output", str(tmp_path)]) == 0
+        found.append(json.loads((tmp_path / "metrics.json").read_text()))
+    assert [metrics["settings"]["point_weights"] for metrics in found] == [None, kind]
+    assert found[0]["final_losses"] != found[1]["final_losses"]
 
 
 def test_a_report_that_cannot_be_written_is_one_line(tmp_path, capsys):

@@ -9,6 +9,7 @@ measurements inside. Run it with --help for the options. demo.py trains it twice
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import time
 from collections.abc import Sequence

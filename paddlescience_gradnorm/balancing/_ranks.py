@@ -51,6 +51,15 @@ def mean(tensor: paddle.Tensor) -> paddle.Tensor:
     return tensor / number()
 
 
+def largest(tensor: paddle.Tensor) -> paddle.Tensor:
+    """The largest of each number over all processes; every process must join."""
+    if number() == 1:
+        return tensor
+    tensor = tensor.clone()
+    paddle.distributed.all_reduce(tensor, paddle.distributed.ReduceOp.MAX)
+    return tensor
+
+
 def any_has(flag: bool) -> bool:
     """Whether the flag is set in any process, in one all-reduce that every process must join."""
     if number() == 1:

@@ -15,6 +15,7 @@ import paddle
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
 from paddlescience_gradnorm.balancing.rules import Equal
 from paddlescience_gradnorm.network.grad_norm import GradNorm
+from paddlescience_gradnorm.point_weights import held
 from paddlescience_gradnorm.training.checkpoints import Checkpoints
 from paddlescience_gradnorm.training.trainer import Trainer
 
@@ -137,7 +138,8 @@ def _smallest_cosine(trainer: Trainer) -> float:
         log.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            observer.backward(trainer.losses(net))
+            with held([trainer.losses, *trainer.extras.values()]):
+                observer.backward(trainer.losses(net))
     finally:
         log.setLevel(level)
     for optimizer in trainer.optimizers:

@@ -50,6 +50,7 @@ class KnownProblem:
         width: Of each.
         n_points: Number of points in the interior; ``None`` for the problem's own.
         points: Numbers of points in regions by name, instead of those.
+        point_weights: Of the equations, as for ``Problem.sample``.
     """
 
     name: str
@@ -57,6 +58,7 @@ class KnownProblem:
     width: int
     n_points: int | None = None
     points: Mapping[str, int] = field(default_factory=dict)
+    point_weights: str | None = None
 
     def begin(self, seed: int) -> Trial:
         """Points, noise and network of this seed."""
@@ -65,8 +67,10 @@ class KnownProblem:
 
         task = problem(self.name)
         seed_all(seed)
-        number = {} if self.n_points is None else {"n_points": self.n_points}
-        training = task.sample(seed=seed, points=self.points, **number)
+        number: dict[str, Any] = {} if self.n_points is None else {"n_points": self.n_points}
+        training = task.sample(
+            seed=seed, points=self.points, point_weights=self.point_weights, **number
+        )
         net = FCNet(len(task.coordinates), len(task.fields), self.hidden_layers + 1, self.width)
 
         def error(net: Any) -> float:

@@ -18,6 +18,7 @@ from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
 from paddlescience_gradnorm.balancing.rule import Rule
 from paddlescience_gradnorm.balancing.rules import find_rule
 from paddlescience_gradnorm.network.grad_norm import GradNorm
+from paddlescience_gradnorm.point_weights import held
 from paddlescience_gradnorm.runtime import tune_cpu
 from paddlescience_gradnorm.training import _compared
 from paddlescience_gradnorm.training._checkpoint_file import PathLike, replace
@@ -149,6 +150,8 @@ def compare_problem(
 ) -> Comparison:
     """``compare`` for one of ``PROBLEMS``, with its equation for the page."""
     looks = {name: getattr(task, name) for name in ("n_points", "hidden_layers", "width")}
+    if task.point_weights is not None:
+        looks["point_weights"] = task.point_weights
     chosen, of_seeds = _rules(rules), dict.fromkeys(seeds, looks)
     return _side_by_side(task.name, task, chosen, of_seeds, steps, jobs, folder, True, equation)
 
@@ -281,9 +284,11 @@ def _train(
         # Lines of several processes at once would hide how far they are.
         logging.getLogger("paddlescience_gradnorm").setLevel(logging.WARNING)
     trial = task.begin(run["seed"])
+    with held([trial.losses]):
+        n_loss = count(trial.losses(trial.net))
     net = GradNorm(
         trial.net,
-        count(trial.losses(trial.net)),
+        n_loss,
         rule=rules[run["balance"]],
         equations=trial.equations,
     )

@@ -18,7 +18,7 @@ from paddle.callbacks import (
     ReduceLROnPlateau,
 )
 
-from paddlescience_gradnorm import _arguments, _paddle
+from paddlescience_gradnorm import _arguments, _paddle, point_weights
 from paddlescience_gradnorm.balancing import LossBalancer, _ranks
 from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
 from paddlescience_gradnorm.network.grad_norm import GradNorm
@@ -69,7 +69,8 @@ class Trainer:
     Args:
         net: The network, any Paddle layer.
         losses: ``losses(net, *batch)`` gives the losses of a batch: a dict name -> scalar,
-            whose names label the history, a list or tuple of scalars, or a 1-D tensor.
+            whose names label the history, a list or tuple of scalars, or a 1-D tensor. If it is a
+            layer with buffers, or a method of one, checkpoints hold that layer.
         optimizers: An optimizer of ``paddle.optimizer``, or several, such as one for the network
             and one for the weights. All of them step in every step.
         balancer: What runs the backward pass; by default the balancer of a ``GradNorm`` network.
@@ -79,7 +80,7 @@ class Trainer:
         schedule_by: ``"step"`` or ``"epoch"``: how often the optimizers' learning-rate
             schedules advance.
         extras: What else belongs into a checkpoint, by name, as for ``RunState``. Layers that
-            the losses use and random generators of the sampling are examples.
+            functions of losses use and random generators of the sampling are examples.
         progress: Whether to show a ``ProgressBar`` on the standard error. By default it is shown
             if that is a terminal, by the first of several processes, and not under pytest.
             ``True`` shows it in a notebook too, and every 30 seconds in a file. There is none
@@ -180,6 +181,12 @@ class Trainer:
         if id(self.balancer) not in own and hasattr(self.balancer, "set_state_dict"):
             parts["balancer"] = self.balancer
         parts["trainer"] = _TrainerPart(self)
+        owner = getattr(losses, "__self__", losses)
+        own.update(id(x) for layer in self.extras.values() for x in _sublayers(layer))
+        if isinstance(owner, paddle.nn.Layer) and id(owner) not in own:
+            in_net = {id(buffer) for buffer in net.buffers()}
+            if any(id(buffer) not in in_net for buffer in owner.buffers()):
+                parts["losses"] = owner  # which holds weights of points
         parts.update({f"extras {name}": part for name, part in self.extras.items()})
         self._state = RunState(**parts)
 
@@ -290,7 +297,7 @@ class Trainer:
         line_search_fn: str | None = "strong_wolfe",
         **options: Any,
     ) -> History:
-        """Go on by L-BFGS, with the weights of the losses frozen as they are.
+        """Go on by L-BFGS, with the weights of the losses, and of points, frozen as they are.
 
         This is the last stage of a run that has the same points in every step, because L-BFGS
         needs a function that does not change. It minimises sum_i w_i L_i.
@@ -353,7 +360,8 @@ class Trainer:
                 total.backward()
                 return total
 
-            total = optimizer.step(closure)
+            with point_weights.held([self.losses, *self.extras.values()]):
+                total = optimizer.step(closure)
             optimizer.clear_grad()
             return total
 
@@ -705,6 +713,11 @@ def _counted(callback: Callback) -> Any:
     # Some of these are not there before the run. The best value may be numpy's, or an integer.
     values = {name: getattr(callback, name, float("nan")) for name in names}
     return {n: v if n in _INTEGERS else float(np.asarray(v)) for n, v in values.items()}
+
+
+def _sublayers(part: Any) -> list[paddle.nn.Layer]:
+    is_layer = isinstance(part, paddle.nn.Layer)
+    return list(part.sublayers(include_self=True)) if is_layer else []
 
 
 def _count_on(callback: Callback, counted: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import paddle
 import pytest
 
@@ -42,6 +43,49 @@ def run(folder, *arguments):
         text=True,
         env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)},
     )
+
+
+def test_a_network_of_waves_knows_its_derivatives(accuracy):
+    paddle.set_default_dtype("float64")
+    try:
+        for name, waves in (
+            ("wave", {"number": 4, "x": 0.5, "t": 0.5}),
+            ("convection", {"number": 4, "x": 2, "t": 0.5}),
+            ("allen_cahn", {"number": 0, "x": 2, "t": 0}),
+        ):
+            of = problem(name)
+            net = accuracy.wave_net(of, waves, 2, 8, seed=0)
+            points = paddle.to_tensor(of.sample_region(of.regions[0], 6, 0), stop_gradient=False)
+            found = net.partial_derivatives(points, [(), (0,), (1,), (0, 0), (0, 1), (1, 1)])
+            first = paddle.grad(found[0], points, create_graph=True)[0]
+            second = [paddle.grad(first[:, k].sum(), points, retain_graph=True)[0] for k in (0, 1)]
+            expected = [net(points), first[:, :1], first[:, 1:], second[0], second[1][:, 1:]]
+            expected = paddle.concat(expected, axis=1).numpy()
+            np.testing.assert_allclose(paddle.concat(found, axis=1).numpy(), expected, rtol=1e-9)
+            if name != "wave":  # the others are periodic in x
+                shifted = points.detach() + paddle.to_tensor([of.high[0] - of.low[0], 0.0])
+                np.testing.assert_allclose(net(shifted).numpy(), found[0].numpy(), atol=1e-12)
+    finally:
+        paddle.set_default_dtype("float32")
+
+
+@pytest.mark.slow
+def test_weights_of_points_and_waves_make_runs_of_their_own(tmp_path):
+    """And earlier lines, whose settings have neither, are still known."""
+    arguments = ["--problems", "convection", "--balances", "equal", "--seeds", "3", "--steps", "4"]
+    for more in ([], ["--points", "rba"], ["--waves"], ["--waves", "--points", "causal"], []):
+        found = run(tmp_path, *arguments, *more)
+        assert found.returncode == 0, found.stderr
+    assert "1 of 1 runs are there already" in found.stdout
+    lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert len({line["error"] for line in lines}) == len(lines) == 4
+    late = ("waves", "point_weights")
+    assert [[name in line["settings"] for name in late] for line in lines] == [
+        [False, False],
+        [False, True],
+        [True, False],
+        [True, True],
+    ]
 
 
 @pytest.mark.slow

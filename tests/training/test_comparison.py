@@ -215,6 +215,15 @@ def test_a_known_problem_has_its_error_by_every_rule(tmp_path, name):
     assert set(run["coefficient_errors"]) == {"l1", "l2"}
 
 
+def test_runs_with_weights_of_points_are_other_runs(tmp_path):
+    for kind in (None, "rba", "causal"):
+        task = KnownProblem("heat", 2, 8, 32, point_weights=kind)
+        compare_problem(task, ["equal"], [0], 8, 0, tmp_path, "an equation")
+    lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert [run["settings"].get("point_weights") for run in lines] == [None, "rba", "causal"]
+    assert len({run["error"] for run in lines}) == 3
+
+
 @pytest.mark.parametrize(
     "options, kind, message",
     [

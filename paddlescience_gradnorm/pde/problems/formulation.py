@@ -14,7 +14,11 @@ from sympy.core.function import UndefinedFunction
 from sympy.logic.boolalg import Boolean
 
 from paddlescience_gradnorm import _arguments
-from paddlescience_gradnorm.pde.problems.sampled_problem import SampledProblem, numerical
+from paddlescience_gradnorm.pde.problems.sampled_problem import (
+    PointWeightsChoice,
+    SampledProblem,
+    numerical,
+)
 from paddlescience_gradnorm.pde.residual import Network, Residual
 from paddlescience_gradnorm.pde.sampling import sample_interior
 
@@ -289,6 +293,7 @@ class Problem:
         n_points: int = INTERIOR_POINTS,
         seed: int = 0,
         points: Mapping[str, int] | None = None,
+        point_weights: PointWeightsChoice | None = None,
     ) -> SampledProblem:
         """Points in every region, data, and the losses there.
 
@@ -297,13 +302,18 @@ class Problem:
                 proportion; the number of measurements is the problem's own.
             seed: Of points and noise.
             points: Numbers for regions by name, instead of those.
+            point_weights: Weights of the points of a loss: ``"rba"``, ``"self_adaptive"`` or
+                ``"causal"`` for all equations; or a dict condition -> one of these, or -> a
+                function that gives a layer for the points, an array of shape [N, d]. None unless
+                given.
 
         Returns:
             The losses as a layer, whose parameters are the unknown coefficients.
 
         Raises:
             TypeError: A number is no integer.
-            ValueError: A number is below 1, or ``points`` names no region.
+            ValueError: A number is below 1, ``points`` names no region, or ``point_weights`` no
+                kind of weights or no condition.
 
         Examples:
             >>> from paddlescience_gradnorm import FCNet
@@ -330,7 +340,7 @@ class Problem:
                     f"{list(counts)}"
                 )
             counts[name] = _arguments.integer(f"points[{name!r}]", count, at_least=1)
-        return SampledProblem(self, counts, seed)
+        return SampledProblem(self, counts, seed, point_weights)
 
     def sample_region(self, region: Region, n: int, seed: int) -> np.ndarray:
         """Points of a region, shape [N, d]; of a periodic one those on the low face.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Callable, NamedTuple
+from typing import TYPE_CHECKING, Callable, NamedTuple, Union
 
 import numpy as np
 import paddle
@@ -12,9 +12,17 @@ import sympy
 
 from paddlescience_gradnorm.balancing._losses import NamedLosses
 from paddlescience_gradnorm.pde.residual import Network, Residual
+from paddlescience_gradnorm.point_weights import (
+    CausalWeights,
+    ResidualAttention,
+    SelfAdaptiveWeights,
+)
 
 if TYPE_CHECKING:
     from paddlescience_gradnorm.pde.problems.formulation import Condition, Problem, Region
+
+_Kind = Union[str, Callable[[np.ndarray], paddle.nn.Layer]]
+PointWeightsChoice = Union[str, Mapping[str, _Kind]]
 
 
 class _Evaluation(NamedTuple):
@@ -34,11 +42,12 @@ class SampledProblem(paddle.nn.Layer):
     evaluated together. Sources and prescribed values are computed once, in float64.
 
     Its parameters are the unknown coefficients, if the problem has any: give them to the
-    optimizer beside the network's.
+    optimizer beside the network's. Its buffers are the weights of points, if there are any.
 
     Attributes:
         problem: The problem.
         points: Region -> its points, a tensor of shape [N, d].
+        point_weights: Condition -> the weights of its points, for those that have any.
 
     Examples:
         >>> import paddle
@@ -53,10 +62,17 @@ class SampledProblem(paddle.nn.Layer):
         ['l1', 'l2']
     """
 
-    def __init__(self, problem: Problem, counts: Mapping[str, int], seed: int) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        counts: Mapping[str, int],
+        seed: int,
+        point_weights: PointWeightsChoice | None = None,
+    ) -> None:
         super().__init__()
         self.problem = problem
         self.points: dict[str, paddle.Tensor] = {}
+        self._drawn: dict[str, np.ndarray] = {}  # the same in float64
         for unknown in problem.unknowns:
             start = paddle.nn.initializer.Constant(float(unknown.initial))
             parameter = self.create_parameter(
@@ -67,6 +83,61 @@ class SampledProblem(paddle.nn.Layer):
             self._evaluation(region, counts[region.name], [seed, k])
             for k, region in enumerate(problem.regions)
         ]
+        self.point_weights = {
+            name: self._weights_of_points(name, kind)
+            for name, kind in self._kinds_of_weights(point_weights).items()
+        }
+        for name, layer in self.point_weights.items():
+            self.add_sublayer(f"weights of {name}", layer)
+
+    def _kinds_of_weights(self, choice: PointWeightsChoice | None) -> Mapping[str, _Kind]:
+        conditions = self.problem.conditions
+        if choice is None:
+            return {}
+        if isinstance(choice, str):
+            return {c.name: choice for c in conditions if c.kind == "pde"}
+        if not isinstance(choice, Mapping):
+            raise TypeError(
+                "point_weights must be the name of a kind, or a dict condition -> kind, got "
+                f"{choice!r}"
+            )
+        names = [condition.name for condition in conditions]
+        for name in choice:
+            if name not in names:
+                raise ValueError(
+                    f"point_weights has {name!r}, which is no condition of {self.problem.name}; "
+                    f"its conditions are {names}"
+                )
+        return choice
+
+    def _weights_of_points(self, name: str, kind: _Kind) -> paddle.nn.Layer:
+        problem = self.problem
+        region = next(c.region for c in problem.conditions if c.name == name)
+        points = self._drawn[region.name]
+        if callable(kind):
+            layer = kind(points)
+            if not isinstance(layer, paddle.nn.Layer):
+                raise TypeError(
+                    f"point_weights[{name!r}] must give a layer for the points, got {layer!r}"
+                )
+            return layer
+        if kind == "rba":
+            return ResidualAttention(len(points))
+        if kind == "self_adaptive":
+            return SelfAdaptiveWeights(len(points))
+        if kind != "causal":
+            raise ValueError(
+                f"point_weights must be 'rba', 'self_adaptive' or 'causal', or a function of the "
+                f"points, got {kind!r} for {name!r}"
+            )
+        axes = [k for k, c in enumerate(problem.coordinates) if c.name == "t"]
+        if not axes:
+            raise ValueError(
+                f"point_weights is 'causal', but no coordinate of {problem.name} is called t: "
+                f"{problem.coordinates}; pass a function that gives CausalWeights(times)"
+            )
+        span = problem.low[axes[0]], problem.high[axes[0]]
+        return CausalWeights(points[:, axes[0]], span=span)
 
     def _evaluation(self, region: Region, n: int, seed: list[int]) -> _Evaluation:
         problem = self.problem
@@ -89,6 +160,7 @@ class SampledProblem(paddle.nn.Layer):
             operators += parts
             columns = [_tensor(c[:, None]) if c.any() else None for c in values.T]
             targets.append((condition.name, columns))
+        self._drawn[region.name] = points
         self.points[region.name] = _tensor(points)
         symbols = set().union(*(operator.free_symbols for operator in operators))
         unknowns = {
@@ -134,10 +206,14 @@ class SampledProblem(paddle.nn.Layer):
                 values = [low - high for low, high in low_and_high]
             remaining = iter(values)
             for name, targets in evaluation.targets:
-                squares = [
-                    _mean_square(value, target)
+                residuals = [
+                    value if target is None else value - target
                     for value, target in zip(islice(remaining, len(targets)), targets)
                 ]
+                if name in self.point_weights:
+                    weighted = self.point_weights[name](paddle.concat(residuals, axis=1))
+                    residuals = paddle.split(weighted, len(targets), axis=1)
+                squares = [residual.square().mean() for residual in residuals]
                 losses[name] = sum(squares[1:], squares[0])
         conditions = self.problem.conditions
         in_order = {condition.name: losses[condition.name] for condition in conditions}
@@ -176,10 +252,6 @@ def numerical(
         return np.stack(columns, axis=1).astype(np.float64)
 
     return values
-
-
-def _mean_square(value: paddle.Tensor, target: paddle.Tensor | None) -> paddle.Tensor:
-    return (value if target is None else value - target).square().mean()
 
 
 def _tensor(values: np.ndarray) -> paddle.Tensor:

@@ -5,6 +5,11 @@ import sympy
 
 from paddlescience_gradnorm import FCNet, GradNorm, NetworkBase
 from paddlescience_gradnorm.pde.problems import PROBLEMS, Condition, Problem, Region, problem
+from paddlescience_gradnorm.point_weights import (
+    CausalWeights,
+    ResidualAttention,
+    SelfAdaptiveWeights,
+)
 from paddlescience_gradnorm.training import Trainer
 
 x, t = sympy.symbols("x t")
@@ -199,3 +204,57 @@ def test_trainer_takes_the_losses():
     history = Trainer(net, training.losses, adam).fit(epochs=20)
     assert set(history.losses) == {"pde", "boundary", "initial", "data"}
     assert history.losses["initial"][-1] < history.losses["initial"][0]
+
+
+def test_weights_of_points_multiply_the_residuals_of_the_equations():
+    """A condition of several expressions has one weight for a point."""
+    plain = problem("kovasznay").sample(64, seed=0)
+    training = problem("kovasznay").sample(64, seed=0, point_weights="rba")
+    equations = [c.name for c in training.problem.conditions if c.kind == "pde"]
+    assert list(training.point_weights) == equations
+    assert not plain.buffers() and not plain.point_weights
+    paddle.seed(0)
+    net = FCNet(2, 3, 3, 8)
+    expected = {name: loss.item() for name, loss in plain.losses(net).items()}
+    found = {name: loss.item() for name, loss in training.losses(net).items()}
+    assert found == pytest.approx(expected, rel=1e-6)  # the weights begin at 1
+    for layer in training.point_weights.values():
+        layer.weights.set_value(paddle.full_like(layer.weights, 3.0))
+    factors = {name: 9.0 if name in equations else 1.0 for name in expected}
+    found = {name: loss.item() for name, loss in training.losses(net).items()}
+    assert found == pytest.approx({n: factors[n] * expected[n] for n in expected}, rel=1e-5)
+
+
+def test_weights_of_points_are_chosen_by_condition():
+    seen = []
+
+    def build(points):
+        seen.append(points)
+        return SelfAdaptiveWeights(len(points), initial=2.0)
+
+    training = problem("heat").sample(64, point_weights={"pde": "causal", "initial": build})
+    assert {n: type(x) for n, x in training.point_weights.items()} == {
+        "pde": CausalWeights,
+        "initial": SelfAdaptiveWeights,
+    }
+    np.testing.assert_allclose(seen[0], training.points["initial"].numpy(), rtol=1e-6)
+    pair = problem("schroedinger").sample(
+        64, point_weights={"initial": lambda points: ResidualAttention(len(points))}
+    )
+    pair.losses(FCNet(2, 2, 3, 8))
+    assert (pair.point_weights["initial"].weights < 1).any()
+
+
+@pytest.mark.parametrize(
+    "name, choice, error, text",
+    [
+        ("heat", "rbc", ValueError, "must be 'rba', 'self_adaptive' or 'causal'.*got 'rbc'"),
+        ("heat", {"edge": "rba"}, ValueError, "'edge', which is no condition of heat; its"),
+        ("laplace", "causal", ValueError, "no coordinate of laplace is called t"),
+        ("heat", ["rba"], TypeError, "must be the name of a kind, or a dict"),
+        ("heat", {"pde": lambda points: 3}, TypeError, r"\['pde'\] must give a layer.*got 3"),
+    ],
+)
+def test_weights_of_points_that_there_are_not(name, choice, error, text):
+    with pytest.raises(error, match=text):
+        problem(name).sample(64, point_weights=choice)
