@@ -15,6 +15,8 @@ test = [*plot, *notebook, "pytest>=7", "pytest-xdist>=3.2", "hypothesis>=6.80", 
 ppsci = ["paddlesci>=1.4,<1.5"]
 deepxde = ["deepxde>=1.15,<1.16"]
 docs = [
+    "django-static-mathjax>=3.2",  # MathJax's files; it needs no Django
+    "jieba>=0.42",  # finds the words of a Chinese page, for the search
     "mkdocs-material>=9.5",
     "mkdocs-static-i18n>=1.2",
     "mkdocstrings[python]>=0.26",
