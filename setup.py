@@ -25,6 +25,8 @@ test = [
 ppsci = ["paddlesci>=1.4,<1.5"]
 deepxde = ["deepxde>=1.15,<1.16"]
 docs = [
+    "django-static-mathjax>=3.2",  # MathJax's files; it needs no Django
+    "jieba>=0.42",  # finds the words of a Chinese page, for the search
     "mkdocs-material>=9.5",
     "mkdocs-static-i18n>=1.2",
     "mkdocstrings[python]>=0.26",

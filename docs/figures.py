@@ -1,4 +1,4 @@
-"""The pictures of how_it_works.md and reading_the_curves.md, each from a run that is made here.
+"""The pictures of the pages: from runs that are made here, points, and tables of the pages.
 
     python docs/figures.py                  # all of them, in docs/images; two minutes on one core
     python docs/figures.py healthy floor    # some
@@ -9,6 +9,7 @@ What the pages say of the runs is printed beside.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import sympy
 
 from paddlescience_gradnorm import FCNet, GradNorm
 from paddlescience_gradnorm.balancing import Measurement, PinnRule
+from paddlescience_gradnorm.pde import sample_boundary, sample_face, sample_interior
 from paddlescience_gradnorm.pde.problems import Condition, Problem, Region, problem
 from paddlescience_gradnorm.training import History, Trainer
 
@@ -157,6 +159,89 @@ def targets(folder: Path, steps: int) -> None:
     save(folder / "how_targets.png", figure)
 
 
+def points(folder: Path, steps: int) -> None:
+    """The collocation points of conditions.md."""
+    figure, panels = plt.subplots(1, 4, figsize=(11, 3.7), layout="constrained")
+    low, high = [0, 0], [1, 1]
+    inside = sample_interior(200, low, high, seed=0)
+    faces = [
+        sample_face(14, low, high, {axis: side}, seed=3) for axis in (0, 1) for side in (0.0, 1.0)
+    ]
+
+    def draw_points(axes: Any, **sets: np.ndarray) -> None:
+        for label, where in sets.items():
+            size, color = (4, "0.6") if label == "inside" else (16, None)
+            axes.scatter(*where.T, s=size, color=color, label=label.replace("_", " "))
+        axes.set(aspect="equal", xticks=[0, 1], yticks=[0, 1], xlabel="x", ylabel="y")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, frameon=False)
+
+    left, right, bottom, top = faces
+    draw_points(panels[0], inside=inside, Dirichlet=top, Neumann=bottom)
+    panels[0].scatter(*left.T, s=16, color="tab:green", label="periodic")
+    panels[0].scatter(*right.T, s=16, color="tab:green")
+    for one, other in zip(left, right):
+        panels[0].plot(*np.stack([one, other]).T, color="tab:green", linewidth=0.3)
+    panels[0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, frameon=False)
+    panels[0].set(title="a square")
+
+    draw_points(panels[1], inside=inside, initial=bottom, boundary=np.concatenate([left, right]))
+    panels[1].set(title="in time", ylabel="t")
+
+    cut = [0.5, 0.5]
+    edge = sample_boundary(90, low, high, seed=1)
+    corner = [sample_face(12, cut, high, {k: 0.5}, seed=2) for k in (0, 1)]
+    draw_points(
+        panels[2],
+        inside=inside[~(inside > cut).all(axis=1)],
+        edge=np.concatenate([edge[~(edge > cut).all(axis=1)], *corner]),
+    )
+    panels[2].set(title="an L-shape")
+
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)[:, None]
+    hole = 0.5 + 0.2 * np.hstack([np.cos(angle), np.sin(angle)])
+    outside = ((inside - 0.5) ** 2).sum(axis=1) > 0.2**2
+    draw_points(panels[3], inside=inside[outside], edge=np.concatenate(faces), hole=hole)
+    panels[3].set(title="a hole")
+    save(folder / "points.png", figure)
+
+
+def cost(folder: Path, steps: int) -> None:
+    """What balancing adds to a step, from the tables of performance.md."""
+    figure, panels = plt.subplots(1, 2, figsize=(9.6, 3), sharey=True, layout="constrained")
+    found = ratios((IMAGES.parent / "performance.md").read_text(encoding="utf-8"))
+    for axes, rows, title in zip(panels, found, ("Paddle alone", "with the operator in C++")):
+        groups = list(dict.fromkeys(group for group, _ in rows))
+        for shift, rule in enumerate(("PINN rule", "published rule, weight_lr")):
+            at = np.arange(len(groups)) + 0.38 * (shift - 0.5)
+            heights = [rows[group, rule] - 1 for group in groups]
+            bars = axes.bar(at, heights, 0.36, bottom=1, label=rule.partition(",")[0])
+            axes.bar_label(bars, [f"{1 + height:.2f}" for height in heights])
+        axes.axhline(1, color="0.3", linewidth=1)
+        axes.set_xticks(np.arange(len(groups)), groups)
+        axes.set(title=title, ylim=(0.95, 1.5))
+        axes.legend(loc="upper left")
+    panels[0].set(ylabel="time of a step / plain step")
+    save(folder / "cost.png", figure)
+
+
+def ratios(page: str) -> list[dict[tuple[str, str], float]]:
+    """For each table of step_overhead.py: (losses and points, kind of step) -> median in pairs."""
+    tables: list[dict[tuple[str, str], float]] = []
+    row = re.compile(
+        r"\| (two|three)[^|]*\| ([\d,]+) \| ([^|]+) \| [\d.]+ \| [\d.]+ \| ([\d.]+) \["
+    )
+    for line in page.splitlines():
+        match = row.match(line)
+        if match is None:
+            continue
+        losses, number, step, ratio = match.groups()
+        group = f"{number}\npoints" if losses == "two" else f"{number}\none graph"
+        if (group, step) == ("500\npoints", "plain step"):
+            tables.append({})
+        tables[-1][group, step] = float(ratio)
+    return tables
+
+
 def bar(modulus: float) -> Problem:
     """A clamped bar under its own weight, E u'' + E = 0, with the solution x (2 - x) / 2."""
     x, u = sympy.Symbol("x"), sympy.Function("u")
@@ -277,7 +362,9 @@ def save(path: Path, figure: Any) -> None:
     print(path.name)
 
 
-FIGURES = {f.__name__: f for f in (norms, targets, healthy, floor, bound, conflict, rate)}
+FIGURES = {
+    f.__name__: f for f in (norms, targets, healthy, floor, bound, conflict, rate, points, cost)
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

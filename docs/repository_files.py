@@ -1,13 +1,16 @@
 """MkDocs hook: what the pages link to in the repository, outside docs/, becomes part of the site.
 
 The pages are read in the repository too, where ``../examples/own_loop/README.md`` is a link like
-any other. On the site Markdown from there is a page, and any other file a page that shows it.
+any other. On the site Markdown from there is a page, a notebook is a page with its outputs, and
+any other file a page that shows it.
 """
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,5 +102,21 @@ def _text(path: str) -> str:
 
 
 def _shown(path: str) -> str:
+    if path.endswith(".ipynb"):
+        return "\n\n".join(_of_notebook(json.loads(_text(path))))
     language = LANGUAGES.get(Path(path).suffix, "text")
     return f"# {path}\n\n``````{language}\n{_text(path)}\n``````\n"
+
+
+def _of_notebook(notebook: dict[str, Any]) -> Iterator[str]:
+    """Markdown of the cells and their outputs."""
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        yield source if cell["cell_type"] == "markdown" else f"``````python\n{source}\n``````"
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                yield f"![](data:image/png;base64,{data['image/png'].strip()})"
+            else:
+                text = "".join(output.get("text", data.get("text/plain", "")))
+                yield f"``````text\n{text.rstrip()}\n``````"

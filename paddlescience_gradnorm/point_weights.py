@@ -187,7 +187,7 @@ class ResidualAttention(PointWeights):
         super().__init__(n_points, eta / (1 - gamma) if initial is None else initial)
 
     def update(self, sizes: paddle.Tensor) -> dict[str, paddle.Tensor]:
-        largest = _ranks.largest(sizes.max())
+        largest = _ranks.maximum(sizes.max())
         share = paddle.where(largest > 0, sizes / largest, paddle.zeros_like(sizes))
         return {"weights": self.gamma * self.weights + self.eta * share}
 

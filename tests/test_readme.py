@@ -29,6 +29,8 @@ def blocks_of(page):
 
 @pages(are_translations=False)
 def test_code_blocks_run(page):
+    if page == ROOT / "README.md":
+        pytest.skip("its blocks run one by one, below")
     # In a process of their own, as a reader pastes them; later blocks go on from earlier ones.
     blocks = blocks_of(page)
     for package in "ppsci", "deepxde":
@@ -38,6 +40,13 @@ def test_code_blocks_run(page):
                 pytest.skip(f"needs {package}: pip install -e '.[{package}]'")
             blocks = without
     code = "\n".join(blocks)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("number", range(len(blocks_of(ROOT / "README.md"))))
+def test_a_block_of_the_readme_runs_by_itself(number):
+    code = blocks_of(ROOT / "README.md")[number]
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 

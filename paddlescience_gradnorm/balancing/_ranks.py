@@ -51,7 +51,7 @@ def mean(tensor: paddle.Tensor) -> paddle.Tensor:
     return tensor / number()
 
 
-def largest(tensor: paddle.Tensor) -> paddle.Tensor:
+def maximum(tensor: paddle.Tensor) -> paddle.Tensor:
     """The largest of each number over all processes; every process must join."""
     if number() == 1:
         return tensor

@@ -1,4 +1,5 @@
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -19,9 +20,7 @@ spec.loader.exec_module(figures)
 def test_short_runs_draw_every_figure_that_the_pages_show(tmp_path, capsys):
     figures.main(["--steps", "60", "--output", str(tmp_path)])
     written = {path.name for path in tmp_path.iterdir()}
-    pages = [
-        (PATH.parent / name).read_text() for name in ("how_it_works.md", "reading_the_curves.md")
-    ]
+    pages = [page.read_text(encoding="utf-8") for page in PATH.parent.glob("*.md")]
     assert len(written) == len(figures.FIGURES)
     for name in written:
         assert any(f"images/{name}" in page for page in pages), name
@@ -33,6 +32,16 @@ def test_a_figure_that_is_not_there_is_named(capsys):
     with pytest.raises(SystemExit):
         figures.main(["sickly"])
     assert "sickly" in capsys.readouterr().err
+
+
+def test_the_bars_are_the_numbers_of_the_page():
+    page = (PATH.parent / "performance.md").read_text(encoding="utf-8")
+    alone, with_operator = figures.ratios(page)
+    for table in (alone, with_operator):
+        for (group, step), ratio in table.items():
+            number = group.partition("\n")[0]
+            assert re.search(rf"\| {number} \| {re.escape(step)} \|.*\| {ratio:.3f} \[", page)
+    assert len(alone) == len(with_operator) == 17
 
 
 def test_a_weight_rests_at_lead_over_the_root_of_the_ratio_within_the_bound():
