@@ -661,7 +661,14 @@ def check_that_it_goes_on(rule, weights, before, measurement, new, healthy):
     unit = logs[equations[healthy]].mean() if equations.any() else before["log_unit"]
     targets = rule.strength * (logs - (unit if has_unit else logs.mean()))
     if has_unit:
-        targets = targets + np.where(measurement.equations[healthy], 0, np.log(rule.lead))
+        are_equations = measurement.equations[healthy]
+        targets = targets + np.where(are_equations, 0, np.log(rule.lead))
+        with np.errstate(all="ignore"):
+            losses = weights[healthy] * measurement.losses[healthy].clip(0)
+            enough = rule.met * losses[are_equations].sum()
+            withdrawn = (targets + 2 * (np.log(losses) - np.log(enough))).clip(0)
+        is_met = ~are_equations & (targets > 0) & (losses < enough)
+        targets = np.where(is_met, withdrawn, targets)
     distance = np.abs(targets.clip(-limit, limit) - np.log(weights[healthy]))
     far = distance > 1e-9 * max(1.0, limit)
     at_floor = new[healthy] <= measurement.floor

@@ -150,7 +150,7 @@ def test_the_findings_of_the_rule_are_among_them():
     (finding,) = diagnosis(GradNormRule(1.0), losses=(1, 1e-2, 1e-4))
     assert finding.startswith("The reference L(0) of 'pde' was too small")
     (finding,) = diagnosis(
-        PinnRule(bound=25), weights=(1, 25, 1), losses=(1e9, 1, 1e9), norms=(1e9, 1, 1e9)
+        PinnRule(bound=25, met=0), weights=(1, 25, 1), losses=(1e9, 1, 1e9), norms=(1e9, 1, 1e9)
     )
     assert finding.startswith("The gradients of 'boundary' are so far from those of the others")
 

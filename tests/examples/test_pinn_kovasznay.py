@@ -21,7 +21,7 @@ def test_a_short_run_learns_and_writes_everything(tmp_path, capsys, balance):
     arguments = ["--balance", balance, "--epochs", "60", "--points", "64", "--seed", "3", "--live"]
     metrics = pinn_kovasznay.main([*arguments, "--alpha", "0.5", "--output", str(output)])
 
-    assert json.loads((output / "metrics.json").read_text()) == metrics
+    assert json.loads((output / "metrics.json").read_text()) == {"version": 1, **metrics}
     expected = {"balance": balance, "epochs": 60, "points": 64, "seed": 3, "alpha": 0.5}
     assert metrics["settings"].items() >= expected.items()
     weights = list(metrics["final_weights"].values())
