@@ -19,7 +19,7 @@ def test_a_short_run_learns_and_writes_everything(tmp_path, capsys):
     output = tmp_path / "run"
     metrics = rotograd_toy.main(["--steps", "60", "--seed", "1", "--output", str(output)])
 
-    assert json.loads((output / "metrics.json").read_text()) == metrics
+    assert json.loads((output / "metrics.json").read_text()) == {"version": 1, **metrics}
     assert metrics["settings"].items() >= {"steps": 60, "seed": 1, "alpha": 0.5}.items()
     assert list(metrics["final_losses"]) == list(rotograd_toy.METHODS)
     for figure in ("landscape.png", "gradients.png"):

@@ -34,7 +34,7 @@ def test_a_small_run_writes_everything(small, tmp_path, capsys):
     arguments = ["--steps", "60", "--seeds", "3", "5", "--alphas", "0.12", "1"]
     metrics = toy.main([*arguments, "--output", str(output)])
 
-    assert json.loads((output / "metrics.json").read_text()) == metrics
+    assert json.loads((output / "metrics.json").read_text()) == {"version": 1, **metrics}
     assert metrics["seeds"] == [3, 5] and metrics["settings"]["steps"] == 60
     printed = capsys.readouterr().out
     for n_tasks in (2, 10):

@@ -664,13 +664,13 @@ def test_without_alpha_it_steps_its_weights_itself_by_the_pinn_rule(fc_net, make
     optimizer = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
     assert len(net.balancer.shared) == len(fc_net.parameters())
     for step in range(20):
-        net.backward(make_losses(net, seed=step))
+        losses = make_losses(net, seed=step)
+        net.backward(losses)
         optimizer.step()
         optimizer.clear_grad()
     weights = net.get_weights()
-    assert weights[0] == 1 and (weights[1:] > 1).all()  # the equation's, and the conditions'
-    norms = net.balancer.gradient_norms
-    assert list(np.argsort(weights[1:])) == list(np.argsort(-norms[1:]))
+    assert weights[0] == 1 and weights[1] > 1  # the equation's, and a condition's
+    assert weights[2] == 1 and losses[2] < 0.01 * losses[0]  # a condition that is met
 
 
 def test_by_the_pinn_rule_a_network_needs_no_shared_layer():
