@@ -140,24 +140,24 @@ def run(options: argparse.Namespace) -> int:
         held = FolderLock(output)
     except CheckpointError as error:
         options.parser.error(f"argument --output: {error}")
-    callbacks = _callbacks(options, output)
-    net, trainer, metrics, code = _train(options, callbacks)
-    metrics["settings"]["output"] = str(output)
-    _print_metrics(options.problem, metrics)
-    save_metrics(output / "metrics.json", metrics)
-    trainer.history.save(output / "history.npz")
-    written = ["metrics.json", "history.npz"]
-    try:
-        _plot_training(output / "training.png", trainer.history)
-        _plot_solution(output / "solution.png", options.problem, net)
-        _plot_solution(output / "solution_narrow.png", options.problem, net, narrow=True)
-    except ImportError as error:
-        print(f"no figures: {error}")
-    else:
-        written += ["training.png", "solution.png"]
-    print(f"{', '.join(written)} in {output}")
-    print(f"as a page: {PROGRAM} report {shlex.quote(str(output))}")
-    held.free()
+    with held:
+        callbacks = _callbacks(options, output)
+        net, trainer, metrics, code = _train(options, callbacks)
+        metrics["settings"]["output"] = str(output)
+        _print_metrics(options.problem, metrics)
+        save_metrics(output / "metrics.json", metrics)
+        trainer.history.save(output / "history.npz")
+        written = ["metrics.json", "history.npz"]
+        try:
+            _plot_training(output / "training.png", trainer.history)
+            _plot_solution(output / "solution.png", options.problem, net)
+            _plot_solution(output / "solution_narrow.png", options.problem, net, narrow=True)
+        except ImportError as error:
+            print(f"no figures: {error}")
+        else:
+            written += ["training.png", "solution.png"]
+        print(f"{', '.join(written)} in {output}")
+        print(f"as a page: {PROGRAM} report {shlex.quote(str(output))}")
     return code
 
 
