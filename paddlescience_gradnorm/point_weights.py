@@ -224,7 +224,7 @@ class SelfAdaptiveWeights(PointWeights):
     second: paddle.Tensor
     passes: paddle.Tensor
     _decays = (0.99, 0.999)
-    _epsilon = 1e-8
+    _smallest_root = 1e-8
 
     def __init__(self, n_points: int, rate: float = 0.005, initial: Any = 1.0) -> None:
         self.rate = _between("rate", rate, 0)
@@ -241,7 +241,7 @@ class SelfAdaptiveWeights(PointWeights):
         passes = self.passes + 1
         mean = first / (1 - keep_first**passes)
         root = (second / (1 - keep_second**passes)).sqrt()
-        weights = self.weights + self.rate * mean / (root + self._epsilon)
+        weights = self.weights + self.rate * mean / (root + self._smallest_root)
         return {"weights": weights, "first": first, "second": second, "passes": passes}
 
 
@@ -315,7 +315,8 @@ class CausalWeights(PointWeights):
         factors = paddle.exp(-self.tolerance * before)
         raised = paddle.clip(self.tolerance * 10, max=self.last)
         tolerance = paddle.where(factors.min() > 0.99, raised, self.tolerance)
-        weights = paddle.gather(factors.sqrt(), self._chunk).unsqueeze(1)
+        weights = paddle.gather(factors.sqrt(), self._chunk)
+        weights = weights.unsqueeze(1)
         return {"weights": weights, "tolerance": tolerance}
 
 
