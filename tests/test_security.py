@@ -49,6 +49,9 @@ PACKAGE = {
     # Methods of networks: evaluation mode.
     ("training/trainer.py", "self.net.eval"),
     ("training/gradnorm_run.py", "net.eval"),
+    ("point_weights.py", "layer.eval"),
+    # What the small processes beside the ranks tell each other.
+    ("training/_watcher.py", "json.loads"),
     # Of numbers and expressions: text is refused before.
     ("pde/problems/formulation.py", "sympy.sympify"),
     # Operators that have been compiled here.
@@ -60,6 +63,8 @@ SOLVERS = ("kovasznay/kovasznay", "allen_cahn/allen_cahn", "laplace/laplace2d")
 EXAMPLES = {
     ("toy_regression/toy_regression.py", "json.loads"),
     ("rotograd_toy/rotograd_toy.py", "state.load"),
+    *(("pinn_laplace/demo.py", call) for call in ("json.loads", "History.load", "np.load")),
+    ("pinn_laplace/pinn_laplace.py", "json.loads"),
     # The Solver's evaluation, and the network that the example has exported before.
     *(
         (f"ppsci_{name}.py", call)
