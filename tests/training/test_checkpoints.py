@@ -267,6 +267,7 @@ def test_a_second_process_is_refused_until_the_first_has_ended_or_is_killed(tmp_
     first = start(folder, 60, 2)
     for _ in range(8):
         first.stdout.readline()
+    first.send_signal(signal.SIGSTOP)  # or it would come to its end meanwhile
     second = start(folder, 60, 2)
     _, errors = second.communicate()
     assert second.returncode == 1, errors
