@@ -149,6 +149,8 @@ def test_if_one_fails_all_end_and_name_it_and_go_on_from_the_last_checkpoint(
     assert_same_bits(finished(folder, 12, 4), whole)
 
 
+# It takes minutes, and nothing of it depends on the version.
+@pytest.mark.skipif(paddle.__version__.startswith("2."), reason="done with the newest Paddle")
 @pytest.mark.slow
 def test_random_ranks_killed_at_twenty_random_moments_end_with_the_same_bits(tmp_path):
     epochs, every = 180, 2
