@@ -457,7 +457,7 @@ def test_the_weights_are_printed_kept_and_plotted(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Loss weights: pde, DirichletBC\n0 [1.00e+00, 1.00e+00]\n10 [" in printed
     lines = (tmp_path / "weights.txt").read_text().splitlines()
-    assert len(lines) == 6 and re.fullmatch(r"25 \[\d\.\d{4}e\+00, \d\.\d{4}e\+01\]", lines[-1])
+    assert len(lines) == 6 and re.fullmatch(r"25 \[\d\.\d{4}e\+00, \d\.\d{4}e\+0\d\]", lines[-1])
     trained(model, 5, callbacks=[shown])
     assert shown.steps == [0, 10, 20, 25, 30]
     shown.plot(tmp_path / "weights.png")
