@@ -668,6 +668,7 @@ def check_that_it_goes_on(rule, weights, before, measurement, new, healthy):
             enough = rule.met * losses[are_equations].sum()
             withdrawn = (targets + 2 * (np.log(losses) - np.log(enough))).clip(0)
         is_met = ~are_equations & (targets > 0) & (losses < enough)
+        is_met &= ~rule._is_out_of_scale(measurement.of(healthy))
         targets = np.where(is_met, withdrawn, targets)
     distance = np.abs(targets.clip(-limit, limit) - np.log(weights[healthy]))
     far = distance > 1e-9 * max(1.0, limit)
