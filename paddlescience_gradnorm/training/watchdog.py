@@ -49,7 +49,7 @@ class Watchdog(paddle.callbacks.Callback):
     Examples:
         >>> import tempfile
         >>> checkpoints = Checkpoints(tempfile.mkdtemp())
-        >>> with Watchdog(checkpoints) as watchdog:
+        >>> with Watchdog(checkpoints) as watchdog:  # doctest: +ELLIPSIS
         ...     watchdog.step(1, paddle.to_tensor(float("nan")))
         Traceback (most recent call last):
         FloatingPointError: rank 0 has a loss that is NaN or infinite in step 1, so all ...

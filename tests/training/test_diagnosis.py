@@ -238,6 +238,7 @@ SICK = {
     "the network is too small": (
         lambda seed: train("helmholtz", seed, width=1, steps=500),
         ["one unmoved"],
+        ["alone", "one unmoved"],
     ),
     "weights are equal and must not be": (
         lambda seed: train("allen_cahn", seed, balanced=False),

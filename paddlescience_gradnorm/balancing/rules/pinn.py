@@ -58,8 +58,8 @@ class PinnRule(Rule):
         memory: Share of the average L(0) that an update keeps, in [0, 1). At 0.99 the average
             remembers about 100 updates. Move it towards 1 for runs with more updates.
         met: A condition is met if its weighted loss is below ``met`` times that of the equations.
-            Then its target falls with the square of its loss, but not below 1. At least 0. Pass 0
-            if a condition must keep its lead to the end.
+            Then its target falls with the square of its loss, but not below 1. A loss in other
+            units never counts as met. At least 0. Pass 0 if a condition must keep its lead.
 
     Raises:
         TypeError: An argument is not a number.
