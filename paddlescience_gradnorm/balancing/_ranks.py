@@ -52,9 +52,10 @@ def mean(tensor: paddle.Tensor) -> paddle.Tensor:
 
 
 def maximum(tensor: paddle.Tensor) -> paddle.Tensor:
-    """The largest of each number over all processes; every process must join."""
+    """The largest of each number over all processes, in one all-reduce that all must join."""
     if number() == 1:
         return tensor
+    mark()
     tensor = tensor.clone()
     paddle.distributed.all_reduce(tensor, paddle.distributed.ReduceOp.MAX)
     return tensor
@@ -62,22 +63,14 @@ def maximum(tensor: paddle.Tensor) -> paddle.Tensor:
 
 def any_has(flag: bool) -> bool:
     """Whether the flag is set in any process, in one all-reduce that every process must join."""
-    if number() == 1:
-        return flag
-    mark()
-    joined = paddle.to_tensor([int(flag)])
-    paddle.distributed.all_reduce(joined)
-    return bool(joined.item())
+    return bool(largest(int(flag)))
 
 
 def largest(value: int) -> int:
     """The largest of the processes' integers, in one all-reduce that every process must join."""
     if number() == 1:
         return value
-    mark()
-    joined = paddle.to_tensor([value], "int64")
-    paddle.distributed.all_reduce(joined, paddle.distributed.ReduceOp.MAX)
-    found: int = joined.item()
+    found: int = maximum(paddle.to_tensor([value], "int64")).item()
     return found
 
 
@@ -92,11 +85,9 @@ def check_alike(names: Sequence[str], complete: bool) -> None:
     """
     if number() == 1:
         return
-    mark()
     digest = zlib.crc32("\n".join(names).encode())
-    largest = paddle.to_tensor([digest, -digest, int(not complete)], "int64")
-    paddle.distributed.all_reduce(largest, paddle.distributed.ReduceOp.MAX)
-    if largest[0].item() != -largest[1].item() or largest[2].item():
+    found = maximum(paddle.to_tensor([digest, -digest, int(not complete)], "int64"))
+    if found[0].item() != -found[1].item() or found[2].item():
         raise ValueError(
             f"the processes must all name the same losses in the same order, and all of them in "
             f"the first step; this process has {list(names)}"
