@@ -498,11 +498,6 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_epochs_and_points(parser)
     parser.add_argument(
-        "--point-weights",
-        choices=["rba", "self_adaptive", "causal"],
-        help="weights of the equations' points (default: none)",
-    )
-    parser.add_argument(
         "--seed", type=at_least(0), default=0, help="of points, noise and network (default: 0)"
     )
     parser.add_argument(
@@ -530,6 +525,11 @@ def _add_epochs_and_points(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--points", type=at_least(1), default=1000, help="in the interior (default: 1000)"
     )
+    parser.add_argument(
+        "--point-weights",
+        choices=["rba", "self_adaptive", "causal"],
+        help="weights of the equations' points (default: none)",
+    )
 
 
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:
@@ -548,11 +548,6 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=_seeds, default=[0, 1, 2], metavar="N,...", help="default: 0,1,2"
     )
     _add_epochs_and_points(parser)
-    parser.add_argument(
-        "--point-weights",
-        choices=["rba", "self_adaptive", "causal"],
-        help="weights of the equations' points (default: none)",
-    )
     parser.add_argument(
         "--jobs", type=at_least(1), help="runs at once (default: one for each core)"
     )

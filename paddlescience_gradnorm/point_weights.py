@@ -315,8 +315,7 @@ class CausalWeights(PointWeights):
         factors = paddle.exp(-self.tolerance * before)
         raised = paddle.clip(self.tolerance * 10, max=self.last)
         tolerance = paddle.where(factors.min() > 0.99, raised, self.tolerance)
-        weights = paddle.gather(factors.sqrt(), self._chunk)
-        weights = weights.unsqueeze(1)
+        weights = paddle.gather(factors.sqrt().unsqueeze(1), self._chunk)
         return {"weights": weights, "tolerance": tolerance}
 
 

@@ -146,16 +146,17 @@ class PinnRule(Rule):
         rate = min(1.0, measurement.rate * measurement.interval)  # 1 goes all the way
         losses = [w * max(x, 0.0) for w, x in zip(weights.tolist(), measurement.losses.tolist())]
         enough = self.met * sum(loss for loss, is_one in zip(losses, equations) if is_one)
-        # A loss in other units is small beside the equations', and yet not met.
-        is_other = self._is_out_of_scale(measurement).tolist() if self.met else [True] * len(losses)
+        are_met = [loss < enough for loss in losses]
+        if any(are_met):  # a loss in other units is small beside the equations', and yet not met
+            are_met = (are_met & ~self._is_out_of_scale(measurement)).tolist()
         new = []
-        for weight, log, is_equation, loss, is_out in zip(
-            weights.tolist(), logs, equations, losses, is_other
+        for weight, log, is_equation, loss, is_met in zip(
+            weights.tolist(), logs, equations, losses, are_met
         ):
             target = self.strength * (log - unit)
             if leads and not is_equation:
                 target += math.log(self.lead)
-                if target > 0 and loss < enough and not is_out:
+                if target > 0 and is_met:
                     # The logarithm of a ratio that may underflow.
                     share = math.log(loss) - math.log(enough) if loss > 0 else -math.inf
                     target = max(0.0, target + 2 * share)
