@@ -153,10 +153,10 @@ def test_if_one_fails_all_end_and_name_it_and_go_on_from_the_last_checkpoint(
 @pytest.mark.skipif(paddle.__version__.startswith("2."), reason="done with the newest Paddle")
 @pytest.mark.slow
 def test_random_ranks_killed_at_twenty_random_moments_end_with_the_same_bits(tmp_path):
-    epochs, every = 180, 2
     folder, rng, runs = tmp_path / "killed", random.Random(0), []
+    every = 2
     for _ in range(20):
-        run = Launched(folder, epochs, every)
+        run = Launched(folder, 100_000, every)  # more than a fast machine has done before a kill
         for rank in range(2):
             run.wait_for(rank, "\nprocess ")
         rank = rng.randrange(2)
@@ -168,8 +168,7 @@ def test_random_ranks_killed_at_twenty_random_moments_end_with_the_same_bits(tmp
         what = rf"rank {rank} of 2 has died.* in step \d+, .* (last good|no) checkpoint"
         assert re.search(what, run.log(1 - rank)), run.all_logs()
     assert all(run.end() != 0 for run in runs)
-    last = Checkpoints(folder).paths()[-1]
-    assert int(last.name[5:13]) < epochs
+    epochs = int(Checkpoints(folder).paths()[-1].name[5:13]) + 5
     assert_same_bits(finished(folder, epochs, every), finished(tmp_path / "whole", epochs, every))
 
 
