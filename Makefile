@@ -40,9 +40,9 @@ test-all: $(VENV)/installed-test
 # With PaddleScience, in an environment of its own.
 test-ppsci:
 	$(MAKE) VENV=.venv-ppsci .venv-ppsci/installed-ppsci-test
-	.venv-ppsci/bin/python -m pytest tests/test_ppsci.py tests/network/test_shared_layer.py \
+	.venv-ppsci/bin/python -m pytest tests/ppsci tests/network/test_shared_layer.py \
 		tests/training/test_visualdl.py tests/examples/test_ppsci.py \
-		tests/benchmarks/test_ppsci_examples.py paddlescience_gradnorm/ppsci.py
+		tests/benchmarks/test_ppsci_examples.py paddlescience_gradnorm/ppsci
 	.venv-ppsci/bin/python -m pytest tests/test_readme.py tests/test_main.py \
 		-k 'ppsci or migrating or visualdl or tensorboard'
 

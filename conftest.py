@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 # Modules with examples in their docstrings that need PaddleScience or DeepXDE.
 _NEEDING = {
-    "ppsci": ["paddlescience_gradnorm/ppsci.py", "tests/ppsci_problem.py"],
+    "ppsci": ["paddlescience_gradnorm/ppsci", "tests/ppsci/ppsci_problem.py"],
     "deepxde": ["paddlescience_gradnorm/deepxde.py"],
 }
 collect_ignore = [

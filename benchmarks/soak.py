@@ -169,7 +169,7 @@ def by_solver(steps: int, every: int, folder: Path, points: np.ndarray) -> int:
         loss_aggregator=aggregator,
     )
     aggregator.log_to(solver, norms=True)
-    watch = Watch(folder / "soak.jsonl", every, lambda: len(aggregator._history.steps))
+    watch = Watch(folder / "soak.jsonl", every, lambda: len(aggregator._log.history.steps))
     solver.train()
     solver.plot_loss_history()
     return 0

@@ -1,0 +1,13 @@
+"""GradNorm in PaddleScience: a loss aggregator for its Solver. Importing this imports ``ppsci``."""
+
+try:
+    from paddlescience_gradnorm.ppsci.aggregator import GradNormAggregator, build_aggregator
+except ModuleNotFoundError as error:
+    if error.name != "ppsci":
+        raise
+    raise ImportError(
+        "paddlescience_gradnorm.ppsci needs PaddleScience, which is not installed: "
+        "pip install 'paddlescience_gradnorm[ppsci]'"
+    ) from error
+
+__all__ = ["GradNormAggregator", "build_aggregator"]

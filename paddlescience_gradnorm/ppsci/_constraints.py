@@ -1,0 +1,319 @@
+"""Which losses a Solver's constraints give, and which of them are residuals of equations."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Callable
+
+import numpy as np
+import paddle
+from ppsci import constraint as constraints
+from ppsci.loss.base import Loss
+
+from paddlescience_gradnorm import _paddle
+from paddlescience_gradnorm.balancing import _equations, _one_pass
+from paddlescience_gradnorm.balancing._losses import NamedLosses
+from paddlescience_gradnorm.balancing.balancer import LossBalancer
+
+_CONDITIONS = (
+    constraints.BoundaryConstraint,
+    constraints.InitialConstraint,
+    constraints.IntegralConstraint,
+    constraints.PeriodicConstraint,
+)
+_APART = (
+    "; or write GradNormAggregator.of(model, constraint, equation), which balances them apart: the "
+    "Solver adds up losses of the same name"
+)
+
+
+class SolverLosses:
+    """The losses that a Solver gives, checked in every step."""
+
+    def __init__(self, balancer: LossBalancer, model: paddle.nn.Layer) -> None:
+        self.names: list[str] = []  # in the order of the first step
+        self.have_joined = False  # since this was last set False; or some have been absent
+        self._equations: tuple[str, ...] = ()
+        self._balancer, self._model = balancer, model
+        # Those that ``take`` has got, and the equation that each expression is a part of.
+        self._constraint: Mapping[str, Any] = {}
+        self._equation_of: Mapping[str, str] = {}
+
+    def take(self, constraint: Mapping[str, Any], equation: Mapping[str, Any] | None) -> None:
+        """Balance the losses of these constraints apart: see ``GradNormAggregator.take``."""
+        check_constraints(constraint, equation)
+        self._constraint = {str(name): each for name, each in constraint.items()}
+        self._equation_of = {part: n for n, e in (equation or {}).items() for part in e.equations}
+        for name, each in self._constraint.items():
+            inner = each.loss.inner if isinstance(each.loss, _LossOfOne) else each.loss
+            each.loss = _LossOfOne(inner, name)
+
+    def checked(self, losses: Mapping[str, paddle.Tensor], solver: Any) -> NamedLosses:
+        """The losses of a step in the order of ``names``, with those that are equations.
+
+        If no constraints have been taken, the Solver's are asked, unless it is None.
+        """
+        names = [*self.names, *(name for name in losses if name not in self.names)]
+        if len(names) > len(self.names) or len(losses) < len(names):
+            self._check_names(names, losses)
+            try:
+                _one_pass.refuse_a_static_program(list(losses.values()), list(losses))
+            except ValueError as error:
+                raise ValueError(f"{error}. In a Solver, pass to_static=False") from None
+            if self._balancer.n_loss is None:
+                self._balancer.set_n_loss(len(names))
+            # Names last, because faulty losses must not set them.
+            self._equations, self.names = self._find_equations(names, losses, solver), names
+            self.have_joined = True
+        return NamedLosses({n: losses[n] for n in names if n in losses}, self._equations)
+
+    def warn_of_weights_by_hand(self) -> None:
+        """Name the losses that have had a weight of their own in the first step."""
+        found = [
+            text for each in self._constraint.values() for text in each.loss.weights_by_hand or ()
+        ]
+        if found:
+            warnings.warn(
+                f"{', '.join(found)}: these weights multiply with those that are learned here. "
+                "Take them out, unless you want the losses to differ by them",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _check_names(self, names: list[str], losses: Mapping[str, paddle.Tensor]) -> None:
+        n_loss, may_be_absent = self._balancer.n_loss, self._balancer.absent == "skip"
+        for name in losses:
+            if self._constraint and not self._constraint_of(name):
+                raise ValueError(
+                    f"loss {name!r} comes from none of the constraints that this aggregator has "
+                    f"been given, {', '.join(self._constraint)}: call aggregator.take(constraint, "
+                    "equation) with those of the Solver"
+                )
+        if may_be_absent and (n_loss is None or len(names) <= n_loss):
+            return
+        if self.names:
+            raise ValueError(
+                f"the constraints give the losses {', '.join(losses)}, but before they gave "
+                f"{', '.join(self.names)}: make a new GradNormAggregator for other losses; or, if "
+                'some are only absent from some steps, pass absent="skip"'
+                + ("" if self._constraint else " and the number of all")
+            )
+        if len(names) == 1:
+            raise ValueError(
+                f"the constraints give one loss only, {names[0]!r}, so there is nothing to "
+                "balance: leave loss_aggregator out" + ("" if self._constraint else _APART)
+            )
+        if n_loss in (None, len(names)):
+            return
+        if self._constraint:
+            raise ValueError(
+                f"weight_attr or a checkpoint is for {n_loss} losses, but the constraints give "
+                f"{len(names)}: {', '.join(names)}"
+            )
+        raise ValueError(
+            f"n_loss is {n_loss}, but the constraints give {len(names)}: {', '.join(names)}. "
+            f"Pass n_loss={len(names)} (len(constraint) is another number){_APART}"
+        )
+
+    def _find_equations(
+        self, names: list[str], losses: Mapping[str, paddle.Tensor], solver: Any
+    ) -> tuple[str, ...]:
+        """The losses that are residuals of equations, unless the user has told them."""
+        rule, known = self._balancer.rule, {}
+        if self._balancer.equations is not None or not rule.tells_equations:
+            return ()
+        if self._constraint:
+            differentiates = {name: _differentiates(loss) for name, loss in losses.items()}
+            known = {name: self._is_equation(name, differentiates) for name in losses}
+        else:
+            known = dict.fromkeys(conditions_known(losses, self._model), False)
+            if solver is not None:
+                known.update(equations_of(solver.constraint, solver.equation or {}))
+        known.update({name: name in self._equations for name in self.names})
+        try:
+            return tuple(_equations.by_name(names, type(rule).__name__, known))
+        except ValueError as error:
+            if solver is not None or self._constraint:
+                raise
+            raise ValueError(
+                f"{error}. Or write GradNormAggregator.of(model, constraint, equation), because "
+                "the Solver's constraints may tell"
+            ) from None
+
+    def _constraint_of(self, loss: str) -> str:
+        """Name of the constraint that gives this loss; empty if none does."""
+        return max((n for n in self._constraint if loss.startswith(f"{n}.")), key=len, default="")
+
+    def _is_equation(self, name: str, differentiates: Mapping[str, bool]) -> bool | None:
+        """Whether a constraint's loss is the residual of an equation; None if that is in doubt."""
+        of = self._constraint_of(name)
+        output, constraint = name[len(of) + 1 :], self._constraint[of]
+        if isinstance(constraint, _CONDITIONS):
+            return None if differentiates[name] and self._may_hold_there(output) else False
+        is_inside = isinstance(constraint, constraints.InteriorConstraint)
+        by_constraint = _equations.is_equation(of.replace("sup", ""))
+        if output in self._equation_of:
+            return None if by_constraint is False and not is_inside else True
+        if is_inside and differentiates[name]:
+            return True
+        if output in (getattr(self._model, "output_keys", None) or ()) and not differentiates[name]:
+            return False
+        # A constraint at given points may be of either kind, so only the names are left to ask. If
+        # it holds losses both with and without derivatives, its own name tells nothing of one.
+        kinds = {differentiates[n] for n in differentiates if self._constraint_of(n) == of}
+        by_words = {_equations.is_equation(output), by_constraint if len(kinds) == 1 else None}
+        by_words -= {None}
+        return by_words.pop() if len(by_words) == 1 else None
+
+    def _may_hold_there(self, output: str) -> bool:
+        """Whether an expression with derivatives may be required on the boundary as a residual.
+
+        A traction is not, because the equation that defines it holds inside by other expressions.
+        """
+        equation = self._equation_of.get(output)
+        if equation is None:
+            return bool(_equations.is_equation(output))
+        inside = {
+            expression
+            for each in self._constraint.values()
+            if not isinstance(each, _CONDITIONS)
+            for expression in each.output_expr
+        }
+        return output in inside or equation not in map(self._equation_of.get, inside)
+
+
+class _LossOfOne(Loss):
+    """A constraint's loss that gives its parts the constraint's name too.
+
+    Everything else is read from the loss itself, ``inner``. ``weights_by_hand`` says what weights
+    other than 1 its parts have had in the first step.
+    """
+
+    def __init__(self, inner: Callable[..., Any], name: str) -> None:
+        super().__init__(getattr(inner, "reduction", None), getattr(inner, "weight", None))
+        self.inner = inner
+        self._of = name
+        self.weights_by_hand: list[str] | None = None
+
+    def forward(
+        self, output: Any, label: Any = None, weight: Mapping[str, paddle.Tensor] | None = None
+    ) -> dict[str, paddle.Tensor]:
+        losses = self.inner(output, label, weight)
+        if not isinstance(losses, Mapping):
+            raise TypeError(
+                f"the loss of constraint {self._of!r} must return a dict name -> scalar, got "
+                f"{type(losses).__name__}"
+            )
+        if self.weights_by_hand is None:
+            self.weights_by_hand = [
+                f"loss '{self._of}.{name}' has weight {value:g} ({where})"
+                for where, weights in (("weight_dict", weight), ("weight", self.weight))
+                for name in losses
+                if (value := _constant(weights, name)) not in (None, 1)
+            ]
+        return {f"{self._of}.{name}": loss for name, loss in losses.items()}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            inner = _paddle.sublayer(self, "inner")
+            if inner is None:
+                raise
+        return getattr(inner, name)
+
+
+def _constant(weights: Any, name: str) -> float | None:
+    """The weight of a loss; None if it has none, or one for each point."""
+    value = weights.get(name) if isinstance(weights, Mapping) else weights
+    if isinstance(value, paddle.Tensor):
+        numbers = np.unique(value.astype("float32").numpy())
+        return float(numbers[0]) if len(numbers) == 1 else None
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def check_constraints(constraint: Any, equation: Any) -> None:
+    """Refuse what is not a Solver's constraints and equations, or cannot be told apart."""
+    if not isinstance(constraint, Mapping):
+        raise TypeError(f"constraint must be the Solver's dict, got {constraint!r}")
+    if not constraint:
+        raise ValueError("constraint is empty, so there are no losses to balance")
+    names: dict[int, str] = {}
+    for name, each in constraint.items():
+        if not isinstance(each, constraints.Constraint):
+            raise TypeError(
+                f"constraint must hold PaddleScience's constraints, got {each!r} as {name!r}"
+            )
+        if id(each) in names:
+            raise ValueError(
+                f"the constraints {names[id(each)]!r} and {name!r} are one object, so their losses "
+                "cannot be told apart: leave one out, or make another constraint"
+            )
+        names[id(each)] = name
+    if not isinstance(equation or {}, Mapping):
+        raise TypeError(f"equation must be the Solver's dict, got {equation!r}")
+
+
+def equations_of(constraint: Mapping[str, Any], equation: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether losses are residuals of equations, where a Solver's constraints leave no doubt.
+
+    A loss of a boundary, initial, integral or periodic constraint is a condition, even if it holds
+    derivatives, as a traction does. A loss inside the domain, or at given points, is an equation if
+    one of the Solver's equations has its name. The result does not have any other losses, nor names
+    for which the Solver adds up losses of both kinds.
+
+    Examples:
+        >>> import ppsci
+        >>> laplace, square = ppsci.equation.Laplace(2), ppsci.geometry.Rectangle((0, 0), (1, 1))
+        >>> loader = {"dataset": "IterableNamedArrayDataset", "iters_per_epoch": 1}
+        >>> loader["batch_size"] = 8
+        >>> loss = ppsci.loss.MSELoss()
+        >>> inside = ppsci.constraint.InteriorConstraint(
+        ...     laplace.equations, {"laplace": 0}, square, loader, loss
+        ... )
+        >>> edge = ppsci.constraint.BoundaryConstraint(
+        ...     {"u": lambda out: out["u"]}, {"u": 0}, square, loader, loss
+        ... )
+        >>> equations_of({"EQ": inside, "BC": edge}, {"laplace": laplace})
+        {'laplace': True, 'u': False}
+    """
+    of_equations = {name for each in equation.values() for name in each.equations}
+    kinds: dict[str, set[bool | None]] = {}
+    for each in constraint.values():
+        for name in each.output_expr:
+            inside = True if name in of_equations else None
+            kinds.setdefault(name, set()).add(False if isinstance(each, _CONDITIONS) else inside)
+    return {name: True in kind for name, kind in kinds.items() if kind in ({True}, {False})}
+
+
+def conditions_known(losses: Mapping[str, paddle.Tensor], model: paddle.nn.Layer) -> set[str]:
+    """The losses that are surely conditions: values of an output, under the output's own name.
+
+    The name alone does not tell, because a constraint may give the name of an output to the
+    residual of an equation: ``{"u": lambda out: hessian(out["u"], out["x"])}``. A loss with
+    derivatives may also be a condition on a derivative, so it is not in the result.
+
+    Examples:
+        >>> import paddle, ppsci
+        >>> model = ppsci.arch.MLP(("x",), ("u", "v"), num_layers=1, hidden_size=4)
+        >>> x = paddle.rand([4, 1])
+        >>> x.stop_gradient = False
+        >>> out = model({"x": x})
+        >>> slope = ppsci.autodiff.jacobian(out["u"], x)
+        >>> losses = {"u": slope.square().mean(), "v": out["v"].square().mean()}
+        >>> conditions_known(losses, model)
+        {'v'}
+    """
+    outputs = getattr(model, "output_keys", None) or ()
+    return {name for name, loss in losses.items() if name in outputs and not _differentiates(loss)}
+
+
+def _differentiates(loss: paddle.Tensor) -> bool:
+    """Whether the loss holds derivatives of the network's outputs."""
+    # A derivative is a backward pass of its own, and this is how Paddle names the way back through
+    # one: TanhDoubleGradNode, TanhTripleGradNode.
+    return any(
+        "DoubleGrad" in node.name() or "TripleGrad" in node.name()
+        for node in _one_pass.graph_nodes(loss)
+    )

@@ -1,0 +1,583 @@
+"""Which losses the Solver's constraints give, and which of them are equations."""
+
+import contextlib
+import itertools
+import re
+
+import numpy as np
+import paddle
+import pytest
+
+pytest.importorskip("ppsci", reason="needs PaddleScience: pip install -e '.[ppsci]'")
+
+import ppsci
+import ppsci_problem as problem
+from ppsci_problem import (
+    LOADER,
+    NAMES,
+    apart,
+    equations_found,
+    first_step,
+    pinn,
+    trained,
+    values_of,
+    weights_of,
+)
+
+from paddlescience_gradnorm import GradNorm, LossBalancer
+from paddlescience_gradnorm.ppsci import GradNormAggregator
+from paddlescience_gradnorm.ppsci._constraints import conditions_known, equations_of
+
+
+def test_names_and_number_of_losses_are_checked(solve):
+    message = "n_loss is 2, but the constraints give 3: laplace, u, v. Pass n_loss=3"
+    with pytest.raises(ValueError, match=message):
+        solve(lambda model: GradNormAggregator(model, num_losses=2, alpha=1.0))
+
+
+def test_a_single_loss_needs_no_aggregator(tmp_path):
+    solver, _ = problem.solver(tmp_path, lambda model: GradNormAggregator(model))
+    del solver.constraint["BC"]
+    with pytest.raises(ValueError, match=r"one loss only, 'laplace', .* leave loss_aggregator out"):
+        solver.train()
+
+
+def test_the_first_step_tells_the_number_of_losses(solve):
+    _, aggregator, rows = solve(lambda model: GradNormAggregator(model))
+    _, _, expected = solve(pinn())
+    assert rows == expected and aggregator.balancer.n_loss == 3
+
+
+@pytest.mark.parametrize("equation", ["laplacian", "EQ"])
+def test_a_misspelled_equation_is_an_error_before_any_gradient(tmp_path, equation):
+    solver, aggregator = problem.solver(tmp_path, pinn(equations=[equation]))
+    with pytest.raises(ValueError, match=f"equations names '{equation}', but .*'laplace', 'u'"):
+        solver.train()
+    assert all(parameter.grad is None for parameter in aggregator.model.parameters())
+
+
+def test_other_losses_need_another_aggregator(solve, tmp_path):
+    solver, _, _ = solve()
+    label = solver.constraint["BC"].loss
+    solver.constraint["BC"].loss = lambda *arguments: {"u": label(*arguments)["u"]}
+    with pytest.raises(ValueError, match=r"give the losses laplace, u, but before they .*new"):
+        solver.train()
+
+
+@pytest.mark.parametrize("optimizer", [None, ppsci.optimizer.LBFGS(1.0, max_iter=4)])
+def test_the_order_of_the_constraints_does_not_matter(solve, tmp_path, optimizer):
+    whole, _, rows = solve(optimizer=optimizer, epochs=6)
+    first, aggregator, _ = solve(optimizer=optimizer, epochs=3)
+    second, _ = problem.solver(
+        tmp_path / "second",
+        lambda model: aggregator,
+        adapt=lambda _: first.model,
+        optimizer=lambda model: first.optimizer,
+        epochs=3,
+    )
+    second.constraint = {name: second.constraint[name] for name in ("BC", "EQ")}
+    more = problem.record(second)
+    second.train()
+    assert aggregator.names == NAMES
+    np.testing.assert_allclose(weights_of(more), weights_of(rows[3:]), rtol=1e-5)
+    for mine, others in zip(values_of(second.model), values_of(whole.model)):
+        np.testing.assert_allclose(mine, others, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_may_be_absent_from_a_step(fc_net, make_losses):
+    options = {"equations": ["a"], "update_every": 1, "absent": "skip"}
+    aggregator = GradNormAggregator(fc_net, 3, **options)
+    balancer = LossBalancer(fc_net, 3, **options)
+    for step, names in enumerate(["b", "ab", "bc", "abc", "ca"]):
+        pairs = [dict(zip("abc", make_losses(fc_net, seed=step))) for _ in range(2)]
+        mine, others = ({name: losses[name] for name in names} for losses in pairs)
+        total = aggregator(mine)
+        total.backward()
+        assert total.item() == pytest.approx(balancer.backward(others).item(), rel=1e-6)
+        assert (aggregator.get_weights() == balancer.get_weights()).all()
+    assert aggregator.names == ["b", "a", "c"]
+    with pytest.raises(ValueError, match="but before they gave b, a, c"):
+        aggregator({"d": fc_net(paddle.ones([4, 2])).mean()})
+
+
+def _losses_on(model):
+    """Values of all outputs under their names, as the Solver makes them."""
+    points = {key: paddle.rand([4, 1]) for key in ("x", "y")}
+    for value in points.values():
+        value.stop_gradient = False
+    out = model(points)
+    return points, out, {name: value.square().mean() for name, value in out.items()}
+
+
+@pytest.mark.parametrize(
+    "adapt",
+    [
+        lambda net: net,
+        lambda net: GradNorm(net, 3),
+        lambda net: ppsci.arch.ModelList((net, ppsci.arch.MLP(("x", "y"), ("w",), 1, 4))),
+    ],
+)
+def test_values_of_outputs_are_known_to_be_conditions(adapt):
+    model = adapt(ppsci.arch.MLP(("x", "y"), ("u", "v"), 1, 4))
+    points, out, losses = _losses_on(model)
+    losses["other"] = out["u"].mean()
+    losses["constant"] = paddle.ones([])
+    losses["v"] = ppsci.autodiff.hessian(out["v"], points["x"]).square().mean()
+    ppsci.autodiff.clear()
+    assert conditions_known(losses, model) == set(out) - {"v"}
+
+
+def test_a_network_without_names_knows_no_conditions(fc_net, make_losses):
+    assert conditions_known(dict(zip("uvp", make_losses(fc_net))), fc_net) == set()
+
+
+class Unlogged(GradNormAggregator):
+    """One that does not know its Solver."""
+
+    def log_to(self, solver, norms=False):
+        pass
+
+
+def test_an_output_is_a_condition_without_being_told(tmp_path, solver_log):
+    solver, _ = problem.solver(tmp_path, Unlogged, epochs=1)
+    said = solver_log()
+    solver.train()
+    assert re.search("equations 'laplace' .*; conditions 'u', 'v'", said())
+
+
+def test_a_residual_under_the_name_of_an_output_is_asked_for():
+    model = ppsci.arch.MLP(("x", "y"), ("u",), 1, 4)
+    points, out, losses = _losses_on(model)
+    residual = ppsci.autodiff.hessian(out["u"], points["x"]).square().mean()
+    ppsci.autodiff.clear()
+    with pytest.raises(ValueError, match=r"which 'u' is.* Or write GradNormAggregator\.of\("):
+        GradNormAggregator(model)({"u": residual, "boundary": losses["u"]})
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def _constraints():
+    """Of all kinds, with the equations that they may hold."""
+    elasticity = ppsci.equation.LinearElasticity(E=1.0, nu=0.3, dim=2)
+    equation = {"elasticity": elasticity, "laplace": ppsci.equation.Laplace(2)}
+    square = ppsci.geometry.Rectangle((0.0, 0.0), (1.0, 1.0))
+    in_time = ppsci.geometry.TimeXGeometry(ppsci.geometry.TimeDomain(0, 1, 0.25), square)
+    loader = {"dataset": "IterableNamedArrayDataset", "iters_per_epoch": 1, "batch_size": 8}
+    loss = ppsci.loss.MSELoss()
+    value = {"edge": lambda out: out["u"], "start": lambda out: out["u"], "own": lambda out: 0}
+    kinds = ppsci.constraint
+    laplace, of_elasticity = equation["laplace"].equations, elasticity.equations
+    points = {key: np.zeros([8, 1], "float32") for key in ("x", "y")}
+    dataset = {"name": "NamedArrayDataset", "input": points, "label": {"laplace": points["x"]}}
+    at_points = {"dataset": dataset, "batch_size": 8, "sampler": {"name": "BatchSampler"}}
+    return {
+        "inside": kinds.InteriorConstraint(
+            {**of_elasticity, **value}, {"equilibrium_x": 0, "own": 0}, square, loader, loss
+        ),
+        "edge": kinds.BoundaryConstraint(
+            {**of_elasticity, **value}, {"traction_x": 0, "edge": 0}, square, loader, loss
+        ),
+        "start": kinds.InitialConstraint(value, {"start": 0}, in_time, loader, loss),
+        "points": kinds.SupervisedConstraint(at_points, loss, dict(laplace)),
+    }, equation
+
+
+def test_constraints_tell_equations_from_conditions():
+    constraint, equation = _constraints()
+    expected = {
+        **{"equilibrium_x": True, "laplace": True},
+        **{"traction_x": False, "edge": False, "start": False},
+    }
+    assert equations_of(constraint, equation) == expected
+    # An equation on the boundary too: the Solver adds both up.
+    on_edge = constraint["edge"]
+    on_edge.output_expr = {**on_edge.output_expr, "laplace": lambda out: out["u"]}
+    del expected["laplace"]
+    assert equations_of(constraint, equation) == expected
+    assert equations_of(constraint, {}) == {"traction_x": False, "edge": False, "start": False}
+
+
+def test_the_solver_tells_after_log_to_what_names_leave_open(tmp_path, solver_log):
+    solver, aggregator = problem.solver(tmp_path, lambda model: Unlogged(model), epochs=1)
+    inside, equation = solver.constraint["EQ"], solver.equation["laplace"]
+    inside.output_expr = equation.equations = {"f": equation.equations["laplace"]}
+    loss = inside.loss
+    inside.loss = lambda out, label, weight: loss(out, {"f": label["laplace"]}, weight)
+    with pytest.raises(ValueError, match=r"which 'f' is\. .*Aggregator\.of\("):
+        solver.train()
+    GradNormAggregator.log_to(aggregator, solver)
+    said = solver_log()
+    solver.train()
+    assert re.search("equations 'f' .*; conditions 'u', 'v'", said())
+
+
+def test_a_static_program_is_refused(tmp_path):
+    net = ppsci.arch.MLP(("x",), ("u", "v"), 1, 4)
+
+    def losses(x):
+        out = net({"x": x})
+        return {"u": out["u"].square().mean(), "v": out["v"].square().mean()}
+
+    forward = paddle.jit.to_static(losses, full_graph=True)
+    aggregator = GradNormAggregator(net, num_losses=2, alpha=1.0)
+    try:
+        paddle.jit.enable_to_static(True)
+        with pytest.raises(ValueError, match=r"'u', 'v' come from one run of .*to_static=False"):
+            aggregator(forward(paddle.ones([4, 1])))
+    finally:
+        paddle.jit.enable_to_static(False)
+
+
+def test_losses_of_one_name_are_balanced_apart_without_a_word(tmp_path):
+    model, constraint, equation = apart()
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    rows = trained(model, constraint, equation, aggregator, steps=60)
+    assert aggregator.names == ["EQ.laplace", "left.u", "right.u"]
+    assert equations_found(aggregator) == ["EQ.laplace"]
+    weights = aggregator.get_weights()
+    assert weights[0] == 1 and (weights[1:] > 1.5).all()
+    # Sixty steps are too few for weights that go 1 % a step, and it is said.
+    assert [finding[:16] for finding in aggregator.diagnose()] == ["After 60 steps w"]
+    # The Solver goes on logging a loss for each constraint, and the weights beside them.
+    logged = {"EQ", "left", "right", "weight/EQ.laplace", "weight/left.u", "weight/right.u"}
+    assert {f"train/{name}" for name in logged} <= set(rows[-1])
+    model, constraint, equation = apart()
+    together = GradNormAggregator(model)
+    trained(model, constraint, equation, together, steps=1)
+    assert together.names == ["laplace", "u"]
+
+
+@pytest.mark.parametrize(
+    "kinds, expected",
+    [
+        (["left", "EQ"], ["EQ.laplace"]),
+        (["own", "slope"], ["own.anything"]),
+        (["EQ", "inner", "data"], ["EQ.laplace"]),
+        (["EQ_sup", "data"], ["EQ_sup.chip"]),
+        (["EQ", "own", "left"], ["EQ.laplace", "own.anything"]),
+    ],
+)
+def test_constraints_tell_which_losses_are_equations(kinds, expected):
+    model, constraint, equation = apart(kinds)
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    trained(model, constraint, equation, aggregator, steps=1)
+    assert equations_found(aggregator) == expected
+
+
+@pytest.mark.parametrize(
+    "kinds, doubtful, pasted",
+    [
+        (["inner", "traction"], "traction.laplace", ["traction.laplace"]),
+        (["EQ", "wall"], "wall.laplace", ["EQ.laplace", "wall.laplace"]),
+        (["Sup", "data"], "Sup.chip", ["Sup.chip"]),
+    ],
+)
+def test_what_constraints_do_not_tell_is_asked(kinds, doubtful, pasted):
+    model, constraint, equation = apart(kinds)
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    message = re.escape(f"which {doubtful!r} is. Pass equations={pasted}, without")
+    with pytest.raises(ValueError, match=message):
+        trained(model, constraint, equation, aggregator, steps=1)
+
+
+def test_what_is_asked_may_be_said():
+    model, constraint, equation = apart(["EQ", "traction"])
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    pasted = r"Pass equations=\['EQ\.laplace', 'traction\.laplace'\], without"
+    with pytest.raises(ValueError, match=pasted):
+        trained(model, constraint, equation, aggregator, steps=1)
+    aggregator = GradNormAggregator.of(model, constraint, equation, equations=["EQ.laplace"])
+    trained(model, constraint, equation, aggregator, steps=1)
+    assert equations_found(aggregator) == ["EQ.laplace"]
+    with pytest.raises(ValueError, match=r"did you mean 'EQ\.laplace'"):
+        aggregator = GradNormAggregator.of(model, constraint, equation, equations=["EQ.laplac"])
+        trained(model, constraint, equation, aggregator, steps=1)
+
+
+def test_constraints_may_be_wrapped_twice_and_keep_their_losses_attributes():
+    causal = ppsci.loss.MSELoss("sum", weight={"u": 3.0})
+    model, constraint, equation = apart(["EQ", "left"], loss=causal)
+    for _ in range(2):
+        aggregator = GradNormAggregator.of(model, constraint, equation)
+        trained(model, constraint, equation, aggregator, steps=1)
+        assert aggregator.names == ["EQ.laplace", "left.u"]
+    wrapped = constraint["left"].loss
+    assert wrapped.inner is causal and wrapped.reduction == "sum" and wrapped.weight == {"u": 3.0}
+
+
+def test_what_of_cannot_take_is_named():
+    model, constraint, equation = apart()
+    with pytest.raises(TypeError, match="constraint must be the Solver's dict, got"):
+        GradNormAggregator.of(model, list(constraint.values()), equation)
+    with pytest.raises(TypeError, match="constraint must hold PaddleScience's constraints, got"):
+        GradNormAggregator.of(model, equation, constraint)
+    with pytest.raises(TypeError, match="equation must be the Solver's dict, got"):
+        GradNormAggregator.of(model, constraint, equation["laplace"])
+    with pytest.raises(TypeError, match=r"got 1000, 0.9 by position too: write update_every="):
+        GradNormAggregator.of(model, constraint, equation, 1000, 0.9)
+    with pytest.raises(TypeError, match="'momentum', which is PaddleScience's: leave it out"):
+        GradNormAggregator.of(model, constraint, equation, momentum=0.9)
+    with pytest.raises(ValueError, match="constraint is empty"):
+        GradNormAggregator.of(model, {}, equation)
+    for option in ("n_loss", "num_losses"):
+        with pytest.raises(TypeError, match=rf"takes no {option}: .* weight_attr="):
+            GradNormAggregator.of(model, constraint, equation, **{option: 3})
+
+
+def _functional(output, label, weight=None):
+    return {"misfit": (output["u"] - label["u"]).abs().mean()}
+
+
+@pytest.mark.parametrize(
+    "loss, name",
+    [
+        (ppsci.loss.L1Loss("mean"), "left.u"),
+        (ppsci.loss.L2Loss(), "left.u"),
+        (ppsci.loss.L2RelLoss(), "left.u"),
+        (ppsci.loss.MAELoss(), "left.u"),
+        (ppsci.loss.MSELoss("sum"), "left.u"),
+        (ppsci.loss.MSELossWithL2Decay(regularization_dict={"u": 2.0}), "left.u"),
+        (ppsci.loss.CausalMSELoss(4), "left.u"),
+        (ppsci.loss.FunctionalLoss(_functional), "left.misfit"),
+        (_functional, "left.misfit"),
+    ],
+)
+def test_every_loss_of_paddlescience_is_balanced(loss, name):
+    def prepare(constraint, equation):
+        constraint["left"].loss = loss
+
+    aggregator = first_step(prepare)
+    assert aggregator.names == ["EQ.laplace", name, "right.u"]
+    assert equations_found(aggregator) == ["EQ.laplace"]
+
+
+def test_a_causal_loss_of_the_equation_is_an_equation():
+    def prepare(constraint, equation):
+        constraint["EQ"].loss = ppsci.loss.CausalMSELoss(4, tol=2.0)
+
+    assert equations_found(first_step(prepare)) == ["EQ.laplace"]
+
+
+def test_a_loss_that_returns_no_dict_is_named():
+    """PaddleScience's ``KLLoss`` is one."""
+    model, constraint, equation = apart()
+    constraint["left"].loss = ppsci.loss.KLLoss()
+    constraint["left"].output_expr = dict.fromkeys(("mu", "log_sigma"), lambda out: out["u"])
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    with pytest.raises(TypeError, match=r"loss of constraint 'left' must return a dict .* Tensor"):
+        trained(model, constraint, equation, aggregator, steps=1)
+
+
+def test_constraints_may_share_a_loss_object():
+    shared = ppsci.loss.MSELoss()
+
+    def prepare(constraint, equation):
+        for each in constraint.values():
+            each.loss = shared
+
+    aggregator = first_step(prepare)
+    assert aggregator.names == ["EQ.laplace", "left.u", "right.u"]
+    assert all(each.loss.inner is shared for each in aggregator._losses._constraint.values())
+
+
+def test_a_constraint_under_two_names_is_refused():
+    model, constraint, equation = apart()
+    constraint["again"] = constraint["left"]
+    with pytest.raises(ValueError, match="'left' and 'again' are one object"):
+        GradNormAggregator.of(model, constraint, equation)
+
+
+def test_weights_by_hand_are_named_once(recorded_warnings):
+    def prepare(constraint, equation):
+        constraint["EQ"].loss.weight = {"laplace": 0.5, "other": 3.0}
+        constraint["left"].loss.weight = 100
+        constraint["right"].loss.weight = 1.0
+        ones = np.ones([16, 1], "float32")
+        for name, weight in ("right", 10 * ones), ("slope", ones * np.arange(16)[:, None]):
+            batch = next(constraint[name].data_iter)
+            key = next(iter(batch[1]))
+            weighted = (*batch[:2], {key: paddle.to_tensor(weight, "float32")})
+            constraint[name].data_iter = itertools.repeat(weighted)
+
+    first_step(prepare, ["EQ", "left", "right", "slope"])
+    found = [str(w.message) for w in recorded_warnings if "multiply" in str(w.message)]
+    assert len(found) == 1
+    assert found[0].startswith(
+        "loss 'EQ.laplace' has weight 0.5 (weight), loss 'left.u' has weight 100 (weight), "
+        "loss 'right.u' has weight 10 (weight_dict): "
+    )
+
+
+def test_one_supervised_constraint_may_hold_data_and_an_equation_with_parameters_to_learn():
+    """As in an inverse problem, where the optimizer holds the equation too."""
+    learned = []
+    for balanced in (False, True):
+        ppsci.utils.misc.set_random_seed(1)
+        model = ppsci.arch.MLP(("t_f",), ("eta",), 2, 8, "tanh")
+        equation = {"VIV": ppsci.equation.Vibration(2.0, -4.0, 0.0)}
+        times = np.linspace(0, 1, 16, dtype="float32")[:, None]
+        data = {"name": "NamedArrayDataset", "input": {"t_f": times}}
+        data["label"] = {"eta": np.sin(times), "f": np.cos(times)}
+        value = {"eta": lambda out: out["eta"], **equation["VIV"].equations}
+        constraint = {
+            "Sup": ppsci.constraint.SupervisedConstraint(
+                {"dataset": data, "batch_size": 16}, ppsci.loss.MSELoss(), value, name="Sup"
+            )
+        }
+        aggregator = GradNormAggregator.of(model, constraint, equation) if balanced else None
+        optimizer = ppsci.optimizer.Adam(1e-2)((model, *equation.values()))
+        trained(model, constraint, equation, aggregator, 1, optimizer=optimizer)
+        learned.append([*values_of(model), *values_of(equation["VIV"])])
+    for plain, mine in zip(*learned):
+        np.testing.assert_allclose(mine, plain, rtol=1e-4, atol=1e-6)
+    assert learned[1][-1] != 0
+    assert aggregator.names == ["Sup.eta", "Sup.f"] and equations_found(aggregator) == ["Sup.f"]
+
+
+def test_every_constraint_of_paddlescience_is_balanced():
+    """Initial, periodic and integral constraints, in time."""
+    square = ppsci.geometry.Rectangle((0.0, 0.0), (1.0, 1.0))
+    in_time = ppsci.geometry.TimeXGeometry(ppsci.geometry.TimeDomain(0, 1, 0.25), square)
+    loader, mse = {**LOADER, "batch_size": 16}, ppsci.loss.MSELoss()
+    value = {"u": lambda out: out["u"]}
+    kinds = ppsci.constraint
+    wave = {"wave": ppsci.equation.Laplace(2)}
+    integral = {**LOADER, "batch_size": 4, "integral_batch_size": 8}
+    constraint = {
+        "EQ": kinds.InteriorConstraint(
+            wave["wave"].equations, {"laplace": 0}, in_time, loader, mse
+        ),
+        "IC": kinds.InitialConstraint(value, {"u": 0}, in_time, loader, mse),
+        "PBC": kinds.PeriodicConstraint(
+            value, {"u": 0}, in_time, "x", loader, ppsci.loss.PeriodicMSELoss()
+        ),
+    }
+    model = ppsci.arch.MLP(("t", "x", "y"), ("u",), 2, 8)
+    aggregator = GradNormAggregator.of(model, constraint, wave)
+    trained(model, constraint, wave, aggregator, steps=2)
+    assert aggregator.names == ["EQ.laplace", "IC.u", "PBC.u"]
+    assert equations_found(aggregator) == ["EQ.laplace"]
+    flow = {
+        "EQ": kinds.InteriorConstraint(wave["wave"].equations, {"laplace": 0}, square, loader, mse),
+        "IGC": kinds.IntegralConstraint(
+            value, {"u": 1.0}, square, integral, ppsci.loss.IntegralLoss("sum")
+        ),
+    }
+    points, *others = next(flow["IGC"].data_iter)
+    points["area"] = paddle.full([4, 8, 1], 1 / 8)  # PaddleScience has areas of meshes only
+    flow["IGC"].data_iter = itertools.repeat((points, *others))
+    model = ppsci.arch.MLP(("x", "y"), ("u",), 2, 8)
+    aggregator = GradNormAggregator.of(model, flow, wave)
+    trained(model, flow, wave, aggregator, steps=2)
+    assert aggregator.names == ["EQ.laplace", "IGC.u"]
+    assert equations_found(aggregator) == ["EQ.laplace"]
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["data", "constraints"])
+def test_a_curriculum_goes_on_with_the_weights_of_the_stage_before(in_place):
+    model, constraint, equation = apart()
+    aggregator = GradNormAggregator.of(model, constraint, equation, update_every=1)
+    trained(model, constraint, equation, aggregator, steps=3)
+    before = aggregator.get_weights()
+    if in_place:
+        for name, each in apart()[1].items():
+            constraint[name].data_iter, constraint[name].data_loader = (
+                each.data_iter,
+                each.data_loader,
+            )
+    else:
+        _, constraint, equation = apart()
+        with pytest.raises(
+            ValueError, match=r"loss 'laplace' comes from none .*aggregator\.take\("
+        ):
+            trained(model, constraint, equation, aggregator, steps=1)
+        aggregator.take(constraint, equation)
+    trained(model, constraint, equation, aggregator, steps=1)
+    ratio = aggregator.get_weights() / before
+    assert (before[1:] > 1.02).all() and 0 < abs(ratio - 1).max() < 0.011
+    assert aggregator.balancer.step_count.item() == 4
+
+
+def test_other_constraints_need_another_aggregator():
+    model, constraint, equation = apart()
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    trained(model, constraint, equation, aggregator, steps=1)
+    _, constraint, equation = apart(["EQ", "left", "slope"])
+    aggregator.take(constraint, equation)
+    with pytest.raises(ValueError, match=r"but before they gave EQ\.laplace, left\.u, right\.u"):
+        trained(model, constraint, equation, aggregator, steps=1)
+
+
+def test_a_traction_is_a_condition_where_its_equation_holds_inside():
+    ppsci.utils.misc.set_random_seed(1)
+    square = ppsci.geometry.Rectangle((0.0, 0.0), (1.0, 1.0))
+    equation = {"elasticity": ppsci.equation.LinearElasticity(E=1.0, nu=0.3, dim=2)}
+    outputs = ("u", "v", "sigma_xx", "sigma_yy", "sigma_xy")
+    model = ppsci.arch.MLP(("x", "y"), outputs, 2, 8)
+
+    def constraints(inside):
+        kinds, loader, mse = ppsci.constraint, {**LOADER, "batch_size": 16}, ppsci.loss.MSELoss()
+        of, expressions = square, equation["elasticity"].equations
+        return {
+            "EQ": kinds.InteriorConstraint(expressions, dict.fromkeys(inside, 0), of, loader, mse),
+            "BC": kinds.BoundaryConstraint(expressions, {"equilibrium_y": 0}, of, loader, mse),
+        }
+
+    constraint = constraints(["equilibrium_x", "stress_disp_xx"])
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    trained(model, constraint, equation, aggregator, steps=1)
+    assert equations_found(aggregator) == ["EQ.equilibrium_x", "EQ.stress_disp_xx"]
+    constraint = constraints(["equilibrium_x", "equilibrium_y"])
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    with pytest.raises(ValueError, match=r"which 'BC\.equilibrium_y' is"):
+        trained(model, constraint, equation, aggregator, steps=1)
+
+
+@pytest.mark.parametrize("name", ["EQ_sup", "data"])
+def test_a_supervised_constraints_name_tells_nothing_of_residuals_beside_data(name):
+    model, constraint, equation = apart(["left", "EQ_sup"])
+    mixed = constraint.pop("EQ_sup")
+    label = next(mixed.data_iter)
+    mixed.output_expr["twice"] = lambda out: 2 * out["u"]
+    labels = {"chip": label[1]["chip"], "twice": label[1]["chip"]}
+    mixed.data_iter = itertools.repeat((label[0], labels, label[2]))
+    constraint[name] = mixed
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    pasted = rf"Pass equations=\['{name}\.chip', '{name}\.twice'\], without"
+    with pytest.raises(ValueError, match=pasted):
+        trained(model, constraint, equation, aggregator, steps=1)
+
+
+def test_conditions_alone_are_known_too():
+    model, constraint, equation = apart(["inner", "left"])
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    trained(model, constraint, equation, aggregator, steps=1)
+    assert equations_found(aggregator) == [] and aggregator.names == ["inner.u", "left.u"]
+
+
+def test_an_equation_that_is_not_given_is_asked_for_on_the_boundary():
+    model, constraint, _ = apart(["EQ", "traction", "slope"])
+    aggregator = GradNormAggregator.of(model, constraint)
+    with pytest.raises(ValueError, match=r"not tell which 'traction\.laplace' is\. "):
+        trained(model, constraint, None, aggregator, steps=1)
+
+
+def test_the_solvers_optimizer_may_step_the_weights_of_all_constraints():
+    model, constraint, equation = apart()
+    options = {"alpha": 0.5, "weight_lr": None}
+    for weights, error in ([1, 1, 1], None), ([1, 1], "for 2 losses, but .* give 3: EQ.laplace, "):
+        aggregator = GradNormAggregator.of(
+            model, constraint, equation, weight_attr=weights, **options
+        )
+        optimizer = ppsci.optimizer.Adam(1e-2)((model, aggregator.balancer))
+        with contextlib.nullcontext() if error is None else pytest.raises(ValueError, match=error):
+            trained(model, constraint, equation, aggregator, 3, optimizer=optimizer)
+            assert np.ptp(aggregator.get_weights()) > 1e-3
+
+
+def test_one_loss_of_one_constraint_needs_no_aggregator():
+    model, constraint, equation = apart(["EQ"])
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    with pytest.raises(
+        ValueError, match=r"one loss only, 'EQ\.laplace', .*leave loss_aggregator out$"
+    ):
+        trained(model, constraint, equation, aggregator, steps=1)
