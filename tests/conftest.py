@@ -27,8 +27,9 @@ DATA = Path(__file__).parent / "data"
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_operators_of_the_user(tmp_path_factory):
-    """Nothing that has been built on this machine before is used."""
+    """Nothing that has been built on this machine before is used, and nothing built unasked."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(_operators.CHOICE, "off")
         patch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path_factory.mktemp("extensions")))
         yield
 
