@@ -1,7 +1,8 @@
 """Settings that make Paddle faster on a CPU.
 
 ``python -m paddlescience_gradnorm.runtime`` prints this machine, the settings, and the
-speed of a PINN step before and after. It measures both in fresh processes.
+speed of a PINN step before and after. It measures both in fresh processes. With
+``--repetitions 0`` it measures nothing.
 """
 
 from __future__ import annotations
@@ -371,7 +372,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``report``."""
-    parser.add_argument("--repetitions", type=int, default=3, help="fresh processes of each kind")
+    parser.add_argument(
+        "--repetitions", type=int, default=3, help="fresh processes of each kind; 0: no speed"
+    )
     parser.add_argument("--points", type=int, nargs="+", default=_POINTS)
     parser.add_argument("--seconds", type=float, default=0.7, help="for each size and process")
     parser.add_argument("--build", action="store_true", help="build the operators first")
@@ -379,14 +382,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Print machine, settings and speed; the parser reports wrong options."""
-    if min(options.repetitions, *options.points) < 1:
-        parser.error("--repetitions and --points must be at least 1")
+    if options.repetitions < 0 or min(options.points) < 1:
+        parser.error("--repetitions must be at least 0 and --points at least 1")
     print(find_machine(), end="\n\n", flush=True)
     if options.build:
         try:
             _operators.build()
         except RuntimeError as error:
             parser.exit(1, f"{error}\n")
+    if not options.repetitions:
+        print(tune_cpu(build=False))
+        return
     before, after = [], []
     for _ in range(options.repetitions):  # in turn, so that both see the same machine
         before.append(_measure_in_fresh_process(False, options.points, options.seconds))

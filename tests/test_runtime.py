@@ -198,11 +198,17 @@ def test_the_command_line_prints_machine_settings_and_speed():
     assert [line.split()[0] for line in lines[-2:]] == ["20", "30"]
 
 
-@pytest.mark.parametrize("arguments", [["--repetitions", "0"], ["--points", "0"]])
+def test_without_repetitions_it_says_how_everything_stands(machine, monkeypatch, capsys):
+    runtime.main(["--repetitions", "0"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [x.split()[0] for x in lines[2:]] == ["kernels", "memory", "threads", "operators"]
+
+
+@pytest.mark.parametrize("arguments", [["--repetitions", "-1"], ["--points", "0"]])
 def test_the_command_line_refuses_to_measure_nothing(arguments, capsys):
     with pytest.raises(SystemExit):
         runtime.main(arguments)
-    assert "at least 1" in capsys.readouterr().err
+    assert "--points at least 1" in capsys.readouterr().err
 
 
 def test_the_command_line_says_in_a_line_why_it_cannot_build(monkeypatch, capsys, tmp_path):
