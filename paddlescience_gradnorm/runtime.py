@@ -226,21 +226,21 @@ def _load_operators(machine: Machine, build: bool | None) -> Setting:
         return Setting(name, "already", "loaded by an earlier call")
     if build:
         _operators.build()
-    elif name in _done:
-        # A run that this process has begun goes on as it was, to the last bit.
-        now = _operators.building(machine)
-        if now.outcome == "built":
-            reason = "this process has begun without them: a new one, or tune_cpu(build=True), uses"
-            return Setting(name, "too late", f"{reason} them")
-    _done.add(name)
     try:
-        if _operators.load():
+        # After the first call only if asked to: a run that this process has begun goes on as it
+        # was, to the last bit.
+        if (build or name not in _done) and _operators.load():
             return Setting(name, "done", "loaded")
     except RuntimeError as error:
         if build:
             raise
         return Setting(name, "failed", str(error))
+    finally:
+        _done.add(name)
     now = _operators.building(machine) if build is False else _operators.begin_building(machine)
+    if now.outcome == "built":
+        reason = "this process has begun without them: a new one, or tune_cpu(build=True), uses"
+        return Setting(name, "too late", f"{reason} them")
     return Setting(name, now.outcome, now.reason + _WHAT_TO_DO.get(now.outcome, ""))
 
 

@@ -42,6 +42,17 @@ _DTYPES = (paddle.float32, paddle.float64)
 _NOTHING_BUT_CPU = paddle.device.get_all_device_type() == ["cpu"]
 
 
+class Building(NamedTuple):
+    """How it stands with the library.
+
+    ``outcome`` is ``built``, ``building``, ``failed``, ``not here`` (nothing to build it with)
+    or ``not built``; ``reason`` says by whom, or why.
+    """
+
+    outcome: str
+    reason: str
+
+
 def build(machine: Machine | None = None) -> Path:
     """Compile the operator and wait for it, about 25 s, unless that has been done.
 
@@ -89,7 +100,7 @@ def begin_building(machine: Machine) -> Building:
     if now.outcome != "not built":
         return now
     library = built_library(machine)
-    script = [sys.executable, _compile.__file__]
+    script = [sys.executable, os.path.abspath(_compile.__file__)]
     try:
         with _compile.locked(library.parent, waits=False) as lock:
             if library.exists():  # since a moment ago
@@ -116,17 +127,6 @@ def begin_building(machine: Machine) -> Building:
         library.parent,
     )
     return Building("building", "in the background")
-
-
-class Building(NamedTuple):
-    """How it stands with the library.
-
-    ``outcome`` is ``built``, ``building``, ``failed``, ``not here`` (nothing to build it with)
-    or ``not built``; ``reason`` says by whom, or why.
-    """
-
-    outcome: str
-    reason: str
 
 
 def building(machine: Machine | None = None) -> Building:
@@ -167,8 +167,10 @@ def built_library(machine: Machine | None = None) -> Path:
     for part in (*paddle_here, machine.libc, machine.model, *sorted(machine.flags)):
         key.update(part.encode() + b"\0")
     given = os.environ.get("PADDLE_EXTENSION_DIR")
-    # Paddle's own default
-    root = Path(given).absolute() if given else Path.home() / ".cache" / "paddle_extensions"
+    try:  # Paddle's own default
+        root = Path(given).absolute() if given else Path.home() / ".cache" / "paddle_extensions"
+    except RuntimeError as error:
+        raise RuntimeError("there is no home directory; set PADDLE_EXTENSION_DIR") from error
     return root / f"{_NAME}-{key.hexdigest()[:16]}" / f"{_NAME}.so"
 
 
@@ -302,7 +304,7 @@ def _missing(machine: Machine) -> str:
 
 def _code() -> str:
     """Python that compiles in the folder given as its first argument."""
-    sources = [str(source) for source in _SOURCES if source.suffix == ".cc"]
+    sources = [os.path.abspath(source) for source in _SOURCES if source.suffix == ".cc"]
     # It finds what this process has found, from another folder too.
     path = [os.path.abspath(entry) for entry in sys.path]
     return (
