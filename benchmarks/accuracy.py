@@ -100,7 +100,7 @@ WAVES: dict[str, Settings] = {
 
 def train(run: Run, folder: Path, say: Callable[[float], None], stop: StopOnSignals) -> Run | None:
     """One run, with checkpoints in the folder; all that is to be known of it."""
-    tune_cpu(threads=1)
+    tune_cpu(threads=1, build=False)
     settings = Settings(**run["settings"])
     network = settings.hidden_layers, settings.width
     task = KnownProblem(

@@ -119,7 +119,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = parse(arguments)
-    tuning = tune_cpu(threads=options.threads)
+    tuning = tune_cpu(threads=options.threads, build=False)
     print(tuning)
     results: dict[str, dict[str, Any]] = {}
     for heads in HEADS:

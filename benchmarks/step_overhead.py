@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import time
 from pathlib import Path
 from typing import Any, Callable
@@ -21,6 +22,7 @@ from step_cost_paddle import build
 from step_cost_worker import WARM_UP, Case
 from turns import timed as in_turns
 
+from paddlescience_gradnorm import _operators
 from paddlescience_gradnorm.balancing import RULES
 from paddlescience_gradnorm.command_line import at_least
 from paddlescience_gradnorm.runtime import tune_cpu
@@ -92,6 +94,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     options = parse(arguments)
+    # Without --build not even operators that are there.
+    os.environ[_operators.CHOICE] = "on" if options.build else "off"
     tuning = tune_cpu(build=options.build, threads=options.threads)
     print(tuning)
     rows = []

@@ -249,7 +249,7 @@ def _train(
     from paddlescience_gradnorm.runtime import tune_cpu
 
     tune_cpu()
-    from paddlescience_gradnorm import GradNorm
+    from paddlescience_gradnorm import GradNorm, _operators
     from paddlescience_gradnorm.training import StopOnSignals, Trainer
     from paddlescience_gradnorm.training._trial import LEARNING_RATE, KnownProblem
 
@@ -310,7 +310,7 @@ def _train(
             "width": WIDTH,
             "learning_rate": LEARNING_RATE,
         },
-        "versions": _versions(),
+        "versions": {**_versions(), "operators": "in use" if _operators.loaded else "not in use"},
         "machine": str(find_machine()),
     }
     return net, trainer, metrics, stop.exit_code

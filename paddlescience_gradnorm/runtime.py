@@ -1,7 +1,8 @@
 """Settings that make Paddle faster on a CPU.
 
 ``python -m paddlescience_gradnorm.runtime`` prints this machine, the settings, and the
-speed of a PINN step before and after. It measures both in fresh processes.
+speed of a PINN step before and after. It measures both in fresh processes. With
+``--repetitions 0`` it measures nothing.
 """
 
 from __future__ import annotations
@@ -40,6 +41,14 @@ _MALLOC_VARIABLES = (
 _AVX2 = 5  # MKL's number for these kernels
 _POINTS = (500, 2000, 10000)
 
+_HOW_TO_BUILD = "tune_cpu(build=True), or python -m paddlescience_gradnorm.runtime --build,"
+# What is said of operators that are not there, after the reason.
+_WHAT_TO_DO = {
+    "building": "; processes that begin after that use them",
+    "failed": f"; {_HOW_TO_BUILD} tries again",
+    "not built": f"tune_cpu() builds them in the background; {_HOW_TO_BUILD} now, in about 25 s",
+}
+
 # The settings made in this process, because malloc cannot be asked for its own.
 _done: set[str] = set()
 
@@ -50,8 +59,8 @@ class Setting(NamedTuple):
     """One setting: what was done about it, and why.
 
     ``outcome`` is one of ``done``, ``already`` (by an earlier call), ``yours`` (chosen by
-    the user, left as it is), ``too late``, ``not here`` (no use on this machine), and
-    ``not built`` (operators that need ``build=True``).
+    the user, left as it is), ``too late``, and ``not here`` (no use on this machine). Operators
+    may also be ``building``, ``failed`` or ``not built``.
     """
 
     name: str
@@ -74,7 +83,7 @@ class Report(NamedTuple):
         return "\n".join(map(str, self))
 
 
-def tune_cpu(threads: int | None = None, build: bool = False) -> Report:
+def tune_cpu(threads: int | None = None, build: bool | None = None) -> Report:
     """Apply the settings that make Paddle faster on this machine.
 
     - kernels: Paddle multiplies matrices with Intel MKL, which uses its SSE2 kernels on AMD
@@ -84,25 +93,29 @@ def tune_cpu(threads: int | None = None, build: bool = False) -> Report:
       in page faults. ``mallopt`` makes it keep them. The process then stays at its peak size.
     - threads: Paddle multiplies with one thread by default. This uses one for each core that
       the process may use. On a shared machine fewer can be faster.
-    - operators: this package's own C++ operators, if they have been built on this machine (on
-      Linux, with g++). One operator computes an ``FCNet``'s derivatives.
+    - operators: this package's own C++ operators, on Linux with g++. One operator computes an
+      ``FCNet``'s derivatives. If they have not been built on this machine, they are built in the
+      background, at the lowest priority, and processes that begin after that use them. The first
+      call decides whether this process does.
 
-    Results change by rounding only. Settings in the environment (``MKL_...``,
-    ``MALLOC_...``, ``GLIBC_TUNABLES``, ``OMP_NUM_THREADS``) win. Child processes inherit only
-    ``MKL_DEBUG_CPU_TYPE``. Calling it twice is safe.
+    Results change by rounding only. A run that is resumed goes on with the operators, or without
+    them, as it began. Settings in the environment (``MKL_...``, ``MALLOC_...``,
+    ``GLIBC_TUNABLES``, ``OMP_NUM_THREADS``, ``GRADNORM_OPERATORS=off``) win. Child processes
+    inherit only ``MKL_DEBUG_CPU_TYPE``. Calling it twice is safe.
 
     Args:
         threads: Number of threads, at least 1, instead of all cores, such as for several runs
             on one machine. It overrides ``OMP_NUM_THREADS``.
-        build: Whether to build the operators if they are missing, which takes about 25 s.
+        build: Whether to build operators that are missing now and wait for them, about 25 s. With
+            False they are not built at all. Those that are there are used in any case.
 
     Returns:
         What was done about each setting and why; ``print`` it.
 
     Raises:
         TypeError: ``threads`` is not an integer.
-        ValueError: ``threads`` is below 1.
-        RuntimeError: The operators cannot be built.
+        ValueError: ``threads`` is below 1, or ``GRADNORM_OPERATORS`` is neither on nor off.
+        RuntimeError: The operators cannot be built, and ``build`` is True.
 
     Examples:
         >>> print(tune_cpu())  # doctest: +SKIP
@@ -203,19 +216,32 @@ def _use_cores(machine: Machine, threads: int | None) -> Setting:
     return Setting(name, "done", f"{after} instead of {before} for matrix products{asked}")
 
 
-def _load_operators(machine: Machine, build: bool) -> Setting:
+def _load_operators(machine: Machine, build: bool | None) -> Setting:
     name = "operators"
     if machine.system != "Linux":
         return Setting(name, "not here", f"known to help on Linux only, this is {machine.system}")
-    if name in _done:
+    if _operators.choice() == "off":
+        return Setting(name, "yours", f"{_operators.CHOICE}=off is in the environment")
+    if name in _done and _operators.loaded:
         return Setting(name, "already", "loaded by an earlier call")
     if build:
         _operators.build()
-    if not _operators.load():
-        how = "tune_cpu(build=True), or python -m paddlescience_gradnorm.runtime --build"
-        return Setting(name, "not built", f"{how}, builds them once, in about 25 s")
-    _done.add(name)
-    return Setting(name, "done", "loaded")
+    try:
+        # After the first call only if asked to: a run that this process has begun goes on as it
+        # was, to the last bit.
+        if (build or name not in _done) and _operators.load():
+            return Setting(name, "done", "loaded")
+    except RuntimeError as error:
+        if build:
+            raise
+        return Setting(name, "failed", str(error))
+    finally:
+        _done.add(name)
+    now = _operators.building(machine) if build is False else _operators.begin_building(machine)
+    if now.outcome == "built":
+        reason = "this process has begun without them: a new one, or tune_cpu(build=True), uses"
+        return Setting(name, "too late", f"{reason} them")
+    return Setting(name, now.outcome, now.reason + _WHAT_TO_DO.get(now.outcome, ""))
 
 
 def _in_environment(variables: Sequence[str]) -> str:
@@ -305,7 +331,8 @@ def _time_steps(points: int, seconds: float) -> float:
 
 def _measure(tuned: bool, points: Sequence[int], seconds: float) -> None:
     """Run in a fresh process: tune or not, time the steps, and print both as JSON."""
-    report = str(tune_cpu()) if tuned else ""
+    # No operators are built meanwhile, which would disturb the measurement.
+    report = str(tune_cpu(build=False)) if tuned else ""
     print(json.dumps({"report": report, "ms": [_time_steps(n, seconds) for n in points]}))
 
 
@@ -345,7 +372,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``report``."""
-    parser.add_argument("--repetitions", type=int, default=3, help="fresh processes of each kind")
+    parser.add_argument(
+        "--repetitions", type=int, default=3, help="fresh processes of each kind; 0: no speed"
+    )
     parser.add_argument("--points", type=int, nargs="+", default=_POINTS)
     parser.add_argument("--seconds", type=float, default=0.7, help="for each size and process")
     parser.add_argument("--build", action="store_true", help="build the operators first")
@@ -353,14 +382,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Print machine, settings and speed; the parser reports wrong options."""
-    if min(options.repetitions, *options.points) < 1:
-        parser.error("--repetitions and --points must be at least 1")
+    if options.repetitions < 0 or min(options.points) < 1:
+        parser.error("--repetitions must be at least 0 and --points at least 1")
     print(find_machine(), end="\n\n", flush=True)
     if options.build:
         try:
             _operators.build()
         except RuntimeError as error:
             parser.exit(1, f"{error}\n")
+    if not options.repetitions:
+        print(tune_cpu(build=False))
+        return
     before, after = [], []
     for _ in range(options.repetitions):  # in turn, so that both see the same machine
         before.append(_measure_in_fresh_process(False, options.points, options.seconds))

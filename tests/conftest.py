@@ -27,9 +27,13 @@ DATA = Path(__file__).parent / "data"
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_operators_of_the_user(tmp_path_factory):
-    """Nothing that has been built on this machine before is used."""
+    """Nothing that has been built on this machine before is used, and nothing built unasked."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path_factory.mktemp("extensions")))
+        patch.setenv(_operators.CHOICE, "off")
+        # One folder for all processes of pytest-xdist, of which one compiles and the others wait.
+        folder = tmp_path_factory.getbasetemp()
+        folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+        patch.setenv("PADDLE_EXTENSION_DIR", str(folder / "extensions"))
         yield
 
 

@@ -2,11 +2,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from paddlescience_gradnorm import runtime
+from paddlescience_gradnorm import _operators, runtime
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ("MKL_", "MALLOC_", "GLIBC_TUNABLES", "OMP_")
@@ -45,7 +46,8 @@ def machine(monkeypatch):
             monkeypatch.delenv(name, raising=False)
     calls = []
     monkeypatch.setattr(runtime, "_done", set())
-    monkeypatch.setattr(runtime._operators, "load", lambda: True)
+    monkeypatch.delenv(_operators.CHOICE)
+    monkeypatch.setattr(_operators, "loaded", True)
     monkeypatch.setattr(runtime, "_is_loaded", lambda library: False)
     monkeypatch.setattr(runtime, "_ask_mkl_kernels", lambda library: 5)
     monkeypatch.setattr(runtime, "_own_omp_num_threads", lambda: None)
@@ -97,7 +99,7 @@ def test_every_setting_that_helps_here_is_made_once_and_takes_effect():
     first, second, third, variable, kernels, given_back, kept = result
     *made, operators = outcomes(first)
     assert made == ["done" if helps else "not here" for helps in (AMD, GLIBC, CORES)]
-    assert operators == ("not built" if LINUX else "not here")
+    assert operators == ("yours" if LINUX else "not here")
     *made, _ = outcomes(second)
     assert made == ["already" if helps else "not here" for helps in (AMD, GLIBC, CORES)]
     if AMD:
@@ -170,8 +172,8 @@ def test_a_pinn_step_gives_the_same_numbers_with_and_without():
 
 def test_operators_that_have_been_built_are_loaded_and_give_the_same_numbers(built_operators):
     code = "step = build_laplace_step(100)\nresult = [float(step()) for _ in range(5)]"
-    folder = {"PADDLE_EXTENSION_DIR": os.environ["PADDLE_EXTENSION_DIR"]}
-    first, second = run("result = [tune_cpu(), tune_cpu(build=True)]", **folder)
+    folder = {"PADDLE_EXTENSION_DIR": os.environ["PADDLE_EXTENSION_DIR"], _operators.CHOICE: ""}
+    first, second = run("result = [tune_cpu(build=False), tune_cpu(build=True)]", **folder)
     assert outcomes(first)[3] == "done" and outcomes(second)[3] == "already"
     with_operators = run(
         "assert tune_cpu(build=True).operators.outcome == 'done'\n" + code, **folder
@@ -196,11 +198,17 @@ def test_the_command_line_prints_machine_settings_and_speed():
     assert [line.split()[0] for line in lines[-2:]] == ["20", "30"]
 
 
-@pytest.mark.parametrize("arguments", [["--repetitions", "0"], ["--points", "0"]])
+def test_without_repetitions_it_says_how_everything_stands(machine, monkeypatch, capsys):
+    runtime.main(["--repetitions", "0"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [x.split()[0] for x in lines[2:]] == ["kernels", "memory", "threads", "operators"]
+
+
+@pytest.mark.parametrize("arguments", [["--repetitions", "-1"], ["--points", "0"]])
 def test_the_command_line_refuses_to_measure_nothing(arguments, capsys):
     with pytest.raises(SystemExit):
         runtime.main(arguments)
-    assert "at least 1" in capsys.readouterr().err
+    assert "--points at least 1" in capsys.readouterr().err
 
 
 def test_the_command_line_says_in_a_line_why_it_cannot_build(monkeypatch, capsys, tmp_path):
@@ -269,6 +277,77 @@ def test_elsewhere_than_on_linux_it_does_nothing_and_says_so(machine, system):
     report = runtime.tune_cpu()
     assert outcomes(report) == ["not here"] * 4 and "Linux" in str(report)
     assert dict(os.environ) == before and machine.settings == []
+
+
+@pytest.fixture
+def not_built(machine, monkeypatch, tmp_path):
+    """A machine without operators, whose compiler is done when the test says so."""
+    missing = _operators._missing(HERE)
+    if missing:
+        pytest.skip(missing)
+    monkeypatch.setattr(_operators, "loaded", False)
+    monkeypatch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path / "extensions"))
+    code = (
+        f"import pathlib, sys, time\nwhile not pathlib.Path({str(tmp_path / 'go')!r}).exists():\n"
+        "    time.sleep(0.01)\n"
+        "sys.exit('error: as it is told')"
+    )
+    monkeypatch.setattr(_operators, "_code", lambda: code)
+    yield tmp_path
+    finish(tmp_path)
+
+
+def finish(folder):
+    (folder / "go").touch()
+    end = time.monotonic() + 60
+    while _operators.building(runtime.find_machine()).outcome == "building":
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_operators_are_built_in_the_background_and_a_failure_is_told(not_built):
+    first, second = runtime.tune_cpu().operators, runtime.tune_cpu().operators
+    assert first.outcome == second.outcome == "building"
+    assert "in the background" in first.reason and "by process" in second.reason
+    finish(not_built)
+    setting = runtime.tune_cpu().operators
+    assert setting.outcome == "failed" and "error: as it is told" in setting.reason
+    assert "--build, tries again" in setting.reason
+    with pytest.raises(RuntimeError, match="cannot be built: error: as it is told"):
+        runtime.tune_cpu(build=True)
+
+
+def test_operators_are_not_built_for_who_does_not_want_them(not_built, monkeypatch):
+    setting = runtime.tune_cpu(build=False).operators
+    assert setting.outcome == "not built" and "tune_cpu(build=True)" in setting.reason
+    monkeypatch.setenv(_operators.CHOICE, "off")
+    for build in (None, True):
+        setting = runtime.tune_cpu(build=build).operators
+        assert setting.outcome == "yours" and "GRADNORM_OPERATORS=off" in setting.reason
+    assert not (not_built / "extensions").exists()
+
+
+def test_a_process_that_has_begun_without_operators_goes_on_without(not_built):
+    runtime.tune_cpu(build=False)
+    library = _operators.built_library(runtime.find_machine())
+    library.parent.mkdir(parents=True)
+    library.touch()
+    assert runtime.tune_cpu().operators.outcome == "too late" and not _operators.loaded
+
+
+def test_operators_that_cannot_be_loaded_are_a_line_unless_they_are_asked_for(
+    not_built, monkeypatch
+):
+    monkeypatch.setattr(_operators, "_is_registered", False)
+    # Where load, which knows only this machine, looks for them, and build.
+    for machine in (HERE, runtime.find_machine()):
+        library = _operators.built_library(machine)
+        library.parent.mkdir(parents=True)
+        library.touch()
+    setting = runtime.tune_cpu().operators
+    assert setting.outcome == "failed" and "cannot be loaded; delete it" in setting.reason
+    with pytest.raises(RuntimeError, match="cannot be loaded"):
+        runtime.tune_cpu(build=True)
 
 
 @pytest.mark.parametrize("used, outcome", [(True, "too late"), (False, "not here")])

@@ -56,6 +56,7 @@ PACKAGE = {
     ("pde/problems/formulation.py", "sympy.sympify"),
     # Operators that have been compiled here.
     ("runtime.py", "_operators.load"),
+    ("_operators/__init__.py", "load"),
     # DeepXDE's own checkpoints are pickles, which Model.restore loads too.
     ("deepxde.py", "paddle.load"),
 }

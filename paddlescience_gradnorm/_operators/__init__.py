@@ -1,27 +1,34 @@
 """An operator in C++ for a network's derivatives, compiled on the user's machine.
 
-It is an option: without it everything works in Paddle's own operators. ``build`` compiles it
-once, ``load`` makes this process use it, and ``tune_cpu`` does both.
+Without it everything works in Paddle's own operators. ``begin_building`` compiles it once, beside
+the process, ``build`` waits for that, and ``load`` makes this process use it. ``tune_cpu`` calls
+them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import paddle
 from paddle.utils import cpp_extension
 
 from paddlescience_gradnorm import _paddle
 from paddlescience_gradnorm._machine import LIBRARIES, Machine, find_machine
+from paddlescience_gradnorm._operators import _compile
 
+_log = logging.getLogger("paddlescience_gradnorm")
+
+CHOICE = "GRADNORM_OPERATORS"  # of the environment
 MOST_FIRSTS = 16  # that tanh_jet has room for
 # Whether this process uses the operator, and whether Paddle knows it, which aborts the process if
 # it is told of an operator twice.
@@ -35,57 +42,135 @@ _DTYPES = (paddle.float32, paddle.float64)
 _NOTHING_BUT_CPU = paddle.device.get_all_device_type() == ["cpu"]
 
 
+class Building(NamedTuple):
+    """How it stands with the library.
+
+    ``outcome`` is ``built``, ``building``, ``failed``, ``not here`` (nothing to build it with)
+    or ``not built``; ``reason`` says by whom, or why.
+    """
+
+    outcome: str
+    reason: str
+
+
 def build(machine: Machine | None = None) -> Path:
-    """Compile the operator, which takes about 25 s, unless that has been done.
+    """Compile the operator and wait for it, about 25 s, unless that has been done.
 
     The library is kept where Paddle keeps such extensions: in ``PADDLE_EXTENSION_DIR``, or in a
     folder of ``~/.cache``. There is one for each Paddle, processor and version of the sources.
+    If another process compiles it, this one waits for that.
 
     Returns:
         The library's path.
 
     Raises:
-        RuntimeError: This is not Linux, setuptools or a C++ compiler is missing, or the
-            compiler fails. The message holds what the compiler has printed.
+        RuntimeError: This is not Linux, setuptools or a C++ compiler is missing, the folder
+            cannot be written to, or the compiler fails. The message holds what the compiler has
+            printed.
     """
-    library = built_library(machine)
-    if library.exists():
-        return library
-    missing = _missing(machine or find_machine())
-    if missing:
-        raise RuntimeError(f"the operators cannot be built: {missing}")
-    root = library.parents[1]
-    root.mkdir(parents=True, exist_ok=True)
-    # It is built under another name and then renamed, so that nobody loads half a library.
-    with tempfile.TemporaryDirectory(prefix="building-", dir=root) as folder:
-        sources = [str(source) for source in _SOURCES if source.suffix == ".cc"]
-        code = (
-            "from paddle.utils.cpp_extension import load; "
-            f"load({_NAME!r}, {sources}, extra_cxx_cflags={_compiler_flags()}, "
-            f"extra_ldflags={_linker_flags()}, build_directory={folder!r}, verbose=True)"
-        )
-        result = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, errors="replace"
-        )
-        made = Path(folder, _NAME, library.name)
-        if result.returncode or not made.exists():
-            said = (result.stdout + result.stderr).strip().splitlines()[-60:]
-            raise RuntimeError("the operators cannot be built:\n" + "\n".join(said))
-        library.parent.mkdir(exist_ok=True)
-        os.replace(made, library)
+    machine = machine or find_machine()
+    try:
+        library = built_library(machine)
+        if os.path.exists(library):
+            return library
+        missing = _missing(machine)
+        if missing:
+            raise RuntimeError(missing)
+        with _compile.locked(library.parent, waits=True):
+            if not library.exists():
+                said = _compile.compile_library(library, _code())
+                if said:
+                    raise RuntimeError(said)
+    except (RuntimeError, OSError) as error:
+        separator = "\n" if "\n" in str(error) else " "
+        raise RuntimeError(f"the operators cannot be built:{separator}{error}") from error
     return library
 
 
+def begin_building(machine: Machine) -> Building:
+    """Have the operator compiled beside this process, unless it is there or has failed before.
+
+    The process that compiles does not end with this one. It takes what others leave of the
+    processor. Nothing is loaded here: that is up to processes to come.
+
+    Returns:
+        How it stands.
+    """
+    now = building(machine)
+    if now.outcome != "not built":
+        return now
+    library = built_library(machine)
+    script = [sys.executable, os.path.abspath(_compile.__file__)]
+    try:
+        with _compile.locked(library.parent, waits=False) as lock:
+            if library.exists():  # since a moment ago
+                return building(machine)
+            # A shell, which ends at once: the compiling process is no child of this one, which
+            # would have to look after it.
+            subprocess.run(
+                ["/bin/sh", "-c", '"$@" &', "sh", *script, str(lock.fileno()), library, _code()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,  # Ctrl-C and a terminal that closes are not for it
+                pass_fds=[lock.fileno()],
+                check=True,
+            )
+    except BlockingIOError:  # another process was faster
+        return building(machine)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Building("failed", str(error))
+    _log.info(
+        "the operators in C++ are compiled in the background, in %s: processes that begin after "
+        "that use them",
+        library.parent,
+    )
+    return Building("building", "in the background")
+
+
+def building(machine: Machine | None = None) -> Building:
+    """How it stands with the library of this machine; nothing is changed."""
+    machine = machine or find_machine()
+    try:
+        library = built_library(machine)
+    except RuntimeError as error:
+        return Building("not here", str(error))
+    if os.path.exists(library):
+        return Building("built", "")
+    missing = _missing(machine)
+    if missing:
+        return Building("not here", missing)
+    by = _compile.holder(library.parent)
+    if by:
+        return Building("building", f"by {by}")
+    failure = library.with_name(_compile.FAILURE)
+    try:
+        lines = failure.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return Building("not built", "")
+    why = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "")
+    return Building("failed", f"{why.strip()} (all of it: {failure})")
+
+
 def built_library(machine: Machine | None = None) -> Path:
-    """Where the library for this Paddle, processor and source is, or would be."""
+    """Where the library for this Paddle, processor and source is, or would be.
+
+    Raises:
+        RuntimeError: There is neither ``PADDLE_EXTENSION_DIR`` nor a home directory.
+    """
     machine = machine or find_machine()
     key = hashlib.sha256()
     for source in _SOURCES:
         key.update(source.read_bytes())
-    for part in (paddle.__version__, paddle.__file__, machine.model, *sorted(machine.flags)):
+    paddle_here = (paddle.__version__, paddle.version.commit, paddle.__file__)
+    for part in (*paddle_here, machine.libc, machine.model, *sorted(machine.flags)):
         key.update(part.encode() + b"\0")
-    cache = Path.home() / ".cache" / "paddle_extensions"  # Paddle's own default
-    root = Path(os.environ.get("PADDLE_EXTENSION_DIR") or cache)
+    given = os.environ.get("PADDLE_EXTENSION_DIR")
+    try:  # Paddle's own default
+        root = Path(given).absolute() if given else Path.home() / ".cache" / "paddle_extensions"
+    except RuntimeError as error:
+        raise RuntimeError("there is no home directory; set PADDLE_EXTENSION_DIR") from error
     return root / f"{_NAME}-{key.hexdigest()[:16]}" / f"{_NAME}.so"
 
 
@@ -94,14 +179,76 @@ def load() -> bool:
 
     Returns:
         Whether this process uses it.
+
+    Raises:
+        RuntimeError: The library cannot be loaded.
     """
     global loaded, _is_registered
     library = built_library()
-    if not loaded and library.exists():
+    if not loaded and os.path.exists(library):
         if not _is_registered:
-            cpp_extension.load_op_meta_info_and_register_op(str(library))
+            try:
+                cpp_extension.load_op_meta_info_and_register_op(str(library))
+            except (RuntimeError, OSError, ValueError) as error:
+                # Paddle's own text fills a screen.
+                raise RuntimeError(
+                    f"{library} cannot be loaded; delete it, and it is built again"
+                ) from error
         loaded = _is_registered = True
     return loaded
+
+
+def choice() -> str:
+    """``"on"`` or ``"off"`` from the environment variable ``GRADNORM_OPERATORS``, else empty.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    chosen = os.environ.get(CHOICE, "")
+    if chosen not in ("", "on", "off"):
+        raise ValueError(f"{CHOICE} must be 'on' or 'off', got {chosen!r}")
+    return chosen
+
+
+def go_on(as_before: bool) -> None:
+    """Go on with a run that was computed with or without the operator, in the same way.
+
+    That keeps its numbers the same to the last bit. ``GRADNORM_OPERATORS`` in the environment
+    wins.
+
+    Args:
+        as_before: Whether the run has used it.
+
+    Warns:
+        RuntimeWarning: The run goes on in the other way.
+    """
+    global loaded
+    if loaded == as_before:
+        return
+    why = ""
+    if choice() == ("off" if as_before else "on"):
+        why = f"as {CHOICE}={choice()} in the environment asks"
+    elif as_before:
+        try:
+            if not load():
+                why = "which are not built here; tune_cpu(build=True) builds them"
+        except RuntimeError as error:
+            why = f"because {error}"
+    else:
+        loaded = False
+        _log.info(
+            "the run began without the operators in C++ and goes on without them, because its "
+            "numbers would not be the same to the last bit; %s=on goes on with them",
+            CHOICE,
+        )
+    if why:
+        ways = ("with", "without") if as_before else ("without", "with")
+        warnings.warn(
+            f"the run began {ways[0]} the operators in C++ and goes on {ways[1]} them, {why}. "
+            "From here on its numbers differ by rounding from those of a run that was not stopped",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def apply_to(*tensors: paddle.Tensor) -> bool:
@@ -153,6 +300,19 @@ def _missing(machine: Machine) -> str:
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         return "there is no C++ compiler; install g++"
     return ""
+
+
+def _code() -> str:
+    """Python that compiles in the folder given as its first argument."""
+    sources = [os.path.abspath(source) for source in _SOURCES if source.suffix == ".cc"]
+    # It finds what this process has found, from another folder too.
+    path = [os.path.abspath(entry) for entry in sys.path]
+    return (
+        f"import sys; sys.path[:] = {path}; "
+        "from paddle.utils.cpp_extension import load; "
+        f"load({_NAME!r}, {sources}, extra_cxx_cflags={_compiler_flags()}, "
+        f"extra_ldflags={_linker_flags()}, build_directory=sys.argv[1], verbose=True)"
+    )
 
 
 def _compiler_flags() -> list[str]:

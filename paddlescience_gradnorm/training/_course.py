@@ -12,6 +12,7 @@ from typing import Any, Callable, ClassVar
 import numpy as np
 import paddle
 
+from paddlescience_gradnorm import _operators
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
 from paddlescience_gradnorm.balancing.rules import Equal
 from paddlescience_gradnorm.network.grad_norm import GradNorm
@@ -109,6 +110,7 @@ class Course:
             "weights": {name: w[rows].tolist() for name, w in history.weights.items()},
             "diagnosis": trainer.diagnose(),
             "paddle": paddle.__version__,
+            "operators": _operators.loaded,
         }
 
     def state_dict(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any, Callable, Protocol, Union
 import numpy as np
 import paddle
 
-from paddlescience_gradnorm import _arguments
+from paddlescience_gradnorm import _arguments, _operators
 from paddlescience_gradnorm._machine import find_machine
 from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
 from paddlescience_gradnorm.balancing.rule import Rule
@@ -247,8 +247,13 @@ def _side_by_side(
         raise ValueError(f"rules and seeds must have one at least, got {[*rules]} and {[*looks]}")
     jobs = min(jobs, len(plan))
     threads = max(1, machine.cores // jobs) if jobs else None
-    work = functools.partial(_train, task, dict(rules), steps, threads)
-    ended = run_all(plan, read_runs(folder), folder, work, jobs, _described, progress)
+    known = read_runs(folder)
+    # All runs with the operators in C++, or all without, even if these are built meanwhile. Else
+    # their seconds could not be compared.
+    there = _operators.building(machine).outcome == "built" and _operators.choice() != "off"
+    fast = next((run["operators"] for run in known if "operators" in run), there)
+    work = functools.partial(_train, task, dict(rules), steps, threads, fast)
+    ended = run_all(plan, known, folder, work, jobs, _described, progress)
     comparison = Comparison(
         [run for run in ended if FAILED not in run], [run for run in ended if FAILED in run], folder
     )
@@ -273,6 +278,7 @@ def _train(
     rules: Mapping[str, Rule],
     steps: int,
     threads: int | None,
+    with_operators: bool,
     run: Run,
     folder: Path,
     say: Callable[[float], None],
@@ -280,9 +286,10 @@ def _train(
 ) -> Run | None:
     """A run of ``_side_by_side``; with ``threads`` in a process of its own."""
     if threads is not None:
-        tune_cpu(threads=threads)
         # Lines of several processes at once would hide how far they are.
         logging.getLogger("paddlescience_gradnorm").setLevel(logging.WARNING)
+        tune_cpu(threads=threads)
+        _operators.go_on(with_operators)
     trial = task.begin(run["seed"])
     with held([trial.losses]):
         n_loss = count(trial.losses(trial.net))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any, Callable
 import numpy as np
 import paddle
 
+from paddlescience_gradnorm import _operators
 from paddlescience_gradnorm._layers import PicklableLayer
 from paddlescience_gradnorm.training import (
     _checkpoint_file,
@@ -34,7 +36,7 @@ from paddlescience_gradnorm.training.history import QUANTITIES, History, are_ste
 
 Apply = Callable[[], None]
 
-_RUN = Schema("a run", ("parts", "random", "position"))
+_RUN = Schema("a run", ("parts", "random", "position"), ({"operators": None},))
 _LAYER = Schema("a layer", ("parameters", "buffers", "gradients", "extra"))
 _TENSOR = Schema("a tensor", ("value", "gradients"))
 _HISTORY = Schema("a history", ("names", *QUANTITIES), ({"steps": None},))
@@ -46,7 +48,8 @@ class RunState:
     """What a run consists of, by name, for loops without a ``Trainer``.
 
     The global random generators of Paddle, Python and numpy belong to it without being named,
-    and so do parameters that an optimizer steps and no layer holds.
+    and so do parameters that an optimizer steps and no layer holds, and whether the operators in
+    C++ compute derivatives. A run that is resumed goes on with them, or without them, as before.
 
     Args:
         **parts: Layers (all parameters with their gradients, all buffers), bare parameters,
@@ -220,6 +223,7 @@ class RunState:
             parts={name: part.state() for name, part in self._parts.items()},
             random=_random_state.global_state(),
             position=position or {},
+            operators=_operators.loaded,
         )
 
     def prepare(self, state: Any) -> Apply:
@@ -231,7 +235,12 @@ class RunState:
         if not isinstance(parts, dict) or set(parts) != set(self._parts):
             names = sorted(parts) if isinstance(parts, dict) else parts
             raise CheckpointError(f"holds {names}, but the run has {sorted(self._parts)}")
+        with_operators = run["operators"]  # None by a version that did not record it
+        if not (with_operators is None or isinstance(with_operators, bool)):
+            raise CheckpointError("has operators that are neither true nor false")
         applies = [_prepared(name, part.prepare, parts) for name, part in self._parts.items()]
+        if with_operators is not None:
+            applies.insert(0, functools.partial(_operators.go_on, with_operators))
         # Last, because the other parts may draw.
         applies.append(_random_state.prepare_global(run["random"]))
 

@@ -1,5 +1,9 @@
+import os
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 
 from paddlescience_gradnorm import FCNet, _operators
 from paddlescience_gradnorm._machine import find_machine
+from paddlescience_gradnorm._operators import _compile
 from paddlescience_gradnorm.network._taylor import propagate
 
 pytestmark = pytest.mark.usefixtures("built_operators")
@@ -60,22 +65,160 @@ def test_a_process_has_them_if_they_have_been_built(tmp_path):
         assert process.stdout.split() == [loads], process.stderr
 
 
-def test_a_compiler_that_is_missing_or_fails_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_compiler_that_is_missing_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(RuntimeError, match=r"no C\+\+ compiler"):
+    with pytest.raises(RuntimeError, match=r"cannot be built: there is no C\+\+ compiler"):
         _operators.build()
-    monkeypatch.delenv("CXX")
+    stands = _operators.begin_building(find_machine())
+    assert stands == ("not here", "there is no C++ compiler; install g++")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compiler_that_fails_is_quoted_and_not_begun_again_unasked(tmp_path, monkeypatch):
+    monkeypatch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path))
     monkeypatch.setattr(_operators, "_compiler_flags", lambda: ["-no-such-flag"])
     with pytest.raises(RuntimeError, match="no-such-flag"):
         _operators.build()
-    assert list(tmp_path.iterdir()) == []
+    folder = _operators.built_library().parent
+    assert sorted(path.name for path in folder.iterdir()) == ["failure.txt", "lock"]
+    assert "no-such-flag" in (folder / "failure.txt").read_text()
+    stands = _operators.begin_building(find_machine())
+    assert stands.outcome == "failed" and "error" in stands.reason and "\n" not in stands.reason
+    assert str(folder / "failure.txt") in stands.reason
+    assert not _compile.holder(folder)  # nobody tries again
 
 
 def test_elsewhere_than_on_linux_they_are_not_built(tmp_path, monkeypatch):
     monkeypatch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path))
+    mac = find_machine()._replace(system="Darwin")
     with pytest.raises(RuntimeError, match="Linux only, this is Darwin"):
-        _operators.build(find_machine()._replace(system="Darwin"))
+        _operators.build(mac)
+    assert _operators.begin_building(mac).outcome == "not here"
+    assert list(tmp_path.iterdir()) == []
+
+
+# In place of the compiler: it notes that it has begun, and goes on when it may.
+COMPILER = """
+import pathlib, sys, time
+place = pathlib.Path({place!r})
+with (place / "begun").open("a") as file:
+    file.write("begun\\n")
+while not (place / "go").exists():
+    time.sleep(0.01)
+made = pathlib.Path(sys.argv[1], "gradnorm_operators", "gradnorm_operators.so")
+made.parent.mkdir()
+made.write_text("made")
+"""
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """One that takes as long as the test wants."""
+    monkeypatch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path / "extensions"))
+    monkeypatch.setattr(_operators, "_code", lambda: COMPILER.format(place=str(tmp_path)))
+    yield tmp_path
+    (tmp_path / "go").touch()
+    wait_until(lambda: _operators.building().outcome != "building")
+
+
+def wait_until(true):
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_many_that_begin_at_once_build_once(compiler):
+    machine = find_machine()
+    with ThreadPoolExecutor(8) as pool:  # each opens the lock for itself, as a process does
+        stands = list(pool.map(lambda _: _operators.begin_building(machine), range(8)))
+    assert [outcome for outcome, _ in stands] == ["building"] * 8
+    assert [reason for _, reason in stands].count("in the background") == 1
+    wait_until((compiler / "begun").exists)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(_operators.build)
+        (compiler / "go").touch()
+        library = waiting.result()
+    assert library.read_text() == "made"
+    assert (compiler / "begun").read_text() == "begun\n"
+    assert _operators.begin_building(machine) == ("built", "")
+    assert sorted(path.name for path in library.parent.iterdir()) == [library.name, "lock"]
+
+
+def test_it_outlives_the_process_that_began_it_and_gives_the_lock_back_when_killed(
+    compiler, elsewhere
+):
+    machine = find_machine()
+    assert "background" in elsewhere(lambda: _operators.begin_building(machine))
+    wait_until((compiler / "begun").exists)
+    outcome, by = _operators.building()
+    number = int(by.split()[2])
+    assert outcome == "building" and number != os.getpid()
+    assert os.getsid(number) != os.getsid(0) and os.getpriority(os.PRIO_PROCESS, number) == 19
+    (folder,) = _operators.built_library().parent.glob("building-*")
+    os.killpg(os.getpgid(number), signal.SIGKILL)
+    wait_until(lambda: _operators.building().outcome == "not built")
+    (compiler / "go").touch()
+    assert _operators.begin_building(machine).outcome == "building"
+    wait_until(lambda: _operators.building().outcome == "built")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "options, says", [("ro", "Read-only file system"), ("size=64k", "No space left on device")]
+)
+def test_a_folder_that_takes_nothing_is_named(tmp_path, monkeypatch, mount, options, says):
+    mount(tmp_path / "disk", options)
+    if options != "ro":
+        mount.fill(tmp_path / "disk")
+    monkeypatch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path / "disk"))
+    stands = _operators.begin_building(find_machine())
+    assert stands.outcome == "failed" and says in stands.reason
+    with pytest.raises(RuntimeError, match=f"cannot be built: .*{says}"):
+        _operators.build()
+    assert not _operators.load()
+
+
+def test_a_library_that_cannot_be_loaded_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path))
+    monkeypatch.setattr(_operators, "_is_registered", False)
+    library = _operators.built_library()
+    library.parent.mkdir()
+    library.write_bytes(b"no library")
+    with pytest.raises(RuntimeError, match=f"{library} cannot be loaded; delete it"):
+        _operators.load()
+
+
+def test_a_run_goes_on_by_the_operators_with_which_it_began(cpp, monkeypatch, recorded_warnings):
+    monkeypatch.delenv(_operators.CHOICE)
+    for began in (False, True):
+        for now in (False, True):
+            cpp(now)
+            _operators.go_on(began)
+            assert _operators.loaded == began
+    assert not recorded_warnings
+
+
+@pytest.mark.parametrize("began", [False, True])
+def test_if_it_cannot_or_shall_not_it_says_so(cpp, monkeypatch, tmp_path, began):
+    cpp(not began)
+    monkeypatch.setenv(_operators.CHOICE, "off" if began else "on")
+    ways = "with the .* without them" if began else "without the .* with them"
+    with pytest.warns(RuntimeWarning, match=f"began {ways}, as GRADNORM_OPERATORS="):
+        _operators.go_on(began)
+    assert _operators.loaded != began
+    if began:
+        monkeypatch.delenv(_operators.CHOICE)
+        monkeypatch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path))
+        with pytest.warns(RuntimeWarning, match="without them, which are not built here"):
+            _operators.go_on(began)
+
+
+def test_a_choice_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv(_operators.CHOICE, "yes")
+    with pytest.raises(ValueError, match="GRADNORM_OPERATORS must be 'on' or 'off', got 'yes'"):
+        _operators.choice()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -11,7 +11,7 @@ import paddle
 import pytest
 from PIL import Image
 
-from paddlescience_gradnorm import FCNet
+from paddlescience_gradnorm import FCNet, _operators
 from paddlescience_gradnorm.balancing import Fixed, PinnRule
 from paddlescience_gradnorm.training import _course, compare
 from paddlescience_gradnorm.training._trial import KnownProblem
@@ -57,6 +57,15 @@ def make(tmp_path):
 def without_times(run):
     run = {name: value for name, value in run.items() if name != "seconds"}
     return {**run, "curve": [[step, error] for step, _, error in run["curve"]]}
+
+
+def test_a_comparison_goes_on_by_the_operators_with_which_it_began(make, cpp, monkeypatch):
+    monkeypatch.delenv(_operators.CHOICE)
+    cpp(False)
+    make(rules=["equal"], seeds=[0])
+    # They are there by now, so that a process of its own would use them.
+    found = make(rules=["equal"], seeds=[0, 1], jobs=1)
+    assert [run["operators"] for run in found.runs] == [False, False]
 
 
 def test_rules_differ_in_nothing_but_the_rule(make):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+import sympy
 
 from paddlescience_gradnorm import (
     FCNet,
@@ -16,8 +17,10 @@ from paddlescience_gradnorm import (
     RotateOnly,
     RotoGrad,
     RotoGradNorm,
+    _operators,
 )
 from paddlescience_gradnorm._layers import PicklableLayer
+from paddlescience_gradnorm.pde import Residual
 from paddlescience_gradnorm.training import (
     CheckpointError,
     History,
@@ -401,7 +404,8 @@ def test_every_part_has_a_version_of_its_own(file_of_all_kinds):
         inner = altered
         for key in place:
             inner = inner[key]
-        known = 2 if place == ("parts", "history") else 1  # with the numbers of its steps
+        # With the operators of the run, and the numbers of the history's steps.
+        known = 2 if place in ((), ("parts", "history")) else 1
         assert inner["version"] == known
         inner["version"] = known + 1
         run = make()
@@ -414,6 +418,55 @@ def test_every_part_has_a_version_of_its_own(file_of_all_kinds):
             run.take(path, altered)
         assert str(path) in str(info.value) and "nothing has been loaded" in str(info.value)
         assert bits(run.state()) == before
+
+
+@pytest.mark.parametrize("began", [False, True], ids=["without", "with"])
+def test_the_operators_of_the_run_belong_to_it_to_the_last_bit(cpp, monkeypatch, tmp_path, began):
+    monkeypatch.delenv(_operators.CHOICE)
+    x = sympy.Symbol("x")
+    u = sympy.Function("u")
+    residual = Residual(u(x).diff(x, 2) + u(x), (x,), (u,))
+
+    def begin():
+        paddle.seed(1)
+        net = FCNet(1, 1, 4, 20)
+        return net, RunState(net=net, optimizer=(optimizer := adam(net))), optimizer
+
+    def train(net, optimizer, steps):
+        points = paddle.linspace(0, 1, 40).reshape([-1, 1])
+        for _ in range(steps):
+            (
+                residual(net, points).square().mean() + (net(points[:1]) - 1).square().sum()
+            ).backward()
+            optimizer.step()
+            optimizer.clear_grad()
+        return [p.numpy().tobytes() for p in net.parameters()]
+
+    cpp(not began)
+    net, _, optimizer = begin()
+    other = train(net, optimizer, 20)
+    cpp(began)
+    net, state, optimizer = begin()
+    train(net, optimizer, 8)
+    state.save(tmp_path / "a.ckpt")
+    whole = train(net, optimizer, 12)
+    assert whole != other  # they differ by rounding
+    cpp(not began)  # as in a process that begins after they have been built, or with none
+    net, state, optimizer = begin()
+    state.load(tmp_path / "a.ckpt")
+    assert train(net, optimizer, 12) == whole
+
+
+def test_a_file_that_does_not_know_the_operators_leaves_them_as_they_are(cpp, fc_net):
+    cpp(True)
+    run = RunState(net=fc_net)
+    state = run.state()
+    by_older = {**state, "version": 1}
+    del by_older["operators"]
+    run.take("a.ckpt", by_older)
+    assert _operators.loaded
+    with pytest.raises(CheckpointError, match="operators that are neither true nor false"):
+        run.take("a.ckpt", {**state, "operators": 1})
 
 
 def state_with(state, **fields):
