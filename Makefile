@@ -35,7 +35,7 @@ test-quick: $(VENV)/installed-test
 
 # The slow ones too: processes that are killed, thousands of damaged files, long runs.
 test-all: $(VENV)/installed-test
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 -rs
 
 # With PaddleScience, in an environment of its own.
 test-ppsci:

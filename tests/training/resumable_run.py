@@ -37,7 +37,8 @@ def signal_at(name, number, signals):
         left[0] -= 1
         if left[0] == 0:
             for each in signals:
-                os.kill(os.getpid(), getattr(signal, each))
+                # To this thread. Two signals that wait for another would be one.
+                signal.raise_signal(getattr(signal, each))
         return function(*args, **kwargs)
 
     setattr(os, name, deadly)

@@ -273,7 +273,7 @@ def test_of_a_sick_run_it_is_said_what_it_suffers_from(sickness):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [5, 6])
+@pytest.mark.parametrize("seed", [5])
 def test_of_healthy_runs_of_the_first_problems_nothing_is_said(seed):
     names = list(PROBLEMS)[:15]  # from whose runs the thresholds are
     said = {name: healthy(name, seed).diagnose() for name in names}
