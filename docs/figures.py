@@ -184,7 +184,7 @@ def points(folder: Path, steps: int) -> None:
     panels[0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, frameon=False)
     panels[0].set(title="a square")
 
-    draw_points(panels[1], inside=inside, initial=bottom, boundary=np.concatenate([left, right]))
+    draw_points(panels[1], inside=inside, initial=bottom, sides=np.concatenate([left, right]))
     panels[1].set(title="in time", ylabel="t")
 
     cut = [0.5, 0.5]
