@@ -21,7 +21,6 @@ import matplotlib
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter
 
 FONTS = (
     *("WenQuanYi Micro Hei", "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC"),
@@ -145,9 +144,11 @@ def switch_on() -> None:
         save(figure, path, **options)
         for axes in figure.axes:
             for axis in (axes.xaxis, axes.yaxis):
-                ticks = axis.get_major_formatter()
-                if isinstance(ticks, FixedFormatter):
-                    ticks.seq = [in_chinese(label) for label in ticks.seq]
+                # Labels of ticks are written anew when the figure is drawn.
+                shown = [label.get_text() for label in axis.get_ticklabels()]
+                translated = list(map(in_chinese, shown))
+                if translated != shown:
+                    axis.set_ticks(axis.get_ticklocs(), translated)
         for text in figure.findobj(Text):
             text.set_text(in_chinese(text.get_text()))
         path = Path(path)
