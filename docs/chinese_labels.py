@@ -119,7 +119,8 @@ def in_chinese(label: str) -> str:
             for number, group in enumerate(match.groups(), start=1):
                 translation = translation.replace(f"\\{number}", PARTS.get(group, group))
             return translation
-    if NAMES.fullmatch(label) or not re.search("[A-Za-z]", label):
+    is_done = re.search("[\u3000-\uffef]", label)  # of a figure that is saved twice
+    if is_done or NAMES.fullmatch(label) or not re.search("[A-Za-z]", label):
         return label
     raise KeyError(f"no translation of {label!r}: add it to {__file__}")
 

@@ -29,6 +29,7 @@ labels = load("chinese_labels")
         ("pde", "pde"),
         ("$10^{-2}$", "$10^{-2}$"),
         ("0.5", "0.5"),
+        ("误差，等权重", "误差，等权重"),  # noqa: RUF001
     ],
 )
 def test_labels_are_translated_and_names_and_numbers_stay(label, translation):
