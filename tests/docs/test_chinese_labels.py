@@ -61,9 +61,13 @@ def test_a_missing_font_is_an_error(monkeypatch):
         labels.switch_on()
 
 
-def test_a_click_on_a_picture_shows_it_whole():
+def test_a_click_on_a_picture_shows_it_whole_and_wide_ones_scroll():
     pictures = load("pictures")
     html = '<p><img alt="a" src="images/a.png"></p><p>text <img alt="b" src="b.png"></p>'
     found = pictures.on_page_content(html, page=None, config=None, files=None)
     assert found.startswith('<p><a class="picture" href="images/a.png"><img alt="a"')
     assert found.endswith('<p>text <img alt="b" src="b.png"></p>')
+    for name, kind in (("points.png", "picture wide"), ("demo.png", "picture")):
+        html = f'<p><img alt="a" src="../images/{name}"></p>'
+        found = pictures.on_page_content(html, page=None, config=None, files=None)
+        assert found.startswith(f'<p><a class="{kind}" href="../images/{name}">')
