@@ -2,6 +2,7 @@
 
     python docs/figures.py                  # all of them, in docs/images; two minutes on one core
     python docs/figures.py healthy floor    # some
+    python docs/figures.py deepxde          # needs DeepXDE, so it is not among "all"
 
 What the pages say of the runs is printed beside.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import runpy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from paddlescience_gradnorm.training import History, Trainer
 import paddle  # isort: skip, after the package that sees to its loading
 
 IMAGES = Path(__file__).with_name("images")
+EXAMPLES = Path(__file__).parents[1] / "examples"
 STEPS, POINTS, LAYERS, WIDTH, LEARNING_RATE = 2000, 400, 4, 30, 2e-3
 STEEL = 2.1e5  # Young's modulus in N/mm^2
 TASKS, SCALES = ("scale 1", "scale 5"), paddle.to_tensor([1.0, 5.0])
@@ -184,7 +187,7 @@ def points(folder: Path, steps: int) -> None:
     panels[0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, frameon=False)
     panels[0].set(title="a square")
 
-    draw_points(panels[1], inside=inside, initial=bottom, boundary=np.concatenate([left, right]))
+    draw_points(panels[1], inside=inside, initial=bottom, sides=np.concatenate([left, right]))
     panels[1].set(title="in time", ylabel="t")
 
     cut = [0.5, 0.5]
@@ -222,6 +225,64 @@ def cost(folder: Path, steps: int) -> None:
         axes.legend(loc="upper left")
     panels[0].set(ylabel="time of a step / plain step")
     save(folder / "cost.png", figure)
+
+
+def own_loop(folder: Path, steps: int) -> None:
+    """What the network of examples/own_loop has learnt, at one frequency."""
+    plain_loop = runpy.run_path(str(EXAMPLES / "own_loop/plain_loop.py"))
+    net, _ = plain_loop["main"](epochs=min(60, steps))
+    time, frequency = paddle.linspace(0, 1, 101).reshape([-1, 1]), 5.0
+    outputs = net(paddle.concat([time, paddle.full_like(time, frequency)], axis=1))
+    exact = (frequency * time).sin()
+    figure, panels = plt.subplots(1, 2, figsize=(7.6, 3), layout="constrained")
+    titles = ("displacement [m]", "acceleration [m/s²]")
+    for axes, title, found, truth in zip(panels, titles, outputs, (exact, -(frequency**2) * exact)):
+        axes.plot(time, truth, color="0.7", linewidth=5, label="exact")
+        axes.plot(time, found.detach(), label="network")
+        axes.set(title=title, xlabel="time [s]")
+        axes.legend()
+    save(folder / "own_loop.png", figure)
+
+
+def several_processes(folder: Path, steps: int) -> None:
+    """The points of examples/several_processes: each process has its own."""
+    figure, axes = plt.subplots(figsize=(4, 3.6), layout="constrained")
+    for rank in range(2):
+        sampled = problem("laplace").sample(n_points=128, seed=rank)
+        for k, where in enumerate(sampled.points.values()):
+            label = f"process {rank}" if k == 0 else None
+            axes.scatter(*where.T, s=8, color=f"C{rank}", label=label)
+    axes.set(aspect="equal", xlabel="x", ylabel="y", title="points of two processes")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    save(folder / "several_processes.png", figure)
+
+
+def deepxde(folder: Path, steps: int) -> None:
+    """The error of examples/deepxde_poisson after Adam, without and with its two lines."""
+    program = (EXAMPLES / "deepxde_poisson/poisson.py").read_text(encoding="utf-8")
+    until_adam = program[: program.index("dde.optimizers.set_LBFGS_options")]
+    until_adam = until_adam.replace("iterations=2000", f"iterations={steps}")
+    side = np.linspace(0, 1, 101)
+    square = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+    errors = {}
+    for name, code in (
+        ("plain", until_adam.replace("balance(model)\n", "")),
+        ("balanced", until_adam),
+    ):
+        run: dict[str, Any] = {}
+        exec(code, run)
+        error = run["model"].predict(square) - run["exact"](square)
+        errors[name] = np.abs(error).reshape(101, 101)
+        print(
+            f"DeepXDE, {name}: {np.linalg.norm(error) / np.linalg.norm(run['exact'](square)):.2g}"
+        )
+    figure, panels = plt.subplots(1, 2, figsize=(7.6, 3.4), sharey=True, layout="constrained")
+    limits = {"vmin": 0, "vmax": max(error.max() for error in errors.values())}
+    for axes, (name, error) in zip(panels, errors.items()):
+        image = axes.imshow(error, origin="lower", extent=(0, 1, 0, 1), cmap="magma", **limits)
+        axes.set(title=f"error after Adam, {name}", xlabel="x", ylabel="y")
+    figure.colorbar(image, cax=axes.inset_axes((1.04, 0, 0.05, 1)))
+    save(folder / "deepxde_poisson.png", figure)
 
 
 def ratios(page: str) -> list[dict[tuple[str, str], float]]:
@@ -363,7 +424,11 @@ def save(path: Path, figure: Any) -> None:
 
 
 FIGURES = {
-    f.__name__: f for f in (norms, targets, healthy, floor, bound, conflict, rate, points, cost)
+    f.__name__: f
+    for f in (
+        *(norms, targets, healthy, floor, bound, conflict, rate, points, cost),
+        *(own_loop, several_processes),
+    )
 }
 
 
@@ -371,16 +436,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES))
+    parser.add_argument(
+        "figures", nargs="*", metavar="FIGURE", help=", ".join([*FIGURES, "deepxde"])
+    )
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--output", type=Path, default=IMAGES)
     options = parser.parse_args(arguments)
-    unknown = set(options.figures) - set(FIGURES)
+    figures = {**FIGURES, "deepxde": deepxde}
+    unknown = set(options.figures) - set(figures)
     if unknown:
-        parser.error(f"no such figure: {', '.join(unknown)}; there are {', '.join(FIGURES)}")
+        parser.error(f"no such figure: {', '.join(unknown)}; there are {', '.join(figures)}")
     options.output.mkdir(parents=True, exist_ok=True)
     for name in options.figures or FIGURES:
-        FIGURES[name](options.output, options.steps)
+        figures[name](options.output, options.steps)
 
 
 if __name__ == "__main__":

@@ -106,13 +106,13 @@ def sentence(equal: float, gradnorm: float, epochs: int) -> str:
 
 def draw(path: Path, runs: dict[str, Run]) -> None:
     """Exact solution and both errors; below, error and weights over the epochs."""
-    width, height, side = 8.0, 5.7, 1.9  # inches, for letters that can be read at 800 pixels
+    width, height, side = 8.0, 5.7, 1.85  # inches, for letters that can be read at 800 pixels
     figure = plt.figure(figsize=(width, height))
 
     def axes(left: float, bottom: float, wide: float, high: float) -> Axes:
         return figure.add_axes((left / width, bottom / height, wide / width, high / height))
 
-    panels = [axes(left, 3.4, side, side) for left in (0.6, 3.15, 5.35)]
+    panels = [axes(left, 3.4, side, side) for left in (0.55, 3.0, 5.2)]
     errors = {balance: np.abs(run.prediction - run.truth) for balance, run in runs.items()}
     scale = {"vmin": 0, "vmax": max(error.max() for error in errors.values())}
     gradnorm = runs["gradnorm"]

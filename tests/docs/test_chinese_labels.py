@@ -1,0 +1,73 @@
+import importlib.util
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+from matplotlib.figure import Figure
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+labels = load("chinese_labels")
+
+
+@pytest.mark.parametrize(
+    "label, translation",
+    [
+        ("equal weights", "等权重"),
+        ("error, equal weights", "误差，等权重"),  # noqa: RUF001
+        ("500\npoints", "500\n个点"),
+        ("scale 5", "尺度 5"),
+        ("pde", "pde"),
+        ("$10^{-2}$", "$10^{-2}$"),
+        ("0.5", "0.5"),
+        ("误差，等权重", "误差，等权重"),  # noqa: RUF001
+    ],
+)
+def test_labels_are_translated_and_names_and_numbers_stay(label, translation):
+    assert labels.in_chinese(label) == translation
+
+
+def test_a_label_that_nobody_has_translated_is_named():
+    with pytest.raises(KeyError, match="residual per hour"):
+        labels.in_chinese("residual per hour")
+
+
+def test_both_pictures_are_saved_and_the_script_knows_nothing_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(Figure, "savefig", Figure.savefig)  # is put back
+    monkeypatch.setattr(labels, "FONTS", ("DejaVu Sans",))  # a Chinese one may be missing
+    with matplotlib.rc_context():
+        labels.switch_on()
+        figure, axes = plt.subplots()
+        axes.set(xlabel="step", title="relative error", xticks=[0], xticklabels=["500\npoints"])
+        figure.savefig(tmp_path / "errors.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["errors.png", "errors_zh.png"]
+    assert axes.get_title() == "相对误差" and axes.get_xlabel() == "训练步"
+    assert axes.get_xticklabels()[0].get_text() == "500\n个点"
+    plt.close(figure)
+
+
+def test_a_missing_font_is_an_error(monkeypatch):
+    monkeypatch.setattr(labels, "FONTS", ("No Such Font",))
+    with pytest.raises(RuntimeError, match="No Such Font"):
+        labels.switch_on()
+
+
+def test_a_click_on_a_picture_shows_it_whole_and_wide_ones_scroll():
+    pictures = load("pictures")
+    html = '<p><img alt="a" src="images/a.png"></p><p>text <img alt="b" src="b.png"></p>'
+    found = pictures.on_page_content(html, page=None, config=None, files=None)
+    assert found.startswith('<p><a class="picture" href="images/a.png"><img alt="a"')
+    assert found.endswith('<p>text <img alt="b" src="b.png"></p>')
+    for name, kind in (("points.png", "picture wide"), ("demo.png", "picture")):
+        html = f'<p><img alt="a" src="../images/{name}"></p>'
+        found = pictures.on_page_content(html, page=None, config=None, files=None)
+        assert found.startswith(f'<p><a class="{kind}" href="../images/{name}">')
