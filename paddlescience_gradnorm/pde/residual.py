@@ -21,9 +21,10 @@ Network = Callable[[paddle.Tensor], paddle.Tensor]
 class Residual(paddle.nn.Layer):
     """A residual, or a system of them, ready to be evaluated on a network.
 
-    Derivatives are taken by automatic differentiation, each once however often it
-    appears; higher ones build on lower ones. Any order that Paddle can
-    differentiate the network to; ``tanh`` networks have no limit.
+    An ``FCNet`` carries derivatives up to the fourth forward through its layers. All else is
+    differentiated by ``paddle.grad``, each derivative once however often it appears, with higher
+    ones built on lower ones. That goes up to any order that Paddle can differentiate the network
+    to; ``tanh`` networks have no limit.
 
     Args:
         expression: The residual, a sympy expression, or a list or tuple of them that
