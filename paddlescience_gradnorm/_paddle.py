@@ -166,6 +166,15 @@ def has_hooks(layer: paddle.nn.Layer) -> bool:
     return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
 
 
+def activation_options(layer: paddle.nn.Layer) -> dict[str, Any]:
+    """What an activation layer was made with, such as GELU's ``approximate``, by private names.
+
+    Only its printed form tells that in public. Public attributes would replace this.
+    """
+    names = ("_approximate", "_beta", "_threshold")
+    return {name: vars(layer)[name] for name in names if name in vars(layer)}
+
+
 def sublayer(layer: paddle.nn.Layer, name: str) -> paddle.nn.Layer | None:
     """A sublayer by name; None if there is none, even before the layer's ``__init__`` has run.
 

@@ -19,7 +19,7 @@ import tqdm
 import paddlescience_gradnorm
 
 ROOT = Path(__file__).parents[1]
-SOURCES = {"tanh_jet.cc", "tanh_jet.h"}
+SOURCES = {"taylor_jet.cc", "taylor_jet.h"}
 # Of https://www.apache.org/licenses/LICENSE-2.0.txt
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 

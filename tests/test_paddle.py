@@ -204,7 +204,9 @@ def test_the_number_of_threads_changes_no_product():
 def test_an_operator_that_has_been_loaded_runs(built_operators):
     x = paddle.to_tensor([[0.5, -1.0]])
     weight, bias = paddle.to_tensor([[1.0], [0.5]]), paddle.to_tensor([0.25])
-    (parts,) = _paddle.run_custom_op("gradnorm_tanh_jet", x, [weight], [bias], [0], [])
+    terms = [1, 1, 1, 1]  # of the one derivative: one term, 1 f'(z) z_0
+    arguments = (x, [weight], [bias], [0], [-1, 0], terms)
+    (parts,) = _paddle.run_custom_op("gradnorm_taylor_jet", *arguments)
     value = np.tanh(0.25)
     np.testing.assert_allclose(parts.numpy(), [[value, 1 - value**2]], rtol=1e-6)
 

@@ -29,14 +29,15 @@ from paddlescience_gradnorm._operators import _compile
 _log = logging.getLogger("paddlescience_gradnorm")
 
 CHOICE = "GRADNORM_OPERATORS"  # of the environment
-MOST_FIRSTS = 16  # that tanh_jet has room for
+# That the operator knows, in the order of taylor_jet.h.
+ACTIVATIONS = ("tanh", "sin", "sigmoid", "silu", "gelu", "softplus")
 # Whether this process uses the operator, and whether Paddle knows it, which aborts the process if
 # it is told of an operator twice.
 loaded = False
 _is_registered = False
 
 _NAME = "gradnorm_operators"
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("tanh_jet.cc", "tanh_jet.h"))
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("taylor_jet.cc", "taylor_jet.h"))
 
 _DTYPES = (paddle.float32, paddle.float64)
 _NOTHING_BUT_CPU = paddle.device.get_all_device_type() == ["cpu"]
@@ -265,14 +266,15 @@ def apply_to(*tensors: paddle.Tensor) -> bool:
     return True
 
 
-def tanh_jet(
+def taylor_jet(
     points: paddle.Tensor,
     weights: Sequence[paddle.Tensor],
     biases: Sequence[paddle.Tensor],
-    firsts: Sequence[int],
-    pairs: Sequence[tuple[int, int]],
+    activations: Sequence[str],
+    coordinates: Sequence[int],
+    terms: Sequence[int],
 ) -> paddle.Tensor:
-    """Value and derivatives of tanh layers in their inputs, all layers and parts in one.
+    """Value and derivatives of hidden layers in their inputs, all layers and parts in one.
 
     The result can be differentiated once, with respect to weights and biases. A second time is
     an error.
@@ -281,15 +283,18 @@ def tanh_jet(
         points: Inputs, shape [N, d], float32 or float64, on the CPU.
         weights: Of each layer, shape [ins, outs].
         biases: Of each layer, shape [outs].
-        firsts: Coordinates of the first derivatives, at most ``MOST_FIRSTS``.
-        pairs: Second derivatives, each as two numbers of entries of ``firsts``.
+        activations: Of each layer, out of ``ACTIVATIONS``.
+        coordinates: For each part, the value and S - 1 derivatives, the coordinate if it is a
+            first derivative, else -1.
+        terms: The chain rule for each part after the value: the number of terms, then of each term
+            the coefficient, the order k of the activation's derivative, and k numbers of parts.
 
     Returns:
-        Shape [outs, S * N], the S = 1 + len(firsts) + len(pairs) parts one after another.
+        Shape [outs, S * N], the parts one after another.
     """
-    flat = [k for pair in pairs for k in pair]
-    arguments = (points, list(weights), list(biases), list(firsts), flat)
-    return _paddle.run_custom_op("gradnorm_tanh_jet", *arguments)[0]
+    numbers = [ACTIVATIONS.index(name) for name in activations]
+    arguments = (points, list(weights), list(biases), numbers, list(coordinates), list(terms))
+    return _paddle.run_custom_op("gradnorm_taylor_jet", *arguments)[0]
 
 
 def _missing(machine: Machine) -> str:

@@ -1,11 +1,13 @@
-"""Derivatives of a tanh network in its inputs by forward (Taylor-mode) propagation.
+"""Derivatives of a network in its inputs by forward (Taylor-mode) propagation.
 
-For a second derivative ``paddle.grad`` nests reverse passes, which build a graph several times
-the size of the network's. Here the value, the first and the second derivatives go through the
-layers together. A linear layer acts on each in the same way. For tanh the chain rule gives, with
-a = tanh(z) and s = 1 - a^2,
+For a derivative of order n ``paddle.grad`` nests n reverse passes, which build a graph many times
+the size of the network's. Here the value and the derivatives go through the layers together. A
+linear layer acts on each in the same way. For an activation f the chain rule (Faa di Bruno) gives
 
-    a_i = s z_i,    a_ij = s (z_ij - 2 a z_i z_j).
+    a_i = f'(z) z_i,    a_ij = f'(z) z_ij + f''(z) z_i z_j,    ...
+
+A derivative in the coordinates i, j, ... has one term for each way to divide them into groups:
+the derivative of f of as many orders as there are groups, times the derivative of z in each group.
 
 All tensors have the same shape [N, width], because Paddle's kernels broadcast slowly: a product
 of [1, N, width] with [2, N, width] takes 30 times as long. If the C++ operators have been loaded,
@@ -14,24 +16,59 @@ one of them computes all layers but the last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import combinations
+from typing import Callable, NamedTuple
 
 import paddle
 
 from paddlescience_gradnorm import _operators
 
+HIGHEST_ORDER = 4  # as in taylor_jet.h
+
 Index = tuple  # coordinate numbers: (0, 1) is the second derivative in coordinates 0 and 1
 
 
-def propagate(
-    linears: Sequence[paddle.nn.Linear], ins: paddle.Tensor, indices: Sequence[Index]
-) -> list[paddle.Tensor]:
-    """Derivatives of a network of layers linear, tanh, ..., tanh, linear.
+class Layers(NamedTuple):
+    """A network of layers linear, activation, ..., linear.
+
+    ``weights`` have shape [ins, outs] and ``biases`` [outs]. Both may be computed from parameters.
+    ``activations`` are names in ``ACTIVATIONS``, one fewer than the linear layers.
+    """
+
+    weights: list[paddle.Tensor]
+    biases: list[paddle.Tensor]
+    activations: list[str]
+
+
+class Term(NamedTuple):
+    """A summand of the chain rule: ``len(factors)`` is the order of the activation's derivative."""
+
+    coefficient: int
+    factors: tuple[int, ...]  # numbers of parts
+
+
+class ChainRule(NamedTuple):
+    """The parts of a propagation, the value first, and the terms of each part."""
+
+    parts: tuple[Index, ...]
+    terms: tuple[tuple[Term, ...], ...]
+    coordinates: tuple[int, ...]  # of each part, if it is a first derivative, else -1
+    order: int
+    flat: tuple[int, ...]  # the terms as the operator takes them
+
+
+def propagate(layers: Layers, ins: paddle.Tensor, indices: Sequence[Index]) -> list[paddle.Tensor]:
+    """Derivatives of a network in its inputs.
 
     Args:
-        linears: The linear layers, at least 2, with biases.
+        layers: The network, with at least 2 linear layers.
         ins: Inputs, shape [N, num_ins].
-        indices: Which derivatives: () for the value, (i,) and (i, j) for the first and second.
+        indices: Which derivatives: () for the value, (i,), (i, j), ... for those of orders up to
+            ``HIGHEST_ORDER``.
 
     Returns:
         One tensor of shape [N, num_outs] for each index, differentiable with respect to
@@ -39,75 +76,190 @@ def propagate(
         ``ins``.
     """
     wanted = [tuple(sorted(index)) for index in indices]  # their order does not matter
-    seconds = sorted({index for index in wanted if len(index) == 2})
-    firsts = sorted({i for index in wanted for i in index})
-    pairs = [(firsts.index(i), firsts.index(j)) for i, j in seconds]
-    keys: list[Index] = [(), *((i,) for i in firsts), *seconds]
-    parameters = [p for linear in linears for p in (linear.weight, linear.bias)]
-    last = linears[-1]
-    if len(firsts) <= _operators.MOST_FIRSTS and _operators.apply_to(ins, *parameters):
-        outputs = dict(zip(keys, _fused(linears, ins.detach(), firsts, pairs)))
+    rule = chain_rule(tuple(sorted(set(wanted))))
+    last = layers.weights[-1]
+    if _operators.apply_to(ins, *layers.weights, *layers.biases):
+        outputs = dict(zip(rule.parts, _fused(layers, ins.detach(), rule)))
     else:
-        jet = _layer_by_layer(linears[:-1], ins.detach(), firsts, pairs)
-        outputs = {k: paddle.matmul(x, last.weight) for k, x in zip(keys, jet) if k in wanted}
+        jet = _layer_by_layer(layers, ins.detach(), rule, set(wanted))
+        outputs = {k: paddle.matmul(x, last) for k, x in zip(rule.parts, jet) if x is not None}
     if () in wanted:
-        outputs[()] = outputs[()] + last.bias
+        outputs[()] = outputs[()] + layers.biases[-1]
     return [outputs[index] for index in wanted]
 
 
-def _fused(
-    linears: Sequence[paddle.nn.Linear],
-    ins: paddle.Tensor,
-    firsts: Sequence[int],
-    pairs: Sequence[tuple[int, int]],
-) -> list[paddle.Tensor]:
-    """Value, first and second derivatives without the last bias, shape [N, num_outs] each.
+@cache
+def chain_rule(indices: tuple[Index, ...]) -> ChainRule:
+    """What has to be propagated for these derivatives: each with all that it is made of."""
+    needed = {part for i in indices for n in range(len(i) + 1) for part in combinations(i, n)}
+    parts = tuple(sorted(needed | {()}, key=lambda part: (len(part), part)))
+    numbers = {part: k for k, part in enumerate(parts)}
+    terms = []
+    for part in parts:
+        counts = Counter(
+            tuple(sorted(numbers[tuple(part[i] for i in group)] for group in groups))
+            for groups in _partitions(list(range(len(part))))
+        )
+        # By order, because the terms of an order share a factor.
+        in_order = sorted(counts.items(), key=lambda item: (len(item[0]), item[0]))
+        terms.append(tuple(Term(count, factors) for factors, count in in_order))
+    flat: list[int] = []
+    for of_part in terms[1:]:
+        flat.append(len(of_part))
+        for term in of_part:
+            flat += [term.coefficient, len(term.factors), *term.factors]
+    coordinates = tuple(part[0] if len(part) == 1 else -1 for part in parts)
+    return ChainRule(parts, tuple(terms), coordinates, len(parts[-1]), tuple(flat))
+
+
+def _partitions(positions: list[int]) -> Iterator[list[list[int]]]:
+    """All ways to divide them into groups."""
+    if not positions:
+        yield []
+        return
+    first, *rest = positions
+    for groups in _partitions(rest):
+        yield [[first], *groups]
+        for k, group in enumerate(groups):
+            yield [*groups[:k], [first, *group], *groups[k + 1 :]]
+
+
+def _fused(layers: Layers, ins: paddle.Tensor, rule: ChainRule) -> list[paddle.Tensor]:
+    """All parts without the last bias, shape [N, num_outs] each.
 
     Paddle computes the last layer, so that GradNorm can differentiate a loss with respect to
     that layer only, without going back through the others.
     """
-    hidden, last = linears[:-1], linears[-1].weight
-    weights, biases = [x.weight for x in hidden], [x.bias for x in hidden]
-    jet = _operators.tanh_jet(ins, weights, biases, firsts, pairs)
+    *weights, last = layers.weights
+    jet = _operators.taylor_jet(
+        ins, weights, layers.biases[:-1], layers.activations, rule.coordinates, rule.flat
+    )
     parts = paddle.matmul(last, jet, transpose_x=True)  # [num_outs, S * N]
-    n_outs, n_parts = last.shape[1], 1 + len(firsts) + len(pairs)
+    n_outs, n_parts = last.shape[1], len(rule.parts)
     if n_outs > 1:
         parts = parts.reshape([n_outs, n_parts, -1]).transpose([1, 2, 0])
     return paddle.unbind(parts.reshape([n_parts, -1, n_outs]))
 
 
 def _layer_by_layer(
-    linears: Sequence[paddle.nn.Linear],
-    ins: paddle.Tensor,
-    firsts: Sequence[int],
-    pairs: Sequence[tuple[int, int]],
-) -> list[paddle.Tensor]:
-    """The same before the last layer, with Paddle's operators, shape [N, width] each."""
-    columns = [linears[0].weight[i] for i in firsts]  # z_i, the same at all points; z_ij = 0
-    value, slope = _tanh(linears[0](ins))
-    bend = value * slope * -2
-    jet = [
-        value,
-        *(slope * column for column in columns),
-        *(bend * (columns[i] * columns[j]) for i, j in pairs),
+    layers: Layers, ins: paddle.Tensor, rule: ChainRule, wanted: set[Index]
+) -> list[paddle.Tensor | None]:
+    """The same before the last layer, with Paddle's operators, shape [N, width] each.
+
+    A part that is not wanted is ``None``.
+    """
+    first = layers.weights[0]
+    # The first derivatives of the first linear layer are the same at all points, the others 0.
+    parts = [
+        paddle.matmul(ins, first) if not part else first[part[0]] if len(part) == 1 else None
+        for part in rule.parts
     ]
-    for linear in linears[1:]:
-        before, *derivatives = (paddle.matmul(part, linear.weight) for part in jet)
-        value, slope = _tanh(before + linear.bias)
-        doubled = value * 2
-        firsts_before, seconds_before = derivatives[: len(firsts)], derivatives[len(firsts) :]
-        jet = [
-            value,
-            *(slope * first for first in firsts_before),
-            *(
-                slope * (second - doubled * firsts_before[i] * firsts_before[j])
-                for (i, j), second in zip(pairs, seconds_before)
-            ),
-        ]
-    return jet
+    hidden = len(layers.activations)
+    for k, (bias, activation) in enumerate(zip(layers.biases, layers.activations)):
+        if k > 0:
+            parts = [paddle.matmul(part, layers.weights[k]) for part in parts]
+        derivatives = ACTIVATIONS[activation](parts[0] + bias, rule.order)
+        of_wanted = [k < hidden - 1 or part in wanted for part in rule.parts]
+        parts = _compose(rule.terms, derivatives, parts, of_wanted)
+    return parts
 
 
-def _tanh(value: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """The value a = tanh(z) and the slope s."""
-    value = paddle.tanh(value)
-    return value, 1 - value * value
+def _compose(
+    terms: Sequence[Sequence[Term]],
+    derivatives: Sequence[paddle.Tensor],
+    parts: Sequence[paddle.Tensor | None],
+    wanted: Sequence[bool],
+) -> list[paddle.Tensor | None]:
+    """The parts after an activation with these derivatives; a part that is ``None`` is 0."""
+    products: dict[tuple[int, ...], paddle.Tensor] = {(k,): part for k, part in enumerate(parts)}
+
+    def product(factors: tuple[int, ...]) -> paddle.Tensor:
+        if factors not in products:
+            products[factors] = product(factors[:-1]) * parts[factors[-1]]
+        return products[factors]
+
+    composed = [derivatives[0] if wanted[0] else None]
+    for of_part, is_wanted in zip(terms[1:], wanted[1:]):
+        by_order: dict[int, paddle.Tensor] = {}
+        for coefficient, factors in of_part if is_wanted else ():
+            if any(parts[k] is None for k in factors):
+                continue
+            term, order = product(factors), len(factors)
+            term = term if coefficient == 1 else coefficient * term
+            by_order[order] = by_order[order] + term if order in by_order else term
+        summands = [derivatives[order] * factor for order, factor in by_order.items()]
+        composed.append(sum(summands[1:], summands[0]) if summands else None)
+    return composed
+
+
+def _tanh(z: paddle.Tensor, order: int) -> list[paddle.Tensor]:
+    value = paddle.tanh(z)
+    square = value * value
+    slope = 1 - square
+    found = [value, slope]
+    if order > 1:
+        found.append(value * slope * -2)
+    if order > 2:
+        found.append(slope * (6 * square - 2))
+    if order > 3:
+        found.append(value * slope * (16 - 24 * square))
+    return found
+
+
+def _sin(z: paddle.Tensor, order: int) -> list[paddle.Tensor]:
+    sine, cosine = paddle.sin(z), paddle.cos(z)
+    found = [sine, cosine]
+    if order > 1:
+        found.append(-sine)
+    if order > 2:
+        found += [-cosine, sine]
+    return found
+
+
+def _sigmoid(z: paddle.Tensor, order: int) -> list[paddle.Tensor]:
+    value = paddle.nn.functional.sigmoid(z)
+    slope = value * (1 - value)
+    found = [value, slope]
+    if order > 1:
+        bend = slope * (1 - 2 * value)
+        found.append(bend)
+    if order > 2:
+        found.append(slope * (1 - 6 * slope))
+    if order > 3:
+        found.append(bend * (1 - 12 * slope))
+    return found
+
+
+def _silu(z: paddle.Tensor, order: int) -> list[paddle.Tensor]:
+    of_sigmoid = _sigmoid(z, order)
+    found = [z * of_sigmoid[0], z * of_sigmoid[1] + of_sigmoid[0]]
+    return found + [z * of_sigmoid[k] + k * of_sigmoid[k - 1] for k in range(2, order + 1)]
+
+
+def _gelu(z: paddle.Tensor, order: int) -> list[paddle.Tensor]:
+    square = z * z
+    distribution = 0.5 + 0.5 * paddle.erf(z * math.sqrt(0.5))
+    density = paddle.exp(-0.5 * square) / math.sqrt(2 * math.pi)
+    found = [z * distribution, distribution + z * density]
+    if order > 1:
+        found.append(density * (2 - square))
+    if order > 2:
+        found.append(density * z * (square - 4))
+    if order > 3:
+        found.append(density * (square * (7 - square) - 4))
+    return found
+
+
+def _softplus(z: paddle.Tensor, order: int) -> list[paddle.Tensor]:
+    return [paddle.nn.functional.softplus(z), *_sigmoid(z, max(1, order - 1))]
+
+
+# For each activation f: f(z), f'(z) and so on up to the order, at least the first.
+ACTIVATIONS: dict[str, Callable[[paddle.Tensor, int], list[paddle.Tensor]]] = {
+    "tanh": _tanh,
+    "sin": _sin,
+    "sigmoid": _sigmoid,
+    "silu": _silu,
+    "gelu": _gelu,
+    "softplus": _softplus,
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Callable, Union
 
 import numpy as np
@@ -13,6 +14,8 @@ from sympy.core.function import AppliedUndef, UndefinedFunction
 
 from paddlescience_gradnorm import _arguments, _inputs
 from paddlescience_gradnorm._paddle import has_hooks
+from paddlescience_gradnorm.network._taylor import HIGHEST_ORDER, propagate
+from paddlescience_gradnorm.pde._derivative_path import find_layers
 from paddlescience_gradnorm.pde._paddle_printer import compile_expressions
 
 Network = Callable[[paddle.Tensor], paddle.Tensor]
@@ -21,9 +24,10 @@ Network = Callable[[paddle.Tensor], paddle.Tensor]
 class Residual(paddle.nn.Layer):
     """A residual, or a system of them, ready to be evaluated on a network.
 
-    Derivatives are taken by automatic differentiation, each once however often it
-    appears; higher ones build on lower ones. Any order that Paddle can
-    differentiate the network to; ``tanh`` networks have no limit.
+    An ``FCNet`` carries derivatives up to the fourth forward through its layers. All else is
+    differentiated by ``paddle.grad``, each derivative once however often it appears, with higher
+    ones built on lower ones. That goes up to any order that Paddle can differentiate the network
+    to; ``tanh`` networks have no limit.
 
     Args:
         expression: The residual, a sympy expression, or a list or tuple of them that
@@ -170,8 +174,19 @@ def _asked_of_network(
     network: Any, points: paddle.Tensor, indices: Sequence[tuple[int, ...]]
 ) -> dict[tuple[int, ...], paddle.Tensor] | None:
     """The derivatives from the network itself, if it knows a faster way than ``paddle.grad``."""
+    if indices == [()]:
+        return None
     ask = getattr(network, "partial_derivatives", None)
-    if ask is None or indices == [()] or has_hooks(network):
+    if ask is None:
+        layers = find_layers(network)
+        if (
+            isinstance(layers, str)
+            or max(map(len, indices)) > HIGHEST_ORDER
+            or layers.weights[0].shape[0] != points.shape[1]
+        ):
+            return None
+        ask = partial(propagate, layers)
+    if has_hooks(network):
         return None
     derivatives = _called(network, ask, points, indices)
     return None if derivatives is None else dict(zip(indices, derivatives))

@@ -1,9 +1,11 @@
+import math
+
 import numpy as np
 import paddle
 import pytest
 
 from paddlescience_gradnorm import FCNet
-from paddlescience_gradnorm.network._taylor import propagate
+from paddlescience_gradnorm.network._taylor import ACTIVATIONS, Layers, chain_rule, propagate
 
 pytestmark = pytest.mark.usefixtures("both_operators")
 
@@ -16,13 +18,74 @@ CASES = [
     [(0, 1), (1, 0), (2,), (0, 0), ()],
     [(2,), (0, 2), (1,)],
 ]
+HIGHER = {
+    "Korteweg-de Vries": [(), (0,), (1,), (0, 0, 0)],
+    "beam": [(0, 0, 0, 0), (0, 0)],
+    "plate": [(0, 0, 0, 0), (0, 0, 1, 1), (1, 1, 1, 1)],
+    "mixed": [(2, 1, 0), (0, 0, 1), (1, 0, 2, 0), (1,)],
+}
 
 
-def nested(net, points, indices):
+def polynomial(coefficients):
+    def function(z):
+        value = 0.0 * z
+        for coefficient in reversed(coefficients):
+            value = value * z + coefficient
+        return value
+
+    return function
+
+
+def sigmoid(z):
+    return 0.5 + 0.5 * paddle.tanh(0.5 * z)
+
+
+def series(function, terms):
+    """Of an odd function: function(n) is the coefficient of z^(2 n + 1)."""
+    in_square = polynomial([function(n) for n in range(terms)])
+    return lambda z: z * in_square(z * z)
+
+
+sine = series(lambda n: (-1) ** n / math.factorial(2 * n + 1), 12)
+tail = series(
+    lambda n: (-0.5) ** n / (math.factorial(n) * (2 * n + 1) * math.sqrt(2 * math.pi)), 24
+)
+entropy = polynomial([0, *(1 / (2 * n) for n in range(1, 40))])
+
+
+def softplus(z):
+    slope = paddle.tanh(0.5 * z)
+    return math.log(2) + 0.5 * z + entropy(slope * slope)
+
+
+# Made of products and tanh, which Paddle differentiates any number of times, and exact for z of
+# about 1.
+BY_HAND = {
+    "tanh": paddle.tanh,
+    "sin": sine,
+    "sigmoid": sigmoid,
+    "silu": lambda z: z * sigmoid(z),
+    "gelu": lambda z: z * (0.5 + tail(z)),
+    "softplus": softplus,
+}
+
+
+def layers_of(net, activation):
+    return Layers(
+        [linear.weight for linear in net.linears],
+        [linear.bias for linear in net.linears],
+        [activation] * (len(net.linears) - 1),
+    )
+
+
+def nested(net, activation, points, indices):
     """The same by paddle.grad, one differentiation after another."""
     leaf = points.detach()
     leaf.stop_gradient = False
-    outputs = net(leaf)
+    hidden = leaf
+    for linear in net.linears[:-1]:
+        hidden = BY_HAND[activation](linear(hidden))
+    outputs = net.linears[-1](hidden)
     found = []
     for index in indices:
         columns = []
@@ -35,20 +98,13 @@ def nested(net, points, indices):
     return found
 
 
-@pytest.mark.parametrize("indices", CASES, ids=str)
-@pytest.mark.parametrize("num_layers", [2, 3, 5])
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("float64", 1e-13)])
-def test_values_and_parameter_gradients_are_those_of_nested_differentiation(
-    indices, num_layers, dtype, tolerance
-):
-    net = FCNet(3, 2, num_layers, 7)
-    net.to(dtype=dtype)
-    points = paddle.rand([9, 3], dtype=dtype)
-    factors = [paddle.rand([9, 2], dtype=dtype) for _ in indices]
+def assert_is_nested(net, activation, points, indices, tolerance):
+    dtype = points.dtype
+    factors = [paddle.rand([len(points), net.num_outs], dtype=dtype) for _ in indices]
     results = []
     for derivatives in (
-        propagate(net.linears, points, indices),
-        nested(net, points, indices),
+        propagate(layers_of(net, activation), points, indices),
+        nested(net, activation, points, indices),
     ):
         net.clear_gradients()
         sum((f * d * d).sum() for f, d in zip(factors, derivatives)).backward()
@@ -61,9 +117,64 @@ def test_values_and_parameter_gradients_are_those_of_nested_differentiation(
         np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance * scale)
 
 
+@pytest.mark.parametrize("indices", CASES, ids=str)
+@pytest.mark.parametrize("num_layers", [2, 3, 5])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("float64", 1e-13)])
+def test_values_and_parameter_gradients_are_those_of_nested_differentiation(
+    indices, num_layers, dtype, tolerance
+):
+    net = FCNet(3, 2, num_layers, 7)
+    net.to(dtype=dtype)
+    assert_is_nested(net, "tanh", paddle.rand([9, 3], dtype=dtype), indices, tolerance)
+
+
+@pytest.mark.parametrize("activation", BY_HAND)
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("float64", 1e-12)])
+def test_so_they_are_for_every_activation(activation, dtype, tolerance):
+    net = FCNet(3, 2, 4, 5)
+    net.to(dtype=dtype)
+    points = paddle.rand([9, 3], dtype=dtype) - 0.5
+    assert_is_nested(net, activation, points, CASES[-2], tolerance)
+
+
+@pytest.mark.parametrize("activation", BY_HAND)
+@pytest.mark.parametrize("problem", HIGHER)
+def test_so_they_are_up_to_the_fourth_order(activation, problem):
+    net = FCNet(3, 2, 3, 4)
+    net.to(dtype="float64")
+    points = paddle.rand([5, 3], "float64") - 0.5
+    assert_is_nested(net, activation, points, HIGHER[problem], 1e-12)
+
+
+def test_each_layer_may_have_an_activation_of_its_own():
+    net = FCNet(2, 1, 7, 4)
+    net.to(dtype="float64")
+    layers = layers_of(net, "tanh")._replace(activations=list(BY_HAND))
+    points = paddle.rand([5, 2], "float64") - 0.5
+    leaf = points.detach()
+    leaf.stop_gradient = False
+    hidden = leaf
+    for linear, function in zip(net.linears, BY_HAND.values()):
+        hidden = function(linear(hidden))
+    (first,) = paddle.grad(net.linears[-1](hidden), leaf)
+    ours = paddle.concat(propagate(layers, points, [(0,), (1,)]), axis=1)
+    np.testing.assert_allclose(ours.numpy(), first.numpy(), rtol=0, atol=1e-14)
+
+
+def test_every_activation_is_tested():
+    assert list(BY_HAND) == list(ACTIVATIONS)
+
+
+def test_the_chain_rule_has_the_numbers_of_bell():
+    # Of all ways to divide n things into groups: 1, 1, 2, 5, 15.
+    rule = chain_rule(((0, 0, 0, 0),))
+    assert [sum(term.coefficient for term in terms) for terms in rule.terms] == [1, 1, 2, 5, 15]
+    assert len(chain_rule(((0, 0, 0, 0), (0, 0, 1, 1), (1, 1, 1, 1))).parts) == 13
+
+
 def test_graph_can_be_kept_for_a_second_backward():
     net = FCNet(2, 1, 4, 7)
-    (second,) = propagate(net.linears, paddle.rand([9, 2]), [(0, 0)])
+    (second,) = propagate(layers_of(net, "tanh"), paddle.rand([9, 2]), [(0, 0)])
     loss = second.square().mean()
     loss.backward(retain_graph=True)
     once = net.linears[1].weight.grad.numpy()
@@ -73,5 +184,6 @@ def test_graph_can_be_kept_for_a_second_backward():
 
 def test_works_without_gradients():
     with paddle.no_grad():
-        (second,) = propagate(FCNet(2, 1, 4, 7).linears, paddle.rand([9, 2]), [(0, 1)])
+        layers = layers_of(FCNet(2, 1, 4, 7), "tanh")
+        (second,) = propagate(layers, paddle.rand([9, 2]), [(0, 1)])
     assert second.stop_gradient

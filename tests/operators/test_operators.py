@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+import scipy.special
 
 from paddlescience_gradnorm import FCNet, _operators
 from paddlescience_gradnorm._machine import find_machine
 from paddlescience_gradnorm._operators import _compile
-from paddlescience_gradnorm.network._taylor import propagate
+from paddlescience_gradnorm.network._taylor import ACTIVATIONS, Layers, propagate
 
 pytestmark = pytest.mark.usefixtures("built_operators")
 LAPLACIAN = [(0, 0), (1, 1)]
@@ -30,10 +31,16 @@ def threads():
     paddle.base.core.set_num_threads(1)
 
 
+def derivatives(net, points, indices, activation="tanh"):
+    linears = list(net.linears)
+    weights, biases = [x.weight for x in linears], [x.bias for x in linears]
+    return propagate(Layers(weights, biases, [activation] * (len(linears) - 1)), points, indices)
+
+
 def gradients(net, points):
     """Of a loss with second derivatives, with respect to every parameter but the last bias."""
     net.clear_gradients()
-    sum(d.square().sum() for d in propagate(list(net.linears), points, LAPLACIAN)).backward()
+    sum(d.square().sum() for d in derivatives(net, points, LAPLACIAN)).backward()
     return [p.grad.numpy().copy() for p in net.parameters()[:-1]]
 
 
@@ -221,18 +228,63 @@ def test_a_choice_that_is_none_is_refused(monkeypatch):
         _operators.choice()
 
 
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def softplus(x):
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+def gelu(x):
+    return x * 0.5 * scipy.special.erfc(-x.astype("float64") / np.sqrt(2.0))
+
+
+# Exact to so many times rounding, relative to |x| or to 1.
+FUNCTIONS = {
+    "tanh": (np.tanh, 3),
+    "sin": (np.sin, 3),
+    "sigmoid": (sigmoid, 3),
+    "silu": (lambda x: x * sigmoid(x), 3),
+    "gelu": (gelu, 4),
+    "softplus": (softplus, 3),
+}
+
+
+def values(activation, x):
+    one, zero = paddle.ones([1, 1], x.dtype), paddle.zeros([1], x.dtype)
+    points = paddle.to_tensor(x.reshape(-1, 1))
+    arguments = (points, [one], [zero], [activation], [-1], [])
+    return _operators.taylor_jet(*arguments).numpy().ravel()
+
+
+@pytest.mark.parametrize("activation", FUNCTIONS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_activations_are_exact_to_rounding(loaded, activation, dtype):
+    function, times = FUNCTIONS[activation]
+    eps = np.finfo(dtype).eps
+    sizes = np.concatenate([np.geomspace(1e-30, 1e6, 20_001), np.linspace(0, 100, 20_001)])
+    x = np.concatenate([sizes, -sizes]).astype(dtype)
+    # The argument of exp is rounded too: relative to x, not to the small value of the function.
+    with np.errstate(over="ignore"):
+        expected = function(x.astype(np.longdouble))
+    error = np.abs(values(activation, x) - expected)
+    assert (error <= times * eps * np.maximum(1, np.abs(expected))).all()
+    assert np.isnan(values(activation, np.full(3, np.nan, dtype))).all()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_tanh_is_exact_to_rounding_from_the_smallest_number_up(loaded, dtype):
     info = np.finfo(dtype)
     sizes = np.geomspace(info.tiny, 1e30, 20_001)
     x = np.concatenate([sizes, np.linspace(0, 25, 20_001)]).astype(dtype)
     x = np.concatenate([x, -x, [np.inf, -np.inf, info.max]])
-    one, zero = paddle.ones([1, 1], dtype), paddle.zeros([1], dtype)
-    points = paddle.to_tensor(x.reshape(-1, 1), dtype)
-    ours = _operators.tanh_jet(points, [one], [zero], [], []).numpy().ravel()
     expected = np.tanh(x.astype(np.longdouble))
-    np.testing.assert_allclose(ours, expected, rtol=3 * info.eps, atol=0)
-    assert np.isnan(_operators.tanh_jet(points * np.nan, [one], [zero], [], []).numpy()).all()
+    np.testing.assert_allclose(values("tanh", x), expected, rtol=3 * info.eps, atol=0)
+
+
+def test_the_activations_are_those_of_paddles_operators():
+    assert list(_operators.ACTIVATIONS) == list(ACTIVATIONS)
 
 
 @pytest.mark.parametrize("n_points", [1, 63, 64, 65, 200])
@@ -253,7 +305,7 @@ def test_any_number_of_points_and_threads_gives_the_same(cpp, threads, n_points,
 def test_a_frozen_parameter_gets_no_gradient(loaded):
     net = FCNet(2, 1, 4, 7)
     net.linears[1].weight.stop_gradient = True
-    (second,) = propagate(list(net.linears), paddle.rand([9, 2]), [(0, 0)])
+    (second,) = derivatives(net, paddle.rand([9, 2]), [(0, 0)])
     second.sum().backward()
     assert net.linears[1].weight.grad is None
     assert net.linears[2].weight.grad is not None
@@ -261,7 +313,7 @@ def test_a_frozen_parameter_gets_no_gradient(loaded):
 
 def test_a_second_differentiation_is_refused_by_name(loaded):
     net = FCNet(2, 1, 4, 7)
-    (second,) = propagate(list(net.linears), paddle.rand([9, 2]), [(0, 0)])
+    (second,) = derivatives(net, paddle.rand([9, 2]), [(0, 0)])
     inner = net.linears[1].weight
     (gradient,) = paddle.grad(second.sum(), inner, create_graph=True)
     with pytest.raises(OSError, match="can be differentiated once in the parameters"):
@@ -273,10 +325,6 @@ def test_what_they_are_not_made_for_is_left_to_paddle(loaded):
     assert _operators.apply_to(x, x)
     assert not _operators.apply_to(x, x.astype("float64"))
     assert not _operators.apply_to(x.astype("float16"))
-    wide = FCNet(_operators.MOST_FIRSTS + 1, 1, 3, 5)
-    points = paddle.rand([4, _operators.MOST_FIRSTS + 1])
-    indices = [(i,) for i in range(_operators.MOST_FIRSTS + 1)]
-    assert len(propagate(list(wide.linears), points, indices)) == len(indices)
 
 
 def test_loading_again_does_not_register_the_operator_twice(built_operators):
