@@ -26,7 +26,8 @@ def diagnosis(
     measurement = Measurement(
         *(np.array(losses), gram), equations=np.array(equations), step=5000, floor=floor
     )
-    state = {"initial_losses": np.array(initial), "log_unit": np.array(0.0)}
+    arrays = {"initial_losses": np.array(initial), "largest_losses": np.array(initial)}
+    state = {**arrays, "log_unit": np.array(0.0)}
     return diagnose(names, np.array(weights), rule, state, measurement, stopped=stopped)
 
 

@@ -57,9 +57,10 @@ class PinnRule(Rule):
             it if every loss must keep some influence.
         memory: Share of the average L(0) that an update keeps, in [0, 1). At 0.99 the average
             remembers about 100 updates. Move it towards 1 for runs with more updates.
-        met: A condition is met if its weighted loss is below ``met`` times that of the equations.
-            Then its target falls with the square of its loss, but not below 1. A loss in other
-            units never counts as met. At least 0. Pass 0 if a condition must keep its lead.
+        met: A condition is met if its weighted loss is below ``met`` times that of the equations,
+            and its loss below ``met`` times the largest that it has been. Then its target falls
+            with the square of its loss, but not below 1. A loss in other units never counts as
+            met. At least 0. Pass 0 if a condition must keep its lead.
 
     Raises:
         TypeError: An argument is not a number.
@@ -114,7 +115,11 @@ class PinnRule(Rule):
 
     def start(self, n_loss: int) -> RuleState:
         # An update without an equation uses the unit of the last update that had one.
-        return {"initial_losses": np.zeros(n_loss), "log_unit": np.array(np.nan)}
+        return {
+            "initial_losses": np.zeros(n_loss),
+            "largest_losses": np.zeros(n_loss),
+            "log_unit": np.array(np.nan),
+        }
 
     def weigh(
         self, weights: np.ndarray, state: RuleState, measurement: Measurement
@@ -137,7 +142,12 @@ class PinnRule(Rule):
         of_unit = [log for log, is_equation in zip(logs, equations) if is_equation]
         if of_unit:
             log_unit = np.array(sum(of_unit) / len(of_unit))
-        new_state = {"initial_losses": np.array(initial), "log_unit": log_unit}
+        largest = np.maximum(state["largest_losses"], measurement.losses)
+        new_state = {
+            "initial_losses": np.array(initial),
+            "largest_losses": largest,
+            "log_unit": log_unit,
+        }
         leads = not np.isnan(log_unit)
         if len(logs) == 1 and (of_unit or not leads):  # there is nothing to compare it with
             return weights, new_state
@@ -146,12 +156,17 @@ class PinnRule(Rule):
         rate = min(1.0, measurement.rate * measurement.interval)  # 1 goes all the way
         losses = [w * max(x, 0.0) for w, x in zip(weights.tolist(), measurement.losses.tolist())]
         enough = self.met * sum(loss for loss, is_one in zip(losses, equations) if is_one)
-        are_met = [loss < enough for loss in losses]
+        # The equations' losses are huge at first, so it must have fallen by itself too.
+        of_largest = [
+            x / (self.met * most) if self.met * most > 0 else 1.0
+            for x, most in zip(measurement.losses.tolist(), largest.tolist())
+        ]
+        are_met = [loss < enough and share < 1 for loss, share in zip(losses, of_largest)]
         if any(are_met):  # a loss in other units is small beside the equations', and yet not met
             are_met = (are_met & ~self._is_out_of_scale(measurement)).tolist()
         new = []
-        for weight, log, is_equation, loss, is_met in zip(
-            weights.tolist(), logs, equations, losses, are_met
+        for weight, log, is_equation, loss, own, is_met in zip(
+            weights.tolist(), logs, equations, losses, of_largest, are_met
         ):
             target = self.strength * (log - unit)
             if leads and not is_equation:
@@ -159,6 +174,7 @@ class PinnRule(Rule):
                 if target > 0 and is_met:
                     # The logarithm of a ratio that may underflow.
                     share = math.log(loss) - math.log(enough) if loss > 0 else -math.inf
+                    share = max(share, math.log(own) if own > 0 else -math.inf)
                     target = max(0.0, target + 2 * share)
             missing = min(max(target, -limit), limit) - math.log(weight)
             new.append(weight * math.exp(min(max(missing, -1.0), 1.0) * rate))

@@ -17,7 +17,8 @@ def measured(losses, norms, equations=(), **others):
 
 
 def references(*values):
-    return {"initial_losses": np.array(values, float), "log_unit": np.array(np.nan)}
+    initial = np.array(values, float)
+    return {"initial_losses": initial, "largest_losses": initial, "log_unit": np.array(np.nan)}
 
 
 def many_updates(rule, measurement, state=None, weights=None, n=3000):
@@ -118,12 +119,23 @@ def test_conditions_have_a_lead_over_equations_which_are_the_unit():
 def test_a_condition_that_is_met_loses_its_lead(violation):
     # A condition is violated in proportion to 1 / w, so its loss is C / w^2. The equation's is 1.
     rule, weights = PinnRule(lead=20.0, met=0.1), np.ones(2)
-    state = rule.start(2)
+    state = {**rule.start(2), "largest_losses": np.array([1.0, 1e6])}
     for _ in range(3000):
         now = measured([1.0, violation / weights[1] ** 2], [1, 1], [0])
         weights, state = rule.weigh(weights, state, now)
     # w = lead (C / w / met)^2, between 1 and the lead
     expected = np.clip(np.cbrt(20.0 * (violation / 0.1) ** 2), 1, 20)
+    np.testing.assert_allclose(weights, [1, expected], rtol=1e-3)
+
+
+@pytest.mark.parametrize("largest, expected", [(1.0, 20), (10.0, 20), (20.0, 5), (1e3, 1)])
+def test_a_condition_that_is_small_beside_the_equation_must_have_fallen_too(largest, expected):
+    # lead (C / largest / met)^2: an equation's loss may be huge only because it is not trained yet
+    rule, weights = PinnRule(lead=20.0, met=0.1), np.ones(2)
+    state = rule.start(2)
+    for loss in (largest, *[1.0] * 3000):
+        weights, state = rule.weigh(weights, state, measured([1e4, loss], [1, 1], [0]))
+    assert state["largest_losses"].tolist() == [1e4, largest]
     np.testing.assert_allclose(weights, [1, expected], rtol=1e-3)
 
 
