@@ -95,7 +95,7 @@ class Recorder:
             }
             aggregator = solver.loss_aggregator
             if isinstance(aggregator, GradNormAggregator):
-                equations = aggregator.balancer.equations or aggregator._equations
+                equations = aggregator.balancer.equations or aggregator._losses.equations
                 training["losses"] = list(aggregator.names)
                 training["equations"] = list(equations)
                 training["weights"] = [float(w) for w in aggregator.get_weights()]

@@ -34,7 +34,7 @@ class SolverLosses:
     def __init__(self, balancer: LossBalancer, model: paddle.nn.Layer) -> None:
         self.names: list[str] = []  # in the order of the first step
         self.have_joined = False  # since this was last set False; or some have been absent
-        self._equations: tuple[str, ...] = ()
+        self.equations: tuple[str, ...] = ()
         self._balancer, self._model = balancer, model
         # Those that ``take`` has got, and the equation that each expression is a part of.
         self._constraint: Mapping[str, Any] = {}
@@ -64,9 +64,9 @@ class SolverLosses:
             if self._balancer.n_loss is None:
                 self._balancer.set_n_loss(len(names))
             # Names last, because faulty losses must not set them.
-            self._equations, self.names = self._find_equations(names, losses, solver), names
+            self.equations, self.names = self._find_equations(names, losses, solver), names
             self.have_joined = True
-        return NamedLosses({n: losses[n] for n in names if n in losses}, self._equations)
+        return NamedLosses({n: losses[n] for n in names if n in losses}, self.equations)
 
     def warn_of_weights_by_hand(self) -> None:
         """Name the losses that have had a weight of their own in the first step."""
@@ -130,7 +130,7 @@ class SolverLosses:
             known = dict.fromkeys(conditions_known(losses, self._model), False)
             if solver is not None:
                 known.update(equations_of(solver.constraint, solver.equation or {}))
-        known.update({name: name in self._equations for name in self.names})
+        known.update({name: name in self.equations for name in self.names})
         try:
             return tuple(_equations.by_name(names, type(rule).__name__, known))
         except ValueError as error:
