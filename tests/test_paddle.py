@@ -339,6 +339,18 @@ def test_a_sparse_gradient_is_overwritten_and_stays_sparse(kept):
     np.testing.assert_allclose(weight.numpy(), before - values, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "layer, options",
+    [
+        (paddle.nn.GELU(approximate=True), {"_approximate": True}),
+        (paddle.nn.Softplus(beta=2.0), {"_beta": 2.0, "_threshold": 20.0}),
+        (paddle.nn.Tanh(), {}),
+    ],
+)
+def test_what_an_activation_was_made_with_is_read(layer, options):
+    assert _paddle.activation_options(layer) == options
+
+
 # The rest of the package.
 
 

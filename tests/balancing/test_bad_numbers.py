@@ -666,8 +666,11 @@ def check_that_it_goes_on(rule, weights, before, measurement, new, healthy):
         with np.errstate(all="ignore"):
             losses = weights[healthy] * measurement.losses[healthy].clip(0)
             enough = rule.met * losses[are_equations].sum()
-            withdrawn = (targets + 2 * (np.log(losses) - np.log(enough))).clip(0)
-        is_met = ~are_equations & (targets > 0) & (losses < enough)
+            largest = np.maximum(before["largest_losses"], measurement.losses)[healthy]
+            own = measurement.losses[healthy] / (rule.met * largest)
+            shares = np.maximum(np.log(losses) - np.log(enough), np.log(own))
+            withdrawn = (targets + 2 * shares).clip(0)
+        is_met = ~are_equations & (targets > 0) & (losses < enough) & (own < 1)
         is_met &= ~rule._is_out_of_scale(measurement.of(healthy))
         targets = np.where(is_met, withdrawn, targets)
     distance = np.abs(targets.clip(-limit, limit) - np.log(weights[healthy]))

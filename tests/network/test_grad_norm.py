@@ -670,7 +670,7 @@ def test_without_alpha_it_steps_its_weights_itself_by_the_pinn_rule(fc_net, make
         optimizer.clear_grad()
     weights = net.get_weights()
     assert weights[0] == 1 and weights[1] > 1  # the equation's, and a condition's
-    assert weights[2] == 1 and losses[2] < 0.01 * losses[0]  # a condition that is met
+    assert weights[2] > 1 and losses[2] < 0.01 * losses[0]  # small, but it has not fallen
 
 
 def test_by_the_pinn_rule_a_network_needs_no_shared_layer():

@@ -59,7 +59,8 @@ def main(folder, epochs, every, fault=None, in_rank=None, in_step=None):
 
     optimizer = paddle.optimizer.Adam(1e-2, parameters=model.parameters())
     checkpoints = Checkpoints(folder, every=every)
-    with Watchdog(checkpoints, seconds=6) as watchdog:
+    # Without a fault on a busy machine a step may take as long as one that hangs.
+    with Watchdog(checkpoints, seconds=6 if fault else 60) as watchdog:
         trainer = Trainer(
             model, losses, optimizer, callbacks=[watchdog, PrintSteps()], extras={"points": points}
         )
