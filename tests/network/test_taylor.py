@@ -26,11 +26,16 @@ HIGHER = {
 }
 
 
+def number(value, z):
+    """As a tensor, because Paddle 2.6 rounds a number that it adds to float32."""
+    return paddle.full([], value, z.dtype)
+
+
 def polynomial(coefficients):
     def function(z):
         value = 0.0 * z
         for coefficient in reversed(coefficients):
-            value = value * z + coefficient
+            value = value * z + number(coefficient, z)
         return value
 
     return function
@@ -55,7 +60,7 @@ entropy = polynomial([0, *(1 / (2 * n) for n in range(1, 40))])
 
 def softplus(z):
     slope = paddle.tanh(0.5 * z)
-    return math.log(2) + 0.5 * z + entropy(slope * slope)
+    return number(math.log(2), z) + 0.5 * z + entropy(slope * slope)
 
 
 # Made of products and tanh, which Paddle differentiates any number of times, and exact for z of
