@@ -8,6 +8,9 @@ RUN := $(VENV)/bin/python
 DISTRIBUTION := cpu,
 REQUIREMENTS := $(if $(PADDLE),paddlepaddle==$(PADDLE) $(if $(filter 2.%,$(PADDLE)),'numpy<2' setuptools))
 
+# Among processes; -rs: why tests are skipped, at the end.
+SHARED := --numprocesses auto --maxprocesses 4 -rs
+
 # What needs neither a compiler nor other processes, and little time.
 QUICK := tests/balancing tests/network tests/training/test_history.py tests/training/test_live.py \
 	tests/test_arguments.py tests/test_inputs.py tests/test_layers.py
@@ -23,19 +26,18 @@ rotograd-toy: $(VENV)/installed-plot
 kovasznay: $(VENV)/operators
 	$(RUN) examples/pinn_kovasznay/pinn_kovasznay.py
 
-# -rs: why tests are skipped, at the end.
 test: $(VENV)/installed-test
 	@echo 'All but the slow tests: about 7 minutes on two cores. `make test-quick` takes one.'
-	$(RUN) -m pytest -m 'not slow' --numprocesses auto --maxprocesses 4 -rs
+	$(RUN) -m pytest -m 'not slow' $(SHARED)
 
 test-quick: $(VENV)/installed-test
 	@echo 'The tests of balancing, networks and histories: about a minute on two cores.'
 	$(RUN) -m pytest -m 'not slow' -k 'not cpp and not processes' \
-		--numprocesses auto --maxprocesses 4 -rs --ignore tests/balancing/test_ranks.py $(QUICK)
+		$(SHARED) --ignore tests/balancing/test_ranks.py $(QUICK)
 
 # The slow ones too: processes that are killed, thousands of damaged files, long runs.
 test-all: $(VENV)/installed-test
-	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 -rs
+	$(RUN) -m pytest $(SHARED)
 
 # With PaddleScience, in an environment of its own.
 test-ppsci:

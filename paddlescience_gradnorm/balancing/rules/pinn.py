@@ -154,31 +154,37 @@ class PinnRule(Rule):
         unit = float(log_unit) if leads else sum(logs) / len(logs)
         limit = math.log(self.bound)
         rate = min(1.0, measurement.rate * measurement.interval)  # 1 goes all the way
-        losses = [w * max(x, 0.0) for w, x in zip(weights.tolist(), measurement.losses.tolist())]
-        enough = self.met * sum(loss for loss, is_one in zip(losses, equations) if is_one)
-        # The equations' losses are huge at first, so it must have fallen by itself too.
-        of_largest = [
-            x / (self.met * most) if self.met * most > 0 else 1.0
-            for x, most in zip(measurement.losses.tolist(), largest.tolist())
-        ]
-        are_met = [loss < enough and share < 1 for loss, share in zip(losses, of_largest)]
-        if any(are_met):  # a loss in other units is small beside the equations', and yet not met
-            are_met = (are_met & ~self._is_out_of_scale(measurement)).tolist()
         new = []
-        for weight, log, is_equation, loss, own, is_met in zip(
-            weights.tolist(), logs, equations, losses, of_largest, are_met
+        for weight, log, is_equation, share in zip(
+            weights.tolist(), logs, equations, self._log_shares(weights, largest, measurement)
         ):
             target = self.strength * (log - unit)
             if leads and not is_equation:
                 target += math.log(self.lead)
-                if target > 0 and is_met:
-                    # The logarithm of a ratio that may underflow.
-                    share = math.log(loss) - math.log(enough) if loss > 0 else -math.inf
-                    share = max(share, math.log(own) if own > 0 else -math.inf)
+                if target > 0:
                     target = max(0.0, target + 2 * share)
             missing = min(max(target, -limit), limit) - math.log(weight)
             new.append(weight * math.exp(min(max(missing, -1.0), 1.0) * rate))
         return np.array(new), new_state
+
+    def _log_shares(
+        self, weights: np.ndarray, largest: np.ndarray, measurement: Measurement
+    ) -> list[float]:
+        """How far below the limits of ``met`` each loss is, as a logarithm; 0 if it is not met."""
+        losses = measurement.losses.tolist()
+        weighted = [weight * max(loss, 0.0) for weight, loss in zip(weights.tolist(), losses)]
+        enough = self.met * sum(x for x, is_one in zip(weighted, measurement.equations) if is_one)
+        shares = []
+        for x, loss, most in zip(weighted, losses, largest.tolist()):
+            # The equations' losses are huge at first, so it must have fallen by itself too.
+            own = loss / (self.met * most) if self.met * most > 0 else 1.0
+            # Logarithms of ratios that may underflow.
+            beside = math.log(x) - math.log(enough) if 0 < x < enough else -math.inf
+            by_itself = math.log(own) if own > 0 else -math.inf
+            shares.append(max(beside, by_itself) if x < enough and own < 1 else 0.0)
+        if any(shares):  # a loss in other units is small beside the equations', and yet not met
+            shares = np.where(self._is_out_of_scale(measurement), 0.0, shares).tolist()
+        return shares
 
     def imbalance(self, weights: np.ndarray, state: RuleState, measurement: Measurement) -> float:
         """Sum of |change of log w_i| at a rate of 1."""
