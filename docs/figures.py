@@ -237,8 +237,9 @@ def own_loop(folder: Path, steps: int) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(7.6, 3), layout="constrained")
     titles = ("displacement [m]", "acceleration [m/s²]")
     for axes, title, found, truth in zip(panels, titles, outputs, (exact, -(frequency**2) * exact)):
-        axes.plot(time, truth, color="0.7", linewidth=5, label="exact")
-        axes.plot(time, found.detach(), label="network")
+        # As arrays, because Matplotlib copies what it is given, and Paddle 2.6 copies no tensors.
+        axes.plot(time.numpy(), truth.numpy(), color="0.7", linewidth=5, label="exact")
+        axes.plot(time.numpy(), found.numpy(), label="network")
         axes.set(title=title, xlabel="time [s]")
         axes.legend()
     save(folder / "own_loop.png", figure)
