@@ -1,5 +1,6 @@
-"""What pytest does not look into, here where its options do not reach."""
+"""What pytest does not look into, and what examples in docstrings need before they run."""
 
+import sys
 from importlib.util import find_spec
 
 # Modules with examples in their docstrings that need PaddleScience or DeepXDE.
@@ -10,3 +11,11 @@ _NEEDING = {
 collect_ignore = [
     path for package, paths in _NEEDING.items() if not find_spec(package) for path in paths
 ]
+
+
+def pytest_collection_finish() -> None:
+    """Set up PaddleScience's log, which otherwise says on the standard output that nobody has."""
+    if "ppsci" in sys.modules:
+        from ppsci.utils import logger
+
+        logger.init_logger("ppsci", None, "error")

@@ -10,7 +10,6 @@ import zlib  # noqa: F401  before Paddle, see the package
 import numpy as np
 import paddle
 import ppsci
-from ppsci.utils import logger
 
 from paddlescience_gradnorm.ppsci import GradNormAggregator
 
@@ -23,7 +22,6 @@ def solver(output, aggregate, adapt=lambda model: model, batch=POINTS, optimizer
 
     ``aggregate`` makes the aggregator from the model, ``adapt`` the model from the network.
     """
-    logger.init_logger("ppsci", None, "error")
     ppsci.utils.misc.set_random_seed(1)
     model = adapt(ppsci.arch.MLP(("x", "y"), ("u", "v"), num_layers=2, hidden_size=8))
     aggregator = aggregate(model)
