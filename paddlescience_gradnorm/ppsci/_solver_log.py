@@ -29,11 +29,14 @@ class SolverLog:
         """Log to this Solver from now on, which is not kept alive.
 
         Args:
-            solver: The Solver. Its ``plot_loss_history`` will draw the weights too.
+            solver: The Solver. Its ``plot_loss_history`` will draw the weights too, from now until
+                another Solver is logged to.
             quantities: What to log: kind -> function that returns a number for each loss.
         """
         self.history, self.solver, self._quantities = History(), weakref.ref(solver), quantities
-        solver.plot_loss_history = functools.partial(self._plot_losses_and_weights, self.solver)
+        solver.plot_loss_history = functools.partial(
+            _plot_losses_and_weights, self.solver, self.history
+        )
 
     def enter(self, names: Sequence[str]) -> None:
         """Give the Solver the values to log, because it drops them after every epoch."""
@@ -47,33 +50,35 @@ class SolverLog:
         """Keep the weights of a step for the picture, shape [T]."""
         if self._quantities:
             # Losses that have not come yet have no name.
-            names = [f"losses[{i}]" for i in range(len(weights))]
+            unnamed = [f"losses[{i}]" for i in range(len(self._names), len(weights))]
+            names = [*self._names, *unnamed]
             self.history.record(names, np.full(len(names), np.nan), weights)
 
-    def plot_weights(self, output_dir: str, smooth_step: int, use_semilogy: bool) -> None:
-        """See ``GradNormAggregator.plot_weights``."""
-        if not len(self.history):
-            raise ValueError(
-                "there are no weights to draw: call aggregator.log_to(solver) before solver.train()"
-            )
-        os.makedirs(output_dir, exist_ok=True)
-        lasts = np.diff(self.history.steps, append=len(self.history))
-        weights = np.repeat(self.history.to_numpy()["weights"], lasts, axis=0)
-        curves = dict(zip(self._names, map(list, weights.T)))
-        misc.plot_curve(curves, "Iteration", "Weight", output_dir, smooth_step, use_semilogy)
 
-    def _plot_losses_and_weights(
-        self,
-        known: Callable[[], Any],
-        by_epoch: bool = False,
-        smooth_step: int = 1,
-        use_semilogy: bool = True,
-    ) -> None:
-        """What ``solver.plot_loss_history`` does after ``start``."""
-        solver = known()
-        type(solver).plot_loss_history(solver, by_epoch, smooth_step, use_semilogy)
-        steps = smooth_step * (solver.iters_per_epoch if by_epoch else 1)
-        self.plot_weights(solver.output_dir, steps, use_semilogy)
+def plot_weights(history: History, output_dir: str, smooth_step: int, use_semilogy: bool) -> None:
+    """See ``GradNormAggregator.plot_weights``."""
+    if not len(history):
+        raise ValueError(
+            "there are no weights to draw: call aggregator.log_to(solver) before solver.train()"
+        )
+    os.makedirs(output_dir, exist_ok=True)
+    lasts = np.diff(history.steps, append=len(history))
+    curves = {n: np.repeat(weights, lasts).tolist() for n, weights in history.weights.items()}
+    misc.plot_curve(curves, "Iteration", "Weight", output_dir, smooth_step, use_semilogy)
+
+
+def _plot_losses_and_weights(
+    known: Callable[[], Any],
+    history: History,
+    by_epoch: bool = False,
+    smooth_step: int = 1,
+    use_semilogy: bool = True,
+) -> None:
+    """What ``solver.plot_loss_history`` does after ``SolverLog.start``."""
+    solver = known()
+    type(solver).plot_loss_history(solver, by_epoch, smooth_step, use_semilogy)
+    steps = smooth_step * (solver.iters_per_epoch if by_epoch else 1)
+    plot_weights(history, solver.output_dir, steps, use_semilogy)
 
 
 class _Meter:

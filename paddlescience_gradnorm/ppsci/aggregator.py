@@ -20,7 +20,7 @@ from paddlescience_gradnorm.balancing.rules import find_rule
 from paddlescience_gradnorm.network import GradNorm
 from paddlescience_gradnorm.network._shared_layer import find_shared
 from paddlescience_gradnorm.ppsci._constraints import SolverLosses, check_constraints
-from paddlescience_gradnorm.ppsci._solver_log import SolverLog, said_by_the_solver
+from paddlescience_gradnorm.ppsci._solver_log import SolverLog, plot_weights, said_by_the_solver
 from paddlescience_gradnorm.ppsci._total import Total, with_gradient
 
 # Options of PaddleScience's aggregators that ours does not have, and what to write instead.
@@ -110,7 +110,6 @@ class GradNormAggregator(LossAggregator):
             rule = find_rule(options.pop("rule", None), alpha)
             found = find_shared(model, shared, rule)
             self.balancer = LossBalancer(found, n_loss, rule=rule, **options)
-        self.names: list[str] = []
         self._losses = SolverLosses(self.balancer, model)
         self._log = SolverLog()
         # The current step: its number, how often it has been evaluated, its and the first weights.
@@ -192,6 +191,11 @@ class GradNormAggregator(LossAggregator):
         aggregator.take(constraint, equation)
         return aggregator
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the losses, in the order of the weights; empty before the first step."""
+        return self._losses.names
+
     def take(
         self, constraint: Mapping[str, Any], equation: Mapping[str, Any] | None = None
     ) -> None:
@@ -245,7 +249,7 @@ class GradNormAggregator(LossAggregator):
         Raises:
             ValueError: No step has been made since ``log_to``.
         """
-        self._log.plot_weights(output_dir, smooth_step, use_semilogy)
+        plot_weights(self._log.history, output_dir, smooth_step, use_semilogy)
 
     def forward(
         self, losses: Mapping[str, paddle.Tensor], step: int | None = None
@@ -271,10 +275,10 @@ class GradNormAggregator(LossAggregator):
             UserWarning: One step of the optimizer evaluates the losses many times, and their
                 weights have never moved.
         """
+        is_first = not self.names
         losses = self._losses.checked(losses, self._log.solver())
-        if not self.names and losses:
+        if is_first and losses:
             self._start = self.get_weights()
-        self.names = self._losses.names
         if _paddle.is_amp_on():
             self._check_that_nobody_else_steps("use_amp=True")
         again = step is not None and step == self._last_step

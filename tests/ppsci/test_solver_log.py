@@ -14,7 +14,7 @@ import ppsci_problem as problem
 from ppsci_problem import NAMES, apart, gradnorm, trained
 
 from paddlescience_gradnorm.ppsci import GradNormAggregator
-from paddlescience_gradnorm.ppsci._solver_log import SolverLog
+from paddlescience_gradnorm.ppsci._solver_log import SolverLog, plot_weights
 from paddlescience_gradnorm.training import History
 
 
@@ -161,8 +161,43 @@ def test_the_weights_of_a_long_run_are_thinned_and_drawn_where_they_were(monkeyp
     assert len(log.history.steps) < 1010
     drawn = []
     monkeypatch.setattr(ppsci.utils.misc, "plot_curve", lambda *options: drawn.append(options))
-    log.plot_weights(str(tmp_path), smooth_step=7, use_semilogy=True)
+    plot_weights(log.history, str(tmp_path), smooth_step=7, use_semilogy=True)
     ((curves, *_, smooth_step, _),) = drawn
     assert list(curves) == ["a", "b"] and len(curves["a"]) == 3000 and smooth_step == 7
     assert curves["b"][:2990] == [float(step // 4 * 4) for step in range(2990)]
     assert curves["b"][2990:] == [float(step) for step in range(2990, 3000)]
+
+
+def test_every_solver_draws_its_own_weights(monkeypatch, tmp_path):
+    """A second Solver with the same aggregator leaves the first one's picture as it was."""
+    drawn = []
+
+    def noted(data, xlabel, ylabel, output_dir, smooth_step, use_semilogy):
+        if ylabel == "Weight":
+            drawn.append((output_dir, data))
+
+    monkeypatch.setattr(ppsci.utils.misc, "plot_curve", noted)
+    model, constraint, equation = apart()
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    solvers = []
+    for epochs in (2, 3):
+        solver = ppsci.solver.Solver(
+            *(model, constraint, str(tmp_path / str(epochs)), ppsci.optimizer.Adam(1e-3)(model)),
+            **{"epochs": epochs, "iters_per_epoch": 5, "equation": equation},
+            loss_aggregator=aggregator,
+        )
+        aggregator.log_to(solver)
+        if epochs == 3:
+            with pytest.raises(ValueError, match="no weights to draw"):
+                solver.plot_loss_history()
+        solver.train()
+        solvers.append(solver)
+    for solver in solvers:
+        solver.plot_loss_history()
+    (first, of_first), (second, of_second) = drawn
+    assert (first, second) == (str(tmp_path / "2"), str(tmp_path / "3"))
+    assert list(of_first) == list(of_second) == aggregator.names
+    assert {len(weights) for weights in of_first.values()} == {10}
+    assert {len(weights) for weights in of_second.values()} == {15}
+    assert [weights[0] for weights in of_first.values()] == [1, 1, 1]
+    assert [weights[0] for weights in of_second.values()] != [1, 1, 1]
