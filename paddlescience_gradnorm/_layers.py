@@ -33,7 +33,14 @@ class PicklableLayer(paddle.nn.Layer):
         return {}
 
     def expect_extra_state(self, state: dict[str, Any]) -> None:
-        """Get ready to load a state: make what depends on it, such as parameters."""
+        """Get ready to load a state: make what depends on it, such as parameters.
+
+        The state comes from a file and has not been checked. If it is not loaded in the end, the
+        layer's attributes, parameters and buffers are set to what they were.
+
+        Raises:
+            ValueError: What the state needs cannot be made here.
+        """
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore the ``extra_state`` of an equal layer, with the same types and shapes."""

@@ -511,8 +511,10 @@ class LossBalancer(PreciseLayer):
 
     def expect_extra_state(self, state: dict[str, Any]) -> None:
         """Take the number of losses from a state that is to be loaded, if it is not known."""
-        if self.n_loss is None and state["names"]:
-            self.set_n_loss(len(state["names"]))
+        names = state.get("names") if isinstance(state, dict) else None
+        # Who loads the state finds out what is wrong with another one.
+        if self.n_loss is None and isinstance(names, list) and names:
+            self.set_n_loss(len(names))
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore the ``extra_state`` of an equal balancer."""

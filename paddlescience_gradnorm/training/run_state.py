@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import random
 import warnings
@@ -74,11 +76,12 @@ class RunState:
 
     def __init__(self, **parts: Any) -> None:
         self._parts = {name: _part(name, part) for name, part in parts.items()}
+        items = [item for part in parts.values() for item in _flat(part)]
+        self._layers = [item for item in items if isinstance(item, paddle.nn.Layer)]
         held = {id(p) for part in parts.values() for p in _held(part)}
         loose = {
             id(p): p
-            for part in parts.values()
-            for optimizer in _flat(part)
+            for optimizer in items
             if isinstance(optimizer, paddle.optimizer.Optimizer)
             for p in _optimizer_state.parameters(optimizer)
             if id(p) not in held
@@ -238,11 +241,12 @@ class RunState:
         with_operators = run["operators"]  # None by a version that did not record it
         if not (with_operators is None or isinstance(with_operators, bool)):
             raise CheckpointError("has operators that are neither true nor false")
-        applies = [_prepared(name, part.prepare, parts) for name, part in self._parts.items()]
+        with _as_before_an_error(self._layers):
+            applies = [_prepared(name, part.prepare, parts) for name, part in self._parts.items()]
+            # Last, because the other parts may draw.
+            applies.append(_random_state.prepare_global(run["random"]))
         if with_operators is not None:
             applies.insert(0, functools.partial(_operators.go_on, with_operators))
-        # Last, because the other parts may draw.
-        applies.append(_random_state.prepare_global(run["random"]))
 
         def apply() -> None:
             for part in applies:
@@ -296,7 +300,10 @@ class _Layer:
         fields = _LAYER.read(state)
         for name, layer in _with_extra_state(self._layer):
             if isinstance(fields["extra"], dict) and name in fields["extra"]:
-                layer.expect_extra_state(fields["extra"][name])
+                try:
+                    layer.expect_extra_state(fields["extra"][name])
+                except ValueError as error:
+                    raise CheckpointError(f"has an extra state of {name!r}: {error}") from None
         own = _LAYER.read(self.state())
         is_older = state["version"] < _LAYER.version
         fields["extra"] = filled(own["extra"], fields["extra"], "extra", is_older)
@@ -572,6 +579,23 @@ def _with_extra_state(layer: paddle.nn.Layer) -> list[tuple[str, PicklableLayer]
     """The layers that remember something beside parameters and buffers, by name."""
     found = _sublayers(layer)
     return [(name, each) for name, each in found if isinstance(each, PicklableLayer)]
+
+
+@contextlib.contextmanager
+def _as_before_an_error(layers: Sequence[paddle.nn.Layer]) -> Iterator[None]:
+    """At an error, take back what layers have made in ``expect_extra_state``."""
+    before = [
+        (d := each.__dict__, {n: copy.copy(x) if isinstance(x, dict) else x for n, x in d.items()})
+        for layer in layers
+        for _, each in _with_extra_state(layer)
+    ]
+    try:
+        yield
+    except BaseException:
+        for attributes, old in before:
+            attributes.clear()
+            attributes.update(old)
+        raise
 
 
 def _field(name: str, state: Any, kind: type = dict) -> Any:

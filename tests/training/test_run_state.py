@@ -301,6 +301,72 @@ def test_a_file_with_something_else_in_it_is_an_error(written, path, value, matc
     assert bits(own.state()) == before
 
 
+class Unknown(Wrapped):
+    """A network whose balancer learns the number of losses in the first step, or from a file."""
+
+    def __init__(self, **options):
+        self.net = GradNorm(FCNet(2, 1, 3, 8), **options)
+        self.parts = {"net": self.net, "optimizer": adam(self.net)}
+
+    def own(self):
+        return RunState(generator=random.Random(0), **self.parts)
+
+
+@pytest.mark.parametrize(
+    "path, value, match",
+    [
+        (["random"], None, "no state of random numbers"),
+        (["parts", "generator", "words"], 3, "does not fit generator"),
+        (["parts", "net", "extra", "balancer"], 3, "'balancer.loss_weights'.*not known"),
+        (["parts", "net", "extra", "balancer", "names"], 3, "'balancer.loss_weights'.*not known"),
+        (["parts", "net", "extra", "balancer", "names"], [], "'balancer.loss_weights'.*not known"),
+        (["parts", "net", "extra", "balancer", "names"], ["a"], "net: it has an extra state"),
+        (["parts", "net", "extra", "balancer", "names"], ["a", "b"], r"shape \[3\] .* \[2\]"),
+        (["parts", "net", "extra", "balancer", "frozen"], 1, "frozen of type int"),
+        (["parts", "net", "parameters"], {}, "'balancer.loss_weights'"),
+        (["parts", "optimizer"], None, "does not fit optimizer"),
+    ],
+)
+def test_a_failed_load_leaves_the_number_of_losses_unknown(
+    tmp_path, make_losses, path, value, match
+):
+    file, whole = tmp_path / "a.ckpt", Unknown(equations=["a"])
+    whole.step(make_losses, 1)
+    whole.own().save(file)
+    undamaged = file.read_bytes()
+    state = _checkpoint_file.read(file)
+    inner = state
+    for key in path[:-1]:
+        inner = inner[key]
+    assert path[-1] in inner
+    inner[path[-1]] = value
+    _checkpoint_file.write(file, state)
+    run = Unknown(equations=["a"])
+    before, shown = bits(run.own().state()), repr(run.net)
+    with pytest.raises(CheckpointError, match=match):
+        run.own().load(file)
+    assert run.net.balancer.n_loss is None and repr(run.net) == shown
+    assert bits(run.own().state()) == before
+    with pytest.raises(AttributeError, match="there are no loss_weights yet"):
+        run.net.balancer.loss_weights  # noqa: B018
+    # As if nothing had happened, the balancer takes another number, and the whole file.
+    other = copy.deepcopy(run)
+    other.net.backward(dict(zip("ab", make_losses(other.net))))
+    assert other.net.balancer.n_loss == 2
+    file.write_bytes(undamaged)
+    run.own().load(file)
+    assert bits(run.own().state()) == bits(whole.own().state())
+
+
+def test_a_file_of_fewer_losses_than_the_equations_have_is_an_error(tmp_path, make_losses):
+    whole, run = Unknown(equations=[0]), Unknown(equations=[3])
+    whole.step(make_losses, 1)
+    whole.own().save(tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"net: it has.*equations has 3, but n_loss is 3"):
+        run.own().load(tmp_path / "a.ckpt")
+    assert run.net.balancer.n_loss is None
+
+
 # Versions.
 
 
