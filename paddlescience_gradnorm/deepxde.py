@@ -58,7 +58,8 @@ def balance(
     Call it once, after the first ``model.compile(...)``. From then on ``model.train`` balances the
     losses. What DeepXDE prints, records and plots are the unweighted losses. A later
     ``model.compile`` keeps the weights: Adam goes on learning them, and for L-BFGS they are fixed.
-    ``model.save`` and ``model.restore`` take the weights along.
+    ``model.save`` and ``model.restore`` take the weights along. A model that has been restored
+    before is restored once more after this call, because DeepXDE alone skips the weights.
 
     The model's data say which losses are equations: what the ``pde`` returns. All boundary,
     initial and point-set conditions are conditions. If ``compile`` was given ``loss_weights``, the

@@ -583,6 +583,25 @@ def test_a_new_model_takes_weights_from_a_file(tmp_path):
         np.testing.assert_array_equal(ours, its)
 
 
+def test_a_model_that_was_restored_too_early_is_restored_again(tmp_path):
+    with paddle.utils.unique_name.guard():
+        model = compiled()
+        balance(model, update_every=3)
+        trained(model, 10)
+    path = model.save(str(tmp_path / "run"))
+    trained(model, 10)
+    with paddle.utils.unique_name.guard():  # as in a process of its own
+        other = compiled()
+        other.restore(path)
+        balance(other, update_every=3)
+        assert (other.balance.get_weights() == 1).all()  # DeepXDE has skipped them
+        other.restore(path)
+        trained(other, 10)
+    np.testing.assert_array_equal(other.balance.get_weights(), model.balance.get_weights())
+    for ours, its in zip(parameters_of(other), parameters_of(model)):
+        np.testing.assert_array_equal(ours, its)
+
+
 def test_a_pickle_has_the_weights_too(tmp_path):
     model = compiled()
     balance(model)
