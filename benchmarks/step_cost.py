@@ -8,6 +8,7 @@ ratios are taken within a round of blocks. Memory is measured in fresh processes
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -302,21 +303,21 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(17.5, 4.5), layout="constrained")
     laplace = [r for r in rows if r["equation"] == "laplace"]
     ours = [r for r in laplace if is_balancing(r)]
+    labels = dict.fromkeys(r["label"] for r in laplace)
+    colors = dict(zip(labels, itertools.cycle(plt.get_cmap("tab20").colors)))
     for axis, x, value, chosen in (
         (axes[0], "points", "to_plain", [r for r in ours if r["losses"] == 2]),
         (axes[1], "losses", "to_plain", [r for r in ours if r["points"] == 2000]),
         (axes[2], "points", "ms", [r for r in laplace if r["losses"] == 2]),
     ):
-        axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # there are 18 contestants
         for label in dict.fromkeys(r["label"] for r in chosen):
             line = [r for r in chosen if r["label"] == label]
             middle, low, high = (
                 np.array([r[value][k] for r in line]) for k in ("median", "q1", "q3")
             )
             ticks = [r[x] for r in line]
-            axis.errorbar(
-                ticks, middle, [middle - low, high - middle], label=label, marker=".", capsize=2
-            )
+            error, shown = [middle - low, high - middle], {"label": label, "color": colors[label]}
+            axis.errorbar(ticks, middle, error, marker=".", capsize=2, **shown)
         axis.set_xscale("log")
         ticks = sorted({r[x] for r in chosen})
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
@@ -327,7 +328,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     axes[1].set_title("2,000 points, disjoint losses")
     axes[2].set_title("all contestants, 2 losses")
     axes[2].set_yscale("log")
-    axes[0].legend(fontsize="small")
+    # It has the labels of all panels.
     axes[2].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.savefig(path, dpi=120)
     plt.close(figure)

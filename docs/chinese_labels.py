@@ -27,9 +27,12 @@ FONTS = (
     *("SimHei", "Microsoft YaHei", "PingFang SC"),
 )
 LABELS = {
+    "2 losses, disjoint": "两个损失，配点互不相同",
+    "2,000 points, disjoint losses": "2,000 个点，配点互不相同",
     "a hole": "带孔区域",
     "a square": "正方形",
     "absolute error": "绝对误差",
+    "all contestants, 2 losses": "所有参与者，两个损失",
     "an L-shape": "L 形区域",
     "acceleration [m/s²]": "加速度 [m/s²]",
     "balanced": "平衡后",
@@ -53,10 +56,13 @@ LABELS = {
     "initial": "初始点",
     "inside": "内部点",
     "loss, unweighted": "损失（未加权）",
+    "losses": "损失个数",
+    "ms a step": "每步毫秒数",
     "network": "网络解",
     "Paddle alone": "仅用 Paddle",
     "periodic": "周期边界点",
     "plain": "直接求和",
+    "points": "点数",
     "points of two processes": "两个进程的配点",
     "PINN rule": "PINN 规则",
     "published rule": "论文规则",
@@ -64,6 +70,7 @@ LABELS = {
     "sides": "边界点",
     "single tasks": "单任务",
     "step": "训练步",
+    "step / plain step": "训练步 / 普通步",
     "task 1, at $R_1 z$": "任务 1，在 R₁z 处",  # beside Chinese no formula is set
     "task 2, at $R_2 z$": "任务 2，在 R₂z 处",
     "strength 1/3, lead 1": "strength 1/3，lead 1",
@@ -93,10 +100,17 @@ PATTERNS = {
     r"scale (\d+)": r"尺度 \1",
     r"task (\d)": r"任务 \1",
     r"(u|exact)\((t=.*)\)": r"\1，\2",
+    r"(Paddle(?: with operators| as installed)?|PyTorch|JAX jit), (.*)": r"\1，\2",
     r"([\d,]+)\npoints": "\\1\n个点",
     r"([\d,]+)\none graph": "\\1\n同一计算图",
 }
 PARTS = {"equal weights": "等权重", "plain sum": "直接求和", "network": "网络解"}
+PARTS |= {"Paddle with operators": "Paddle + 算子", "Paddle as installed": "Paddle（默认安装）"}
+PARTS |= {"plain step": "普通步", "plain step by nested paddle.grad": "普通步，嵌套 paddle.grad"}
+PARTS |= {"PINN rule": "PINN 规则", "GradNorm, malloc settings": "GradNorm，malloc 设置"}
+PARTS |= {"GradNorm by get_grad_norm_loss": "GradNorm，用 get_grad_norm_loss"}
+PARTS |= {"gradnorm-pytorch, malloc settings": "gradnorm-pytorch，malloc 设置"}
+PARTS |= {"GradNorm, weight_lr": "GradNorm，weight_lr"}
 PARTS |= {"exact": "精确解", "absolute error": "绝对误差"}
 # Names of coordinates, fields, losses, tasks and methods, which programs have too.
 NAMES = re.compile(

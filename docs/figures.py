@@ -2,7 +2,8 @@
 
     python docs/figures.py                  # all of them, in docs/images; two minutes on one core
     python docs/figures.py healthy floor    # some
-    python docs/figures.py deepxde          # needs DeepXDE, so it is not among "all"
+
+There is one more, deepxde, where DeepXDE is installed.
 
 What the pages say of the runs is printed beside.
 """
@@ -12,7 +13,9 @@ from __future__ import annotations
 import argparse
 import re
 import runpy
+import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ import paddle  # isort: skip, after the package that sees to its loading
 
 IMAGES = Path(__file__).with_name("images")
 EXAMPLES = Path(__file__).parents[1] / "examples"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 STEPS, POINTS, LAYERS, WIDTH, LEARNING_RATE = 2000, 400, 4, 30, 2e-3
 STEEL = 2.1e5  # Young's modulus in N/mm^2
 TASKS, SCALES = ("scale 1", "scale 5"), paddle.to_tensor([1.0, 5.0])
@@ -227,6 +231,15 @@ def cost(folder: Path, steps: int) -> None:
     save(folder / "cost.png", figure)
 
 
+def step_cost(folder: Path, steps: int) -> None:
+    """That of benchmarks/step_cost.py, from its tables in performance.md."""
+    page = (IMAGES.parent / "performance.md").read_text(encoding="utf-8")
+    sys.path.append(str(BENCHMARKS))
+    plot = runpy.run_path(str(BENCHMARKS / "step_cost.py"))["plot"]
+    plot(folder / "step_cost.png", contestants(page))
+    print("step_cost.png")
+
+
 def own_loop(folder: Path, steps: int) -> None:
     """What the network of examples/own_loop has learnt, at one frequency."""
     plain_loop = runpy.run_path(str(EXAMPLES / "own_loop/plain_loop.py"))
@@ -302,6 +315,28 @@ def ratios(page: str) -> list[dict[tuple[str, str], float]]:
             tables.append({})
         tables[-1][group, step] = float(ratio)
     return tables
+
+
+def contestants(page: str) -> list[dict[str, Any]]:
+    """The rows of step_cost.py, as its figure takes them, from its tables on Laplace's equation."""
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    of_three = r"([\d.]+) \[([\d.]+), ([\d.]+)\]"
+    line = re.compile(rf"\| ([\d,]+) \| (.+?) \| {of_three} \| {of_three} \|")
+    for section in page.split("\n#### "):
+        title = section.partition(" ")[0]
+        if title not in ("Points", "Losses", "All") or "Navier" in section.partition("\n")[0]:
+            continue
+        for count, label, *found in line.findall(section):
+            points, losses = ("2,000", count) if title == "Losses" else (count, "2")
+            row = {"equation": "laplace", "worker": "", "mode": "", "label": label}
+            row.update(points=int(points.replace(",", "")), losses=int(losses))
+            ms, ratio = (
+                dict(zip(("median", "q1", "q3"), map(float, x))) for x in (found[:3], found[3:])
+            )
+            if title != "All":
+                row.update(worker="paddle", to_plain=ratio)
+            rows.setdefault((points, losses, label), {**row, "ms": ms})
+    return list(rows.values())
 
 
 def bar(modulus: float) -> Problem:
@@ -428,7 +463,7 @@ FIGURES = {
     f.__name__: f
     for f in (
         *(norms, targets, healthy, floor, bound, conflict, rate, points, cost),
-        *(own_loop, several_processes),
+        *(step_cost, own_loop, several_processes, *([deepxde] if find_spec("deepxde") else [])),
     )
 }
 
@@ -437,19 +472,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "figures", nargs="*", metavar="FIGURE", help=", ".join([*FIGURES, "deepxde"])
-    )
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES))
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--output", type=Path, default=IMAGES)
     options = parser.parse_args(arguments)
-    figures = {**FIGURES, "deepxde": deepxde}
-    unknown = set(options.figures) - set(figures)
+    unknown = set(options.figures) - set(FIGURES)
     if unknown:
-        parser.error(f"no such figure: {', '.join(unknown)}; there are {', '.join(figures)}")
+        parser.error(f"no such figure: {', '.join(unknown)}; there are {', '.join(FIGURES)}")
     options.output.mkdir(parents=True, exist_ok=True)
     for name in options.figures or FIGURES:
-        figures[name](options.output, options.steps)
+        FIGURES[name](options.output, options.steps)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ labels = load("chinese_labels")
         ("equal weights", "等权重"),
         ("error, equal weights", "误差，等权重"),  # noqa: RUF001
         ("500\npoints", "500\n个点"),
+        ("Paddle with operators, plain step", "Paddle + 算子，普通步"),  # noqa: RUF001
         ("scale 5", "尺度 5"),
         ("pde", "pde"),
         ("$10^{-2}$", "$10^{-2}$"),

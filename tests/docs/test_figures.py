@@ -44,6 +44,23 @@ def test_the_bars_are_the_numbers_of_the_page():
     assert len(alone) == len(with_operator) == 17
 
 
+def test_the_curves_of_all_contestants_are_the_numbers_of_the_page():
+    page = (PATH.parent / "performance.md").read_text(encoding="utf-8")
+    rows = figures.contestants(page)
+    in_full = {(r["points"], r["losses"]): 0 for r in rows}
+    for row in rows:
+        in_full[row["points"], row["losses"]] += 1
+        q = row["ms"]
+        assert f"| {row['label']} | {q['median']:.1f} [{q['q1']:.1f}, {q['q3']:.1f}] |" in page
+    assert in_full == {
+        **{(points, 2): 18 for points in (500, 2000, 10_000)},
+        **{(50_000, 2): 10, **{(2000, losses): 10 for losses in (4, 8, 16, 32)}},
+    }
+    assert sum("to_plain" in row for row in rows) == 80
+    of_plain = [r for r in rows if "to_plain" in r and r["label"].endswith("plain step")]
+    assert len(of_plain) == 16 and all(row["to_plain"]["median"] == 1 for row in of_plain)
+
+
 def test_a_weight_rests_at_lead_over_the_root_of_the_ratio_within_the_bound():
     assert figures.weight_at_rest(PinnRule(), 1.0) == pytest.approx(20, rel=1e-6)
     assert figures.weight_at_rest(PinnRule(), 1e-3) == pytest.approx(200, rel=1e-6)
