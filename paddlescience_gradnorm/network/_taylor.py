@@ -37,11 +37,24 @@ class Layers(NamedTuple):
 
     ``weights`` have shape [ins, outs] and ``biases`` [outs]. Both may be computed from parameters.
     ``activations`` are names in ``ACTIVATIONS``, one fewer than the linear layers.
+    ``frequencies``, of shape [], belong to periodic inputs: in place of such an input x the first
+    layer takes two columns, cos(frequency x) and sin(frequency x). None is an input that stays.
     """
 
     weights: list[paddle.Tensor]
     biases: list[paddle.Tensor]
     activations: list[str]
+    frequencies: list[paddle.Tensor | None] | None = None
+
+    @property
+    def num_ins(self) -> int:
+        if self.frequencies is not None:
+            return len(self.frequencies)
+        return int(self.weights[0].shape[0])
+
+    @property
+    def num_outs(self) -> int:
+        return int(self.weights[-1].shape[1])
 
 
 class Term(NamedTuple):
@@ -78,10 +91,13 @@ def propagate(layers: Layers, ins: paddle.Tensor, indices: Sequence[Index]) -> l
     wanted = [tuple(sorted(index)) for index in indices]  # their order does not matter
     rule = chain_rule(tuple(sorted(set(wanted))))
     last = layers.weights[-1]
-    if _operators.apply_to(ins, *layers.weights, *layers.biases):
+    embedded = None
+    if layers.frequencies is not None:
+        embedded = _embedded(ins.detach(), layers.frequencies, rule.parts)
+    if embedded is None and _operators.apply_to(ins, *layers.weights, *layers.biases):
         outputs = dict(zip(rule.parts, _fused(layers, ins.detach(), rule)))
     else:
-        jet = _layer_by_layer(layers, ins.detach(), rule, set(wanted))
+        jet = _layer_by_layer(layers, ins.detach(), embedded, rule, set(wanted))
         outputs = {k: paddle.matmul(x, last) for k, x in zip(rule.parts, jet) if x is not None}
     if () in wanted:
         outputs[()] = outputs[()] + layers.biases[-1]
@@ -141,19 +157,58 @@ def _fused(layers: Layers, ins: paddle.Tensor, rule: ChainRule) -> list[paddle.T
     return paddle.unbind(parts.reshape([n_parts, -1, n_outs]))
 
 
+def _embedded(
+    ins: paddle.Tensor, frequencies: Sequence[paddle.Tensor | None], parts: Sequence[Index]
+) -> list[paddle.Tensor | None]:
+    """The parts of what the first layer takes, shape [N, columns] each; ``None`` is 0."""
+    columns = paddle.split(ins, len(frequencies), axis=1)
+    # Of each input: itself, or its cosine and its sine.
+    of_inputs = [
+        [x] if w is None else [paddle.cos(w * x), paddle.sin(w * x)]
+        for x, w in zip(columns, frequencies)
+    ]
+    found: list[paddle.Tensor | None] = [_side_by_side(of_inputs)]
+    zero, one = paddle.zeros_like(columns[0]), paddle.ones_like(columns[0])
+    for part in parts[1:]:
+        order, w = len(part), frequencies[part[0]]
+        if len(set(part)) > 1 or (w is None and order > 1):
+            found.append(None)
+            continue
+        blocks = [[zero] * len(block) for block in of_inputs]
+        if w is None:
+            blocks[part[0]] = [one]
+        else:  # a derivative turns the cosine and the sine by a quarter
+            cosine, sine = of_inputs[part[0]]
+            turned = ((cosine, sine), (-sine, cosine), (-cosine, -sine), (sine, -cosine))
+            blocks[part[0]] = [w**order * x for x in turned[order % 4]]
+        found.append(_side_by_side(blocks))
+    return found
+
+
+def _side_by_side(blocks: Sequence[Sequence[paddle.Tensor]]) -> paddle.Tensor:
+    return paddle.concat([column for block in blocks for column in block], axis=1)
+
+
 def _layer_by_layer(
-    layers: Layers, ins: paddle.Tensor, rule: ChainRule, wanted: set[Index]
+    layers: Layers,
+    ins: paddle.Tensor,
+    embedded: Sequence[paddle.Tensor | None] | None,
+    rule: ChainRule,
+    wanted: set[Index],
 ) -> list[paddle.Tensor | None]:
     """The same before the last layer, with Paddle's operators, shape [N, width] each.
 
     A part that is not wanted is ``None``.
     """
     first = layers.weights[0]
-    # The first derivatives of the first linear layer are the same at all points, the others 0.
-    parts = [
-        paddle.matmul(ins, first) if not part else first[part[0]] if len(part) == 1 else None
-        for part in rule.parts
-    ]
+    if embedded is not None:
+        parts = [x if x is None else paddle.matmul(x, first) for x in embedded]
+    else:
+        # The first derivatives of a linear function are the same at all points, the others 0.
+        parts = [
+            paddle.matmul(ins, first) if not part else first[part[0]] if len(part) == 1 else None
+            for part in rule.parts
+        ]
     hidden = len(layers.activations)
     for k, (bias, activation) in enumerate(zip(layers.biases, layers.activations)):
         if k > 0:
