@@ -85,7 +85,8 @@ def propagate(layers: Layers, ins: paddle.Tensor, indices: Sequence[Index]) -> l
 
     Returns:
         One tensor of shape [N, num_outs] for each index, differentiable with respect to
-        the parameters (only once if the C++ operators are used), but not with respect to
+        the parameters (only once if the C++ operators are used, which serve no frequencies that
+        are learned), but not with respect to
         ``ins``.
     """
     wanted = [tuple(sorted(index)) for index in indices]  # their order does not matter
@@ -94,8 +95,13 @@ def propagate(layers: Layers, ins: paddle.Tensor, indices: Sequence[Index]) -> l
     embedded = None
     if layers.frequencies is not None:
         embedded = _embedded(ins.detach(), layers.frequencies, rule.parts)
-    if embedded is None and _operators.apply_to(ins, *layers.weights, *layers.biases):
-        outputs = dict(zip(rule.parts, _fused(layers, ins.detach(), rule)))
+    is_learned = embedded is not None and not embedded[0].stop_gradient
+    if not is_learned and _operators.apply_to(ins, *layers.weights, *layers.biases):
+        points = ins.detach()
+        if embedded is not None:
+            zero = paddle.zeros_like(embedded[0])
+            points = paddle.stack([zero if part is None else part for part in embedded])
+        outputs = dict(zip(rule.parts, _fused(layers, points, rule)))
     else:
         jet = _layer_by_layer(layers, ins.detach(), embedded, rule, set(wanted))
         outputs = {k: paddle.matmul(x, last) for k, x in zip(rule.parts, jet) if x is not None}
@@ -140,15 +146,16 @@ def _partitions(positions: list[int]) -> Iterator[list[list[int]]]:
             yield [*groups[:k], [first, *group], *groups[k + 1 :]]
 
 
-def _fused(layers: Layers, ins: paddle.Tensor, rule: ChainRule) -> list[paddle.Tensor]:
+def _fused(layers: Layers, points: paddle.Tensor, rule: ChainRule) -> list[paddle.Tensor]:
     """All parts without the last bias, shape [N, num_outs] each.
 
+    Points are those of the inputs, shape [N, num_ins], or all parts of what the first layer takes.
     Paddle computes the last layer, so that GradNorm can differentiate a loss with respect to
     that layer only, without going back through the others.
     """
     *weights, last = layers.weights
     jet = _operators.taylor_jet(
-        ins, weights, layers.biases[:-1], layers.activations, rule.coordinates, rule.flat
+        points, weights, layers.biases[:-1], layers.activations, rule.coordinates, rule.flat
     )
     parts = paddle.matmul(last, jet, transpose_x=True)  # [num_outs, S * N]
     n_outs, n_parts = last.shape[1], len(rule.parts)
