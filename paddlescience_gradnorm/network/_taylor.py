@@ -95,7 +95,7 @@ def propagate(layers: Layers, ins: paddle.Tensor, indices: Sequence[Index]) -> l
     embedded = None
     if layers.frequencies is not None:
         embedded = _embedded(ins.detach(), layers.frequencies, rule.parts)
-    is_learned = embedded is not None and not embedded[0].stop_gradient
+    is_learned = any(not part.stop_gradient for part in embedded or [] if part is not None)
     if not is_learned and _operators.apply_to(ins, *layers.weights, *layers.biases):
         points = ins.detach()
         if embedded is not None:

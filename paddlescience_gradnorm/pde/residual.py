@@ -24,7 +24,8 @@ Network = Callable[[paddle.Tensor], paddle.Tensor]
 class Residual(paddle.nn.Layer):
     """A residual, or a system of them, ready to be evaluated on a network.
 
-    An ``FCNet`` carries derivatives up to the fourth forward through its layers. All else is
+    An ``FCNet``, and other networks of linear layers and activations (``derivative_path`` says
+    which), carry derivatives up to the fourth forward through their layers. All else is
     differentiated by ``paddle.grad``, each derivative once however often it appears, with higher
     ones built on lower ones. That goes up to any order that Paddle can differentiate the network
     to; ``tanh`` networks have no limit.
@@ -105,7 +106,8 @@ class Residual(paddle.nn.Layer):
 
         Args:
             network: Maps points of shape [N, d] to fields of shape [N, number of
-                outputs]. Any callable made of Paddle operations.
+                outputs]. Any callable made of Paddle operations. Or a network of PaddleScience,
+                which takes and gives columns by the names of the inputs and outputs.
             points: Shape [N, d]; not changed. A numpy array, such as those of
                 ``sample_interior``, becomes a tensor of the network's dtype. That takes about
                 0.1 ms for 2,000 points.
@@ -117,7 +119,8 @@ class Residual(paddle.nn.Layer):
         Raises:
             TypeError: The points are a tensor of another dtype than the network's, or neither a
                 tensor nor an array of real numbers.
-            ValueError: The points' or the network's columns do not match inputs and outputs.
+            ValueError: The points' or the network's columns, or the names of PaddleScience's
+                network, do not match inputs and outputs.
         """
         points = _inputs.as_input("points", points, network)
         dimension = len(self._fields[0].args)
