@@ -21,6 +21,7 @@ import numpy as np
 import paddle
 from paddle.base.framework import EagerParamBase, _dygraph_tracer
 from paddle.base.layer_helper import LayerHelper
+from paddle.nn.utils.weight_norm_hook import WeightNorm
 
 core: Any = paddle.base.core
 
@@ -164,6 +165,18 @@ def has_hooks(layer: paddle.nn.Layer) -> bool:
     Public methods add and remove hooks, but none lists them. A public property would replace this.
     """
     return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
+
+
+def normed_weight(layer: paddle.nn.Layer) -> paddle.Tensor | None:
+    """The weight that ``paddle.nn.utils.weight_norm`` computes in front of each call.
+
+    None if the layer has no such hook, or others beside it. Public are only the functions that
+    add and remove it. A public class that can be looked for would replace this.
+    """
+    hooks = [*layer._forward_pre_hooks.values(), *layer._forward_post_hooks.values()]
+    if len(hooks) == 1 and type(hooks[0]) is WeightNorm and hooks[0].name == "weight":
+        return hooks[0].compute_weight(layer)
+    return None
 
 
 def activation_options(layer: paddle.nn.Layer) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import paddle
 import pytest
+import sympy
 
 os.environ.setdefault("DDE_BACKEND", "paddle")
 pytest.importorskip("deepxde", reason="needs DeepXDE: pip install -e '.[deepxde]'")
@@ -18,6 +19,7 @@ import deepxde as dde
 from paddlescience_gradnorm import LossBalancer
 from paddlescience_gradnorm.balancing import RULES, Rule
 from paddlescience_gradnorm.deepxde import LossWeights, balance
+from paddlescience_gradnorm.pde import Residual, derivative_path, residual
 
 LINE = dde.geometry.Interval(-1, 1)
 PLANE = dde.geometry.GeometryXTime(LINE, dde.geometry.TimeDomain(0, 1))
@@ -763,3 +765,101 @@ def test_diagnose_speaks_of_the_losses_by_name():
     with pytest.warns(RuntimeWarning, match="loss 'OperatorBC'"):
         trained(model, 3)
     assert "OperatorBC" in " ".join(model.balance.diagnose())
+
+
+def network_of(activation, **options):
+    net = dde.nn.FNN([2, 8, 6, 1], activation, "Glorot uniform", **options)
+    net.to(dtype="float64")
+    return net
+
+
+def with_feature_transform():
+    net = network_of("tanh")
+    net.apply_feature_transform(lambda x: x**2)
+    return net
+
+
+def with_output_transform():
+    net = network_of("tanh")
+    net.apply_output_transform(lambda x, u: x[:, :1] * u)
+    return net
+
+
+class MyFNN(dde.nn.FNN):
+    def forward(self, inputs):
+        return 2 * super().forward(inputs)
+
+
+A, B = sympy.symbols("a b")
+U = sympy.Function("u")(A, B)
+FIRST = Residual(U.diff(A) * U + U.diff(B), (A, B), (sympy.Function("u"),))
+SECOND = Residual(U.diff(A, 2) + U.diff(A, B) * U, (A, B), (sympy.Function("u"),))
+
+
+def assert_is_nested(equation, net, monkeypatch):
+    points = paddle.rand([9, 2], "float64") - 0.5
+    found = []
+    for way in (residual.way_of, lambda network: "as a reference"):
+        with monkeypatch.context() as patch:
+            patch.setattr(residual, "way_of", way)
+            values = equation(net, points)
+        net.clear_gradients()
+        (values * values).sum().backward()
+        gradients = [np.zeros(p.shape) if p.grad is None else p.grad for p in net.parameters()]
+        found.append([np.array(x) for x in (values, *gradients)])
+    for ours, reference in zip(*found):
+        scale = max(1.0, np.abs(reference).max())
+        np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-13 * scale)
+
+
+@pytest.mark.usefixtures("both_operators")
+@pytest.mark.parametrize(
+    "activation",
+    [
+        *("tanh", "sigmoid", "silu", "swish", "sin"),
+        *(paddle.tanh, paddle.sin, paddle.nn.Tanh(), paddle.nn.functional.silu),
+        ["tanh", "sin", "tanh"],
+    ],
+)
+def test_the_layers_of_a_network_serve_a_residual_of_this_package(activation, monkeypatch):
+    net = network_of(activation)
+    assert derivative_path(net).startswith("Taylor propagation up to order 4: linear layers with ")
+    assert_is_nested(FIRST, net, monkeypatch)
+    assert_is_nested(SECOND, net, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "make, why",
+    [
+        (with_feature_transform, "FNN has a feature transform or an output transform"),
+        (with_output_transform, "FNN has a feature transform or an output transform"),
+        (lambda: network_of("elu"), "the activation elu is none that can be read"),
+        (
+            lambda: network_of(lambda z: paddle.tanh(z)),
+            "the activation <lambda> is none that can be read",
+        ),
+        (
+            lambda: MyFNN([2, 8, 1], "tanh", "Glorot uniform").to(dtype="float64"),
+            "MyFNN is none of the networks and layers that can be read",
+        ),
+        (
+            lambda: dde.nn.PFNN([2, [4], 1], "tanh", "Glorot uniform").to(dtype="float64"),
+            "PFNN is none of the networks and layers that can be read",
+        ),
+    ],
+)
+def test_other_networks_are_differentiated_and_say_why(make, why, monkeypatch):
+    net = make()
+    assert derivative_path(net) == f"nested paddle.grad: {why}"
+    assert_is_nested(FIRST, net, monkeypatch)
+    points = paddle.rand([9, 2], "float64")
+    points.stop_gradient = False
+    values = net(points)
+    (first,) = paddle.grad(values, points)
+    expected = first[:, :1] * values + first[:, 1:]
+    np.testing.assert_allclose(FIRST(net, points).numpy(), expected.numpy(), rtol=1e-12, atol=1e-15)
+
+
+def test_dropout_is_not_left_out():
+    net = network_of("tanh", dropout_rate=0.5)
+    assert derivative_path(net) == "nested paddle.grad: FNN has dropout"

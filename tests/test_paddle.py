@@ -351,6 +351,22 @@ def test_what_an_activation_was_made_with_is_read(layer, options):
     assert _paddle.activation_options(layer) == options
 
 
+def test_the_weight_that_weight_norm_computes_is_read():
+    layer = paddle.nn.Linear(3, 2)
+    assert _paddle.normed_weight(layer) is None
+    before = layer.weight.numpy()
+    paddle.nn.utils.weight_norm(layer)
+    np.testing.assert_allclose(_paddle.normed_weight(layer).numpy(), before, rtol=1e-6)
+    layer.weight_g.set_value(2 * layer.weight_g)
+    ins = paddle.rand([4, 3])
+    expected = layer(ins) - layer.bias  # the layer's own weight is up to date only after a call
+    np.testing.assert_allclose(
+        paddle.matmul(ins, _paddle.normed_weight(layer)).numpy(), expected.numpy(), rtol=1e-5
+    )
+    layer.register_forward_post_hook(lambda layer, ins, outs: 2 * outs)
+    assert _paddle.normed_weight(layer) is None
+
+
 # The rest of the package.
 
 

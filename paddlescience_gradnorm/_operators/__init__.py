@@ -280,7 +280,9 @@ def taylor_jet(
     an error.
 
     Args:
-        points: Inputs, shape [N, d], float32 or float64, on the CPU.
+        points: Inputs, shape [N, d], float32 or float64, on the CPU. With shape [S, N, d] they
+            are all parts of what the first layer takes, which is then no input itself; the result
+            cannot be differentiated with respect to them.
         weights: Of each layer, shape [ins, outs].
         biases: Of each layer, shape [outs].
         activations: Of each layer, out of ``ACTIVATIONS``.

@@ -4,10 +4,13 @@
 
 namespace {
 
-// `terms` has for each part after the value: the number of terms, then of each the coefficient,
-// the order and as many factors.
-taylor_jet::Parts parts_of(const std::vector<int>& coordinates, const std::vector<int>& terms) {
+// Points have the shape [N, ins], or [parts, N, ins] if all their parts are given. `terms` has for
+// each part after the value: the number of terms, then of each the coefficient, the order and as
+// many factors.
+taylor_jet::Parts parts_of(const paddle::Tensor& points, const std::vector<int>& coordinates,
+                           const std::vector<int>& terms) {
   taylor_jet::Parts parts;
+  parts.given = points.shape().size() == 3;
   parts.coordinates = coordinates;
   parts.terms.resize(coordinates.size());
   const int* next = terms.data();
@@ -24,6 +27,8 @@ taylor_jet::Parts parts_of(const std::vector<int>& coordinates, const std::vecto
   }
   return parts;
 }
+
+int64_t count(const std::vector<int64_t>& points) { return points[points.size() - 2]; }
 
 template <typename T>
 std::vector<taylor_jet::Layer<T>> layers_of(const std::vector<paddle::Tensor>& weights,
@@ -43,8 +48,8 @@ std::vector<paddle::Tensor> Forward(const paddle::Tensor& points,
                                     const std::vector<int>& activations,
                                     const std::vector<int>& coordinates,
                                     const std::vector<int>& terms) {
-  const auto parts = parts_of(coordinates, terms);
-  const int64_t n = points.shape()[0];
+  const auto parts = parts_of(points, coordinates, terms);
+  const int64_t n = count(points.shape());
   auto jet = paddle::empty({weights.back().shape()[1], parts.count() * n}, points.dtype(),
                            points.place());
   PD_DISPATCH_FLOATING_TYPES(points.dtype(), "taylor_jet", ([&] {
@@ -61,7 +66,7 @@ std::vector<paddle::Tensor> Backward(const paddle::Tensor& points,
                                      const std::vector<int>& activations,
                                      const std::vector<int>& coordinates,
                                      const std::vector<int>& terms) {
-  const auto parts = parts_of(coordinates, terms);
+  const auto parts = parts_of(points, coordinates, terms);
   std::vector<paddle::Tensor> gradients;
   for (const auto* parameters : {&weights, &biases})
     for (const auto& p : *parameters)
@@ -73,7 +78,7 @@ std::vector<paddle::Tensor> Backward(const paddle::Tensor& points,
       of_biases.push_back(gradients[weights.size() + l].data<data_t>());
     }
     taylor_jet::backward<data_t>(layers_of<data_t>(weights, biases, activations), parts, points.data<data_t>(),
-                               points.shape()[0], gradient.data<data_t>(), of_weights, of_biases);
+                               count(points.shape()), gradient.data<data_t>(), of_weights, of_biases);
   }));
   return gradients;
 }
@@ -99,7 +104,7 @@ std::vector<std::vector<int64_t>> Shape(const std::vector<int64_t>& points,
                                         const std::vector<int>& activations,
                                         const std::vector<int>& coordinates,
                                         const std::vector<int>& terms) {
-  return {{weights.back()[1], static_cast<int64_t>(coordinates.size()) * points[0]}};
+  return {{weights.back()[1], static_cast<int64_t>(coordinates.size()) * count(points)}};
 }
 
 std::vector<paddle::DataType> Dtype(const paddle::DataType& points,

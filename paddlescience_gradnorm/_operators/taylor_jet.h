@@ -454,6 +454,9 @@ struct Parts {
   std::vector<int> coordinates;          // of each part, if it is a first derivative, else -1
   std::vector<std::vector<Term>> terms;  // of each part
   int order = 0;                         // the highest
+  // Whether all parts of the inputs are given, [parts][point][ins], and not only the value, of
+  // which the first derivatives are 1 and the others 0.
+  bool given = false;
   int count() const { return coordinates.size(); }
 };
 
@@ -489,7 +492,8 @@ class Block {
       : layers_(layers),
         parts_(parts),
         width_(parts.count() * kBlock),
-        points_(layers[0].ins * kBlock),
+        ins_width_(parts.given ? width_ : kBlock),
+        points_(layers[0].ins * ins_width_),
         lower_(width_) {
     int widest = 0;
     for (const auto& layer : layers) {
@@ -513,18 +517,22 @@ class Block {
     }
   }
 
-  // Points [n][ins] of the block into jet(): [outs][parts][kBlock].
-  void forward(const T* points, int n) {
+  // Points [n][ins] of the block into jet(): [outs][parts][kBlock]. Their other parts, if given,
+  // are `step` numbers apart.
+  void forward(const T* points, int n, int64_t step) {
     const int n_ins = layers_[0].ins;
     for (int k = 0; k < n_ins; ++k)
-      for (int p = 0; p < kBlock; ++p) points_[k * kBlock + p] = p < n ? points[p * n_ins + k] : T(0);
+      for (int part = 0; part * kBlock < ins_width_; ++part)
+        for (int p = 0; p < kBlock; ++p)
+          points_[k * ins_width_ + part * kBlock + p] =
+              p < n ? points[part * step + p * n_ins + k] : T(0);
     for (size_t l = 0; l < layers_.size(); ++l) {
       const auto& layer = layers_[l];
       T* z = linear(l);
-      if (l == 0)
+      if (l == 0 && !parts_.given)
         first_linear(z);
       else
-        multiply<T>(layer.outs, layer.ins, layer.weight, 1, layer.outs, jet(l - 1), width_, z);
+        multiply<T>(layer.outs, layer.ins, layer.weight, 1, layer.outs, lower_jet(l), width_, z);
       for (int o = 0; o < layer.outs; ++o) activate(l, o, z + o * width_, jet(l) + o * width_);
     }
   }
@@ -539,10 +547,12 @@ class Block {
       const auto& layer = layers_[l];
       for (int o = 0; o < layer.outs; ++o)
         bias_gradients_[l][o] += deactivate(l, o, linear(l) + o * width_, upper + o * width_);
-      if (l == 0) {
+      if (l == 0 && !parts_.given) {
         first_linear_gradient(upper);
-      } else {
-        add_dots<T>(layer.ins, layer.outs, width_, jet(l - 1), upper, weight_gradients_[l].data());
+        continue;
+      }
+      add_dots<T>(layer.ins, layer.outs, width_, lower_jet(l), upper, weight_gradients_[l].data());
+      if (l > 0) {
         // Its place is free: the parts of this layer are not needed any more.
         T* lower = jet(l);
         multiply<T>(layer.ins, layer.outs, layer.weight, layer.outs, 1, upper, width_, lower);
@@ -558,6 +568,7 @@ class Block {
   static constexpr int kLanes = Vector<T>::kLanes, kMostKept = 2;
   static constexpr int kChunk = kTileVectors * kLanes;  // points whose sums are in registers
 
+  T* lower_jet(int layer) { return layer > 0 ? jet(layer - 1) : points_.data(); }
   T* linear(int layer) { return linear_[layer % linear_.size()].data(); }
   T* kept(int layer, int unit) {
     return kept_[layer % kept_.size()].data() + unit * kMostKept * kBlock;
@@ -689,7 +700,7 @@ class Block {
 
   const std::vector<Layer<T>>& layers_;
   const Parts& parts_;
-  const int width_;
+  const int width_, ins_width_;
   Buffer<T> points_, lower_;
   std::vector<Unit<T>> units_;
   std::vector<Buffer<T>> jets_, linear_, kept_;
@@ -718,7 +729,7 @@ void forward(const std::vector<Layer<T>>& layers, const Parts& parts, const T* p
     for (int64_t b = 0; b < n_blocks; ++b) {
       const int64_t begin = b * kBlock;
       const int n = std::min<int64_t>(kBlock, n_points - begin);
-      block.forward(points + begin * n_ins, n);
+      block.forward(points + begin * n_ins, n, n_points * n_ins);
       const T* from = block.jet();
       for (int row = 0; row < rows; ++row)
         std::copy_n(from + row * kBlock, n, jet + row * n_points + begin);
@@ -744,7 +755,7 @@ void backward(const std::vector<Layer<T>>& layers, const Parts& parts, const T* 
     for (int64_t b = 0; b < n_blocks; ++b) {
       const int64_t begin = b * kBlock;
       const int n = std::min<int64_t>(kBlock, n_points - begin);
-      block->forward(points + begin * n_ins, n);
+      block->forward(points + begin * n_ins, n, n_points * n_ins);
       if (n < kBlock) std::fill_n(upper.data(), size_t(rows) * kBlock, T(0));
       for (int row = 0; row < rows; ++row)
         std::copy_n(gradient + row * n_points + begin, n, &upper[row * kBlock]);

@@ -3,11 +3,23 @@
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
+from paddlescience_gradnorm.network.embeddings import FourierFeatures, PeriodicEmbedding, Scaling
 from paddlescience_gradnorm.network.fc_net import FCNet
 from paddlescience_gradnorm.network.grad_norm import GradNorm
 from paddlescience_gradnorm.network.network_base import NetworkBase
 
-__all__ = ["FCNet", "GradNorm", "NetworkBase", "RotateOnly", "RotoGrad", "RotoGradNorm", "cached"]
+__all__ = [
+    "FCNet",
+    "FourierFeatures",
+    "GradNorm",
+    "NetworkBase",
+    "PeriodicEmbedding",
+    "RotateOnly",
+    "RotoGrad",
+    "RotoGradNorm",
+    "Scaling",
+    "cached",
+]
 
 if TYPE_CHECKING:
     from paddlescience_gradnorm.rotograd import RotateOnly, RotoGrad, RotoGradNorm, cached

@@ -37,11 +37,24 @@ class Layers(NamedTuple):
 
     ``weights`` have shape [ins, outs] and ``biases`` [outs]. Both may be computed from parameters.
     ``activations`` are names in ``ACTIVATIONS``, one fewer than the linear layers.
+    ``frequencies``, of shape [], belong to periodic inputs: in place of such an input x the first
+    layer takes two columns, cos(frequency x) and sin(frequency x). None is an input that stays.
     """
 
     weights: list[paddle.Tensor]
     biases: list[paddle.Tensor]
     activations: list[str]
+    frequencies: list[paddle.Tensor | None] | None = None
+
+    @property
+    def num_ins(self) -> int:
+        if self.frequencies is not None:
+            return len(self.frequencies)
+        return int(self.weights[0].shape[0])
+
+    @property
+    def num_outs(self) -> int:
+        return int(self.weights[-1].shape[1])
 
 
 class Term(NamedTuple):
@@ -72,16 +85,25 @@ def propagate(layers: Layers, ins: paddle.Tensor, indices: Sequence[Index]) -> l
 
     Returns:
         One tensor of shape [N, num_outs] for each index, differentiable with respect to
-        the parameters (only once if the C++ operators are used), but not with respect to
+        the parameters (only once if the C++ operators are used, which serve no frequencies that
+        are learned), but not with respect to
         ``ins``.
     """
     wanted = [tuple(sorted(index)) for index in indices]  # their order does not matter
     rule = chain_rule(tuple(sorted(set(wanted))))
     last = layers.weights[-1]
-    if _operators.apply_to(ins, *layers.weights, *layers.biases):
-        outputs = dict(zip(rule.parts, _fused(layers, ins.detach(), rule)))
+    embedded = None
+    if layers.frequencies is not None:
+        embedded = _embedded(ins.detach(), layers.frequencies, rule.parts)
+    is_learned = any(not part.stop_gradient for part in embedded or [] if part is not None)
+    if not is_learned and _operators.apply_to(ins, *layers.weights, *layers.biases):
+        points = ins.detach()
+        if embedded is not None:
+            zero = paddle.zeros_like(embedded[0])
+            points = paddle.stack([zero if part is None else part for part in embedded])
+        outputs = dict(zip(rule.parts, _fused(layers, points, rule)))
     else:
-        jet = _layer_by_layer(layers, ins.detach(), rule, set(wanted))
+        jet = _layer_by_layer(layers, ins.detach(), embedded, rule, set(wanted))
         outputs = {k: paddle.matmul(x, last) for k, x in zip(rule.parts, jet) if x is not None}
     if () in wanted:
         outputs[()] = outputs[()] + layers.biases[-1]
@@ -124,15 +146,16 @@ def _partitions(positions: list[int]) -> Iterator[list[list[int]]]:
             yield [*groups[:k], [first, *group], *groups[k + 1 :]]
 
 
-def _fused(layers: Layers, ins: paddle.Tensor, rule: ChainRule) -> list[paddle.Tensor]:
+def _fused(layers: Layers, points: paddle.Tensor, rule: ChainRule) -> list[paddle.Tensor]:
     """All parts without the last bias, shape [N, num_outs] each.
 
+    Points are those of the inputs, shape [N, num_ins], or all parts of what the first layer takes.
     Paddle computes the last layer, so that GradNorm can differentiate a loss with respect to
     that layer only, without going back through the others.
     """
     *weights, last = layers.weights
     jet = _operators.taylor_jet(
-        ins, weights, layers.biases[:-1], layers.activations, rule.coordinates, rule.flat
+        points, weights, layers.biases[:-1], layers.activations, rule.coordinates, rule.flat
     )
     parts = paddle.matmul(last, jet, transpose_x=True)  # [num_outs, S * N]
     n_outs, n_parts = last.shape[1], len(rule.parts)
@@ -141,19 +164,58 @@ def _fused(layers: Layers, ins: paddle.Tensor, rule: ChainRule) -> list[paddle.T
     return paddle.unbind(parts.reshape([n_parts, -1, n_outs]))
 
 
+def _embedded(
+    ins: paddle.Tensor, frequencies: Sequence[paddle.Tensor | None], parts: Sequence[Index]
+) -> list[paddle.Tensor | None]:
+    """The parts of what the first layer takes, shape [N, columns] each; ``None`` is 0."""
+    columns = paddle.split(ins, len(frequencies), axis=1)
+    # Of each input: itself, or its cosine and its sine.
+    of_inputs = [
+        [x] if w is None else [paddle.cos(w * x), paddle.sin(w * x)]
+        for x, w in zip(columns, frequencies)
+    ]
+    found: list[paddle.Tensor | None] = [_side_by_side(of_inputs)]
+    zero, one = paddle.zeros_like(columns[0]), paddle.ones_like(columns[0])
+    for part in parts[1:]:
+        order, w = len(part), frequencies[part[0]]
+        if len(set(part)) > 1 or (w is None and order > 1):
+            found.append(None)
+            continue
+        blocks = [[zero] * len(block) for block in of_inputs]
+        if w is None:
+            blocks[part[0]] = [one]
+        else:  # a derivative turns the cosine and the sine by a quarter
+            cosine, sine = of_inputs[part[0]]
+            turned = ((cosine, sine), (-sine, cosine), (-cosine, -sine), (sine, -cosine))
+            blocks[part[0]] = [w**order * x for x in turned[order % 4]]
+        found.append(_side_by_side(blocks))
+    return found
+
+
+def _side_by_side(blocks: Sequence[Sequence[paddle.Tensor]]) -> paddle.Tensor:
+    return paddle.concat([column for block in blocks for column in block], axis=1)
+
+
 def _layer_by_layer(
-    layers: Layers, ins: paddle.Tensor, rule: ChainRule, wanted: set[Index]
+    layers: Layers,
+    ins: paddle.Tensor,
+    embedded: Sequence[paddle.Tensor | None] | None,
+    rule: ChainRule,
+    wanted: set[Index],
 ) -> list[paddle.Tensor | None]:
     """The same before the last layer, with Paddle's operators, shape [N, width] each.
 
     A part that is not wanted is ``None``.
     """
     first = layers.weights[0]
-    # The first derivatives of the first linear layer are the same at all points, the others 0.
-    parts = [
-        paddle.matmul(ins, first) if not part else first[part[0]] if len(part) == 1 else None
-        for part in rule.parts
-    ]
+    if embedded is not None:
+        parts = [x if x is None else paddle.matmul(x, first) for x in embedded]
+    else:
+        # The first derivatives of a linear function are the same at all points, the others 0.
+        parts = [
+            paddle.matmul(ins, first) if not part else first[part[0]] if len(part) == 1 else None
+            for part in rule.parts
+        ]
     hidden = len(layers.activations)
     for k, (bias, activation) in enumerate(zip(layers.biases, layers.activations)):
         if k > 0:

@@ -9,8 +9,8 @@ import numpy as np
 import paddle
 
 from paddlescience_gradnorm import _arguments, _inputs
-from paddlescience_gradnorm._paddle import has_hooks
-from paddlescience_gradnorm.network._taylor import ACTIVATIONS, HIGHEST_ORDER, Layers, propagate
+from paddlescience_gradnorm.network._structure import find_layers
+from paddlescience_gradnorm.network._taylor import HIGHEST_ORDER, propagate
 from paddlescience_gradnorm.network.network_base import NetworkBase
 
 
@@ -108,7 +108,7 @@ class FCNet(NetworkBase):
         Returns:
             A tensor of shape [N, num_outs] for each index; or ``None`` if an order is above 4
             or the formulas do not apply, because the network is not the plain one or its
-            activation is none of tanh, sin, sigmoid, silu, gelu and softplus.
+            activation is none of tanh, sin, sigmoid, silu (also called swish), gelu and softplus.
 
         Examples:
             >>> import paddle
@@ -117,15 +117,10 @@ class FCNet(NetworkBase):
             >>> list(laplacian.shape)
             [4, 1]
         """
-        if max(map(len, indices), default=0) > HIGHEST_ORDER or not self._is_plain():
+        layers = find_layers(self)
+        if isinstance(layers, str) or max(map(len, indices), default=0) > HIGHEST_ORDER:
             return None
-        linears = list(self.linears)
-        layers = Layers(
-            [linear.weight for linear in linears],
-            [linear.bias for linear in linears],
-            [self.activation] * (len(linears) - 1),
-        )
-        return propagate(layers, self._checked(ins, linears[0]), indices)
+        return propagate(layers, self._checked(ins, self.linears[0]), indices)
 
     def _checked(
         self, ins: Union[paddle.Tensor, np.ndarray], first: paddle.nn.Layer
@@ -139,17 +134,6 @@ class FCNet(NetworkBase):
             if not _inputs.fits(ins.dtype, first.weight.dtype):
                 raise _inputs.wrong_dtype("ins", ins.dtype, first.weight.dtype)
         return ins
-
-    def _is_plain(self) -> bool:
-        layers = [self, *self.linears]
-        return (
-            self.activation in ACTIVATIONS
-            and type(self).nn_func is FCNet.nn_func
-            and type(self).forward is FCNet.forward
-            and not any("forward" in layer.__dict__ for layer in layers)
-            and not any(map(has_hooks, layers))
-            and all(type(x) is paddle.nn.Linear and x.bias is not None for x in self.linears)
-        )
 
     def get_last_shared_layer(self) -> paddle.Tensor:
         """The last layer's weight, shape [hidden_size, num_outs]: all losses go through it."""

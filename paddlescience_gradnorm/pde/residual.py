@@ -13,9 +13,9 @@ import sympy
 from sympy.core.function import AppliedUndef, UndefinedFunction
 
 from paddlescience_gradnorm import _arguments, _inputs
-from paddlescience_gradnorm._paddle import has_hooks
-from paddlescience_gradnorm.network._taylor import HIGHEST_ORDER, propagate
-from paddlescience_gradnorm.pde._derivative_path import find_layers
+from paddlescience_gradnorm.network._structure import by_name, takes_dicts, unwrapped
+from paddlescience_gradnorm.network._taylor import HIGHEST_ORDER, Layers, propagate
+from paddlescience_gradnorm.pde._derivative_path import way_of
 from paddlescience_gradnorm.pde._paddle_printer import compile_expressions
 
 Network = Callable[[paddle.Tensor], paddle.Tensor]
@@ -24,7 +24,8 @@ Network = Callable[[paddle.Tensor], paddle.Tensor]
 class Residual(paddle.nn.Layer):
     """A residual, or a system of them, ready to be evaluated on a network.
 
-    An ``FCNet`` carries derivatives up to the fourth forward through its layers. All else is
+    An ``FCNet``, and other networks of linear layers and activations (``derivative_path`` says
+    which), carry derivatives up to the fourth forward through their layers. All else is
     differentiated by ``paddle.grad``, each derivative once however often it appears, with higher
     ones built on lower ones. That goes up to any order that Paddle can differentiate the network
     to; ``tanh`` networks have no limit.
@@ -74,6 +75,8 @@ class Residual(paddle.nn.Layer):
         if not expressions:
             raise ValueError(f"expression must hold at least one residual, got {expression!r}")
         self._fields = [output(*inputs) for output in outputs]
+        self._input_names = [symbol.name for symbol in inputs]
+        self._output_names = [output.__name__ for output in outputs]
         derivatives = sorted(
             set().union(*(e.atoms(sympy.Derivative) for e in expressions)), key=str
         )
@@ -103,7 +106,8 @@ class Residual(paddle.nn.Layer):
 
         Args:
             network: Maps points of shape [N, d] to fields of shape [N, number of
-                outputs]. Any callable made of Paddle operations.
+                outputs]. Any callable made of Paddle operations. Or a network of PaddleScience,
+                which takes and gives columns by the names of the inputs and outputs.
             points: Shape [N, d]; not changed. A numpy array, such as those of
                 ``sample_interior``, becomes a tensor of the network's dtype. That takes about
                 0.1 ms for 2,000 points.
@@ -115,7 +119,8 @@ class Residual(paddle.nn.Layer):
         Raises:
             TypeError: The points are a tensor of another dtype than the network's, or neither a
                 tensor nor an array of real numbers.
-            ValueError: The points' or the network's columns do not match inputs and outputs.
+            ValueError: The points' or the network's columns, or the names of PaddleScience's
+                network, do not match inputs and outputs.
         """
         points = _inputs.as_input("points", points, network)
         dimension = len(self._fields[0].args)
@@ -132,7 +137,8 @@ class Residual(paddle.nn.Layer):
         self, network: Network, points: paddle.Tensor, indices: Sequence[tuple[int, ...]]
     ) -> list[paddle.Tensor]:
         """Fields and derivatives at the points, shape [N, 1] for each index, field first."""
-        by_coordinates = _asked_of_network(network, points, list({i[1:]: None for i in indices}))
+        distinct = list({i[1:]: None for i in indices})
+        by_coordinates = self._asked_of_network(network, points, distinct)
         if by_coordinates is not None:
             self._check_prediction(by_coordinates[()], points)
             if len(self._fields) == 1:
@@ -141,11 +147,55 @@ class Residual(paddle.nn.Layer):
         with paddle.enable_grad():
             leaf = points.detach()
             leaf.stop_gradient = not self._derivatives
-            prediction = _called(network, network, leaf)
+            function = network
+            if takes_dicts(network):
+                function = by_name(network, self._input_names, self._output_names)
+            prediction = _called(network, function, leaf)
             self._check_prediction(prediction, points)
             table = _DerivativeTable(prediction, leaf)
             values = [table[index] for index in indices]
         return values if paddle.is_grad_enabled() else [value.detach() for value in values]
+
+    def _asked_of_network(
+        self, network: Any, points: paddle.Tensor, indices: Sequence[tuple[int, ...]]
+    ) -> dict[tuple[int, ...], paddle.Tensor] | None:
+        """The derivatives by a faster way than ``paddle.grad``, if the network has one."""
+        if indices == [()]:
+            return None
+        way = way_of(network)
+        if isinstance(way, str):
+            return None
+        if not isinstance(way, Layers):
+            derivatives = _called(network, way, points, indices)
+        elif max(map(len, indices)) > HIGHEST_ORDER or way.num_ins != points.shape[1]:
+            return None
+        elif takes_dicts(network):
+            derivatives = self._by_name(unwrapped(network), way, points, indices)
+        else:
+            derivatives = _called(network, partial(propagate, way), points, indices)
+        return None if derivatives is None else dict(zip(indices, derivatives))
+
+    def _by_name(
+        self,
+        network: Any,
+        layers: Layers,
+        points: paddle.Tensor,
+        indices: Sequence[tuple[int, ...]],
+    ) -> list[paddle.Tensor] | None:
+        """The same from layers in the order of the network's keys; None if a name is missing."""
+        inputs, outputs = list(network.input_keys), list(network.output_keys)
+        names = self._input_names
+        if set(inputs) != set(names) or not set(self._output_names) <= set(outputs):
+            return None
+        if inputs != names:
+            columns = paddle.split(points, len(names), axis=1)
+            points = paddle.concat([columns[names.index(name)] for name in inputs], axis=1)
+        own = [tuple(inputs.index(names[i]) for i in index) for index in indices]
+        found: list[paddle.Tensor] = _called(network, partial(propagate, layers), points, own)
+        if outputs == self._output_names:
+            return found
+        wanted = paddle.to_tensor([outputs.index(name) for name in self._output_names])
+        return [paddle.index_select(derivative, wanted, axis=1) for derivative in found]
 
     def _check_prediction(self, prediction: paddle.Tensor, points: paddle.Tensor) -> None:
         expected = [points.shape[0], len(self._fields)]
@@ -168,28 +218,6 @@ def _called(network: Any, function: Callable[..., Any], points: paddle.Tensor, *
         if form is not None and not _inputs.fits(points.dtype, form.dtype):
             raise _inputs.wrong_dtype("points", points.dtype, form.dtype) from error
         raise
-
-
-def _asked_of_network(
-    network: Any, points: paddle.Tensor, indices: Sequence[tuple[int, ...]]
-) -> dict[tuple[int, ...], paddle.Tensor] | None:
-    """The derivatives from the network itself, if it knows a faster way than ``paddle.grad``."""
-    if indices == [()]:
-        return None
-    ask = getattr(network, "partial_derivatives", None)
-    if ask is None:
-        layers = find_layers(network)
-        if (
-            isinstance(layers, str)
-            or max(map(len, indices)) > HIGHEST_ORDER
-            or layers.weights[0].shape[0] != points.shape[1]
-        ):
-            return None
-        ask = partial(propagate, layers)
-    if has_hooks(network):
-        return None
-    derivatives = _called(network, ask, points, indices)
-    return None if derivatives is None else dict(zip(indices, derivatives))
 
 
 class _DerivativeTable:

@@ -4,7 +4,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlescience_gradnorm import FCNet
+from paddlescience_gradnorm import FCNet, _operators
+from paddlescience_gradnorm.network import _taylor
 from paddlescience_gradnorm.network._taylor import ACTIVATIONS, Layers, chain_rule, propagate
 
 pytestmark = pytest.mark.usefixtures("both_operators")
@@ -52,10 +53,15 @@ def series(function, terms):
 
 
 sine = series(lambda n: (-1) ** n / math.factorial(2 * n + 1), 12)
+in_square = polynomial([(-1) ** n / math.factorial(2 * n) for n in range(13)])
 tail = series(
     lambda n: (-0.5) ** n / (math.factorial(n) * (2 * n + 1) * math.sqrt(2 * math.pi)), 24
 )
 entropy = polynomial([0, *(1 / (2 * n) for n in range(1, 40))])
+
+
+def cosine(z):
+    return in_square(z * z)
 
 
 def softplus(z):
@@ -83,11 +89,18 @@ def layers_of(net, activation):
     )
 
 
-def nested(net, activation, points, indices):
+def embedded(points, frequencies):
+    columns = []
+    for x, w in zip(paddle.split(points, points.shape[1], axis=1), frequencies):
+        columns += [x] if w is None else [cosine(w * x), sine(w * x)]
+    return paddle.concat(columns, axis=1)
+
+
+def nested(net, activation, points, indices, frequencies=None):
     """The same by paddle.grad, one differentiation after another."""
     leaf = points.detach()
     leaf.stop_gradient = False
-    hidden = leaf
+    hidden = embedded(leaf, frequencies or [None] * points.shape[1])
     for linear in net.linears[:-1]:
         hidden = BY_HAND[activation](linear(hidden))
     outputs = net.linears[-1](hidden)
@@ -103,19 +116,20 @@ def nested(net, activation, points, indices):
     return found
 
 
-def assert_is_nested(net, activation, points, indices, tolerance):
+def assert_is_nested(net, activation, points, indices, tolerance, frequencies=None):
     dtype = points.dtype
+    layers = layers_of(net, activation)._replace(frequencies=frequencies)
+    parameters = [*net.parameters(), *(w for w in frequencies or () if w is not None)]
     factors = [paddle.rand([len(points), net.num_outs], dtype=dtype) for _ in indices]
     results = []
     for derivatives in (
-        propagate(layers_of(net, activation), points, indices),
-        nested(net, activation, points, indices),
+        propagate(layers, points, indices),
+        nested(net, activation, points, indices, frequencies),
     ):
-        net.clear_gradients()
+        for p in parameters:
+            p.clear_gradient()
         sum((f * d * d).sum() for f, d in zip(factors, derivatives)).backward()
-        gradients = [
-            np.zeros(p.shape) if p.grad is None else p.grad.numpy() for p in net.parameters()
-        ]
+        gradients = [np.zeros(p.shape) if p.grad is None else p.grad.numpy() for p in parameters]
         results.append((*(d.numpy() for d in derivatives), *gradients))
     for ours, expected in zip(*results):
         scale = max(1.0, np.abs(expected).max())
@@ -149,6 +163,31 @@ def test_so_they_are_up_to_the_fourth_order(activation, problem):
     net.to(dtype="float64")
     points = paddle.rand([5, 3], "float64") - 0.5
     assert_is_nested(net, activation, points, HIGHER[problem], 1e-12)
+
+
+@pytest.mark.parametrize("are_learned", [False, True])
+@pytest.mark.parametrize("which", [(0, 1, 2), (1,), (0, 2)])
+@pytest.mark.parametrize("problem", HIGHER)
+def test_so_they_are_with_periodic_inputs(problem, which, are_learned):
+    frequencies = [
+        paddle.to_tensor(1.5 + k, "float64", stop_gradient=not are_learned) if k in which else None
+        for k in range(3)
+    ]
+    net = FCNet(3 + len(which), 2, 3, 4)
+    net.to(dtype="float64")
+    points = paddle.rand([150, 3], "float64") - 0.5  # several of the operator's blocks
+    assert_is_nested(net, "tanh", points, HIGHER[problem], 1e-11, frequencies)
+
+
+@pytest.mark.parametrize("num_layers", [2, 4])
+def test_the_operator_serves_periodic_inputs(num_layers, monkeypatch):
+    """If their frequencies are not learned; it gives no gradient in them."""
+    if not _operators.loaded:
+        pytest.skip("for the operator alone")
+    monkeypatch.setattr(_taylor, "_layer_by_layer", None)
+    net = FCNet(3, 2, num_layers, 5)
+    frequencies = [paddle.to_tensor(2.0), None]
+    assert_is_nested(net, "tanh", paddle.rand([70, 2]), [(0, 0), (1,), ()], 2e-5, frequencies)
 
 
 def test_each_layer_may_have_an_activation_of_its_own():
