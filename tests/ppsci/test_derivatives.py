@@ -172,7 +172,10 @@ def patched():
 NESTED = {
     "stan": (lambda: mlp(activation="stan"), "the activation Stan is none that can be read"),
     "elu": (lambda: mlp(activation="elu"), "the activation ELU is none that can be read"),
-    "subclass": (lambda: MyMLP(("x", "y"), ("u", "v"), 3, 6), "only MLP can be read, not MyMLP"),
+    "subclass": (
+        lambda: MyMLP(("x", "y"), ("u", "v"), 3, 6),
+        "of PaddleScience's networks only MLP can be read, not MyMLP",
+    ),
     "other": (
         lambda: ppsci.arch.ModifiedMLP(("x", "y"), ("u", "v"), 3, 6),
         "of PaddleScience's networks only MLP can be read, not ModifiedMLP",
