@@ -249,3 +249,14 @@ def test_the_other_paths_are_named():
     assert derivative_path(lambda ins: ins) == (
         "nested paddle.grad: <lambda> is none of the networks and layers that can be read"
     )
+
+
+def test_a_network_that_has_run_in_a_static_graph_is_served_as_before():
+    net = paddle.nn.Sequential(paddle.nn.Linear(2, 5), paddle.nn.Tanh(), paddle.nn.Linear(5, 1))
+    served = derivative_path(net)
+    assert served.startswith("Taylor")
+    paddle.jit.to_static(lambda ins: net(ins))(paddle.ones([3, 2]))
+    assert "forward" in vars(net[0])  # which Paddle has left there
+    assert derivative_path(net) == served
+    net[1].forward = lambda ins: 2 * ins
+    assert derivative_path(net) == "nested paddle.grad: Tanh has a forward of its own"
