@@ -1,6 +1,7 @@
 """PaddleScience's MLP in a Residual: by names, and by Taylor propagation where that is exact."""
 
 import gc
+import weakref
 
 import numpy as np
 import paddle
@@ -271,7 +272,8 @@ def test_the_comparison_is_made_once_and_keeps_no_network(points, monkeypatch):
     FIRST(net, points)
     monkeypatch.setattr(_structure, "_confirm", None)
     FIRST(net, points)
-    confirmed = len(_structure._confirmed)
+    kept = weakref.ref(net)
+    assert net in _structure._confirmed
     del net
     gc.collect()
-    assert len(_structure._confirmed) == confirmed - 1
+    assert kept() is None
