@@ -336,7 +336,7 @@ def test_an_interrupted_run_ends_leaves_no_line_and_is_made_next_time(snapshot, 
     while not log.exists() and time.monotonic() < limit:
         time.sleep(0.1)
     driver.send_signal(signal.SIGINT)
-    _, message = driver.communicate(timeout=60)
+    _, message = driver.communicate(timeout=300)
     assert driver.returncode == 1
     assert "stopped; the same command goes on from here" in message
     assert examples.read(work / "runs.jsonl") == {}
