@@ -84,26 +84,24 @@ def propagate(layers: Layers, ins: paddle.Tensor, indices: Sequence[Index]) -> l
             ``HIGHEST_ORDER``.
 
     Returns:
-        One tensor of shape [N, num_outs] for each index, differentiable with respect to
-        the parameters (only once if the C++ operators are used, which serve no frequencies that
-        are learned), but not with respect to
-        ``ins``.
+        One tensor of shape [N, num_outs] for each index, differentiable with respect to the
+        parameters, but not with respect to ``ins``. By the C++ operators, which serve no
+        frequencies that are learned, it is differentiable once only.
     """
     wanted = [tuple(sorted(index)) for index in indices]  # their order does not matter
     rule = chain_rule(tuple(sorted(set(wanted))))
     last = layers.weights[-1]
-    embedded = None
+    points, embedded = ins.detach(), None
     if layers.frequencies is not None:
-        embedded = _embedded(ins.detach(), layers.frequencies, rule.parts)
+        embedded = _embedded(points, layers.frequencies, rule.parts)
     is_learned = any(not part.stop_gradient for part in embedded or [] if part is not None)
     if not is_learned and _operators.apply_to(ins, *layers.weights, *layers.biases):
-        points = ins.detach()
         if embedded is not None:
             zero = paddle.zeros_like(embedded[0])
             points = paddle.stack([zero if part is None else part for part in embedded])
         outputs = dict(zip(rule.parts, _fused(layers, points, rule)))
     else:
-        jet = _layer_by_layer(layers, ins.detach(), embedded, rule, set(wanted))
+        jet = _layer_by_layer(layers, points, embedded, rule, set(wanted))
         outputs = {k: paddle.matmul(x, last) for k, x in zip(rule.parts, jet) if x is not None}
     if () in wanted:
         outputs[()] = outputs[()] + layers.biases[-1]
