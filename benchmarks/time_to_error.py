@@ -162,7 +162,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     task, result, log = folder / "task.npz", folder / "result.json", folder / "log.txt"
     task_of(run["problem"], run["seed"], run["steps"]).write(task)
-    settings = ("MALLOC_", "MKL_", "KMP_", "XLA_", "FLAGS_", "OPENBLAS_", "GLIBC_TUN", "GRADNORM")
+    settings = ("MALLOC_", "MKL_", "KMP_", "XLA_", "FLAGS_", "OPENBLAS_", "GLIBC_TUN")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(settings)}
     one_thread = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
     worker = HERE / f"time_to_error_{contestant.worker}.py"
