@@ -44,7 +44,8 @@ test-ppsci:
 	$(MAKE) VENV=.venv-ppsci .venv-ppsci/installed-ppsci-test
 	.venv-ppsci/bin/python -m pytest tests/ppsci tests/network/test_shared_layer.py \
 		tests/training/test_visualdl.py tests/examples/test_ppsci.py \
-		tests/benchmarks/test_ppsci_examples.py paddlescience_gradnorm/ppsci
+		tests/benchmarks/test_ppsci_examples.py tests/benchmarks/test_time_to_error_peers.py \
+		paddlescience_gradnorm/ppsci
 	.venv-ppsci/bin/python -m pytest tests/test_readme.py tests/test_main.py \
 		-k 'ppsci or migrating or visualdl or tensorboard'
 
@@ -53,7 +54,8 @@ test-deepxde: export DDE_BACKEND := paddle
 test-deepxde:
 	$(MAKE) VENV=.venv-deepxde .venv-deepxde/installed-deepxde-test
 	.venv-deepxde/bin/python -m pytest tests/test_deepxde.py tests/examples/test_deepxde.py \
-		tests/benchmarks/test_deepxde_examples.py paddlescience_gradnorm/deepxde.py
+		tests/benchmarks/test_deepxde_examples.py tests/benchmarks/test_time_to_error_peers.py \
+		paddlescience_gradnorm/deepxde.py
 	.venv-deepxde/bin/python -m pytest tests/test_readme.py -k deepxde
 
 # A million steps, and 20,000 through each adapter: whether memory and the time of a step stay the
