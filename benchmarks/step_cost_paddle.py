@@ -6,7 +6,7 @@ import sys
 from typing import Any, Callable
 
 import sympy
-from step_cost_worker import ALPHA, LAYERS, LEARNING_RATE, WEIGHT_LR, WIDTH, Case, Run, serve
+from step_cost_worker import ALPHA, LEARNING_RATE, WEIGHT_LR, Case, Run, serve
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import FCNet, GradNorm
@@ -29,7 +29,7 @@ def build(case: Case, mode: str) -> Run:
     """The step of this mode, ready to run; a rule's name is a mode too."""
     paddle.seed(0)
     n_fields = 1 if case.equation == "laplace" else 3
-    net: paddle.nn.Layer = FCNet(2, n_fields, LAYERS, WIDTH)
+    net: paddle.nn.Layer = FCNet(2, n_fields, case.layers, case.width)
     if mode in OPTIONS:
         net = GradNorm(net, n_loss=case.losses, **OPTIONS[mode])
     elif mode in RULES:

@@ -32,12 +32,15 @@ class Case:
     """A training problem.
 
     "laplace": the interior points split over all losses but one, the last is the boundary.
-    "navier_stokes": three residuals, all at the same points.
+    "navier_stokes": three residuals, all at the same points. Networks of another size than the
+    usual one are on the Paddle side only.
     """
 
     equation: str
     points: int
     losses: int
+    width: int = WIDTH
+    layers: int = LAYERS
 
     def interior(self) -> list[np.ndarray]:
         """The points of each loss inside, float32, shape [n, 2] each."""
