@@ -32,8 +32,8 @@ _LAW = frozenset(
 _CONDITION = frozenset(
     "bc bcs boundary boundaries ic ics initial init data obs observation observations observed "
     "measured measurement measurements sensor sensors supervised label labels dirichlet neumann "
-    "robin periodic interface symmetry wall walls lid inlet outlet inflow outflow noslip slip "
-    "edge edges end ends left right top bottom up down upper lower".split()
+    "robin periodic periodicity slope interface symmetry wall walls lid inlet outlet inflow "
+    "outflow noslip slip edge edges end ends left right top bottom up down upper lower".split()
 )
 _NEUTRAL = frozenset("loss losses mse error term x y z t r mass".split())
 _OF_FIELDS = frozenset("u v w p h".split())
@@ -99,6 +99,8 @@ def are_equations(
             if open_ended and not near:
                 continue
             hint = f"; did you mean {near[0]!r}?" if near else ""
+            parts = [name for name in names if name.startswith(f"{equation}.")]
+            hint = f"; its losses are {parts}" if parts else hint
             raise ValueError(
                 f"equations names {equation!r}, but there is no such loss, only {list(names)}{hint}"
             )
@@ -157,12 +159,11 @@ def by_name(
     equations = [name for name, is_one in found.items() if is_one]
     if not doubtful:
         return equations
-    perhaps = [name for name, is_one in found.items() if is_one is not False]
     raise ValueError(
         f"{rule} treats equations and conditions differently, and of the losses "
-        f"{', '.join(map(repr, names))} the names do not tell which {_are(doubtful)}. Pass "
-        f"equations={perhaps}, without those of them that are conditions. "
-        'rule="published" makes no difference between losses'
+        f"{', '.join(map(repr, names))} the names do not tell which {_are(doubtful)}. "
+        f"Pass equations={equations}, with those of {doubtful} added that are residuals of "
+        "equations"
     )
 
 
@@ -171,8 +172,7 @@ def without_names(n_loss: int, rule: str) -> ValueError:
     return ValueError(
         f"{rule} treats equations and conditions differently, and losses in a list have no names "
         f"to tell which of the {n_loss} are equations. Pass their numbers, equations=[0] if it is "
-        'the first, or a dict of losses such as {"pde": ..., "boundary": ...}. '
-        'rule="published" makes no difference between losses'
+        'the first, or a dict of losses such as {"pde": ..., "boundary": ...}'
     )
 
 

@@ -98,6 +98,11 @@ class LossOrder:
         if isinstance(losses, Mapping):
             return self._by_name(losses)
         if isinstance(losses, paddle.Tensor):
+            if not losses.ndim:
+                raise ValueError(
+                    "losses must be the single losses, got one tensor of shape [], such as their "
+                    'sum: pass them apart, for example {"pde": pde, "boundary": boundary}'
+                )
             if losses.ndim != 1:
                 raise ValueError(
                     f"losses as one tensor must be 1-D with {self.n_loss} entries, "

@@ -179,8 +179,10 @@ class LossBalancer(PreciseLayer):
         except AttributeError:
             if name == "loss_weights" and "n_loss" in self.__dict__ and self.n_loss is None:
                 raise AttributeError(
-                    "there are no loss_weights yet, because n_loss was not given and the first "
-                    "step will tell it; call set_n_loss to have them now"
+                    "there are no loss_weights yet, because backward(losses) has not been called, "
+                    "and the first call tells how many losses there are. Does the loop still call "
+                    "backward() of a sum of the losses? For weights before the first step, pass "
+                    "n_loss="
                 ) from None
             raise
 
@@ -603,8 +605,9 @@ class LossBalancer(PreciseLayer):
             n_loss = count(losses)
             if n_loss < 2:
                 raise ValueError(
-                    f"losses has {n_loss} entry, and there is nothing to balance: pass n_loss= if "
-                    "others join later, or leave the balancing out"
+                    f"losses has {n_loss} entry, and there is nothing to balance: are the "
+                    "conditions missing? Pass n_loss= if others join later, or leave the balancing "
+                    "out"
                 )
             self.set_n_loss(n_loss)
         _ranks.mark()  # others may wait in a backward pass of paddle.DataParallel

@@ -226,7 +226,15 @@ class GradNormAggregator(LossAggregator):
             solver: The Solver that has this aggregator.
             norms: Whether to log the norms of the losses' gradients too, as
                 ``gradient_norm/NAME``.
+
+        Raises:
+            ValueError: The Solver has another aggregator.
         """
+        if solver.loss_aggregator is not self:
+            raise ValueError(
+                f"solver has the loss_aggregator {type(solver.loss_aggregator).__name__}, not this "
+                "one: write Solver(..., loss_aggregator=aggregator)"
+            )
         quantities = {"weight": self.get_weights}
         if norms:
             quantities["gradient_norm"] = lambda: self.balancer.gradient_norms

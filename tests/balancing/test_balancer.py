@@ -1086,7 +1086,7 @@ def test_names_in_doubt_are_an_error_before_any_backward(fc_net, make_losses):
     with pytest.raises(ValueError) as error:
         balancer.backward(losses)
     assert "the names do not tell which 'u' is" in str(error.value)
-    assert "equations=['laplace', 'u']" in str(error.value)
+    assert "Pass equations=['laplace'], with those of ['u'] added" in str(error.value)
     with pytest.raises(ValueError, match="losses in a list have no names"):
         LossBalancer(fc_net, 3).backward(list(losses.values()))
     with pytest.raises(ValueError, match=r"no such loss.* did you mean 'laplace'"):
@@ -1273,7 +1273,7 @@ def test_a_loss_that_one_micro_batch_lacks_counts_as_zero_there(fc_net, part):
 def test_the_first_step_tells_the_number_of_losses(fc_net):
     balancer = LossBalancer(fc_net)
     assert balancer.n_loss is None and not hasattr(balancer, "loss_weights")
-    with pytest.raises(AttributeError, match="no loss_weights yet, because n_loss was not given"):
+    with pytest.raises(AttributeError, match=r"no loss_weights yet, .* has not been called"):
         balancer.get_weights()
     balancer.freeze()
     balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net), "ic": loss(fc_net)})
@@ -1289,7 +1289,7 @@ def test_the_first_step_tells_the_number_of_losses(fc_net):
     assert loaded.get_weights().tolist() == known.get_weights().tolist()
     with pytest.raises(ValueError, match="n_loss is 3 already, got 2"):
         loaded.set_n_loss(2)
-    with pytest.raises(ValueError, match="losses has 1 entry, and there is nothing to balance"):
+    with pytest.raises(ValueError, match=r"losses has 1 entry, .* are the conditions missing"):
         LossBalancer(fc_net).backward({"pde": loss(fc_net)})
     with pytest.raises(TypeError, match=r"losses must be a list or tuple .* got NoneType"):
         LossBalancer(fc_net).backward(None)

@@ -73,6 +73,8 @@ def test_a_name_that_no_loss_has_is_an_error_that_says_which_was_meant():
     )
     with pytest.raises(ValueError, match=r"only \['pde', 'bc'\]$"):
         are_equations(["x"], ["pde", "bc"])
+    with pytest.raises(ValueError, match=r"only .*; its losses are \['EQ.u', 'EQ.v'\]$"):
+        are_equations(["EQ"], ["EQ.u", "EQ.v", "BC.u"])
 
 
 def test_a_number_beyond_the_losses_of_the_first_step_is_named():
@@ -132,9 +134,10 @@ def test_one_name_in_doubt_is_enough_to_ask():
         by_name(["pde", "u", "v"], "PinnRule")
     assert str(error.value) == (
         "PinnRule treats equations and conditions differently, and of the losses 'pde', 'u', 'v' "
-        "the names do not tell which 'u' and 'v' are. Pass equations=['pde', 'u', 'v'], without "
-        "those of them that are conditions. "
-        'rule="published" makes no difference between losses'
+        "the names do not tell which 'u' and 'v' are. Pass equations=['pde'], with those of "
+        "['u', 'v'] added that are residuals of equations"
     )
-    with pytest.raises(ValueError, match=r"which 'u' is\. Pass equations=\['u'\], without"):
+    with pytest.raises(
+        ValueError, match=r"Pass equations=\[\], with those of \['u'\]"
+    ):
         by_name(["u", "bc"], "PinnRule")

@@ -120,6 +120,7 @@ def test_another_number_of_losses(losses):
     "losses, error, match",
     [
         (paddle.ones([2, 1]), ValueError, r"1-D with 2 entries, got shape \[2, 1\]"),
+        (paddle.ones([]), ValueError, r"must be the single losses, got one tensor of shape \[\]"),
         ([paddle.ones([3]), paddle.ones([])], ValueError, r"losses\[0\].*shape \[3\]"),
         ([paddle.ones([]), 1.0], TypeError, r"losses\[1\].*got float"),
         ([paddle.ones([]), np.float32(1)], TypeError, r"losses\[1\].*got float32"),

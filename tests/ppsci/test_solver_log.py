@@ -201,3 +201,10 @@ def test_every_solver_draws_its_own_weights(monkeypatch, tmp_path):
     assert {len(weights) for weights in of_second.values()} == {15}
     assert [weights[0] for weights in of_first.values()] == [1, 1, 1]
     assert [weights[0] for weights in of_second.values()] != [1, 1, 1]
+
+
+def test_a_solver_that_does_not_have_the_aggregator_is_refused(tmp_path):
+    solver, _ = problem.solver(tmp_path, gradnorm())
+    forgotten = GradNormAggregator(solver.model)
+    with pytest.raises(ValueError, match="has the loss_aggregator GradNormAggregator, not this"):
+        forgotten.log_to(solver)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from typing import Any
 
@@ -97,7 +98,10 @@ def find_rule(rule: str | Rule | None = None, alpha: float | None = None) -> Rul
         rule = "pinn" if alpha is None else "published"
     if isinstance(rule, str):
         if rule not in RULES:
-            raise ValueError(f"rule must be one of {', '.join(map(repr, RULES))}, got {rule!r}")
+            near = difflib.get_close_matches(rule, RULES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            names = ", ".join(map(repr, RULES))
+            raise ValueError(f"rule must be one of {names}, got {rule!r}{hint}")
         return _by_name(rule, alpha)
     if not isinstance(rule, Rule):
         hint = ""
