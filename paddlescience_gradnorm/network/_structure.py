@@ -70,6 +70,7 @@ _FUNCTIONS: dict[Any, str] = {
 }
 _FUNCTIONS_OF_DEEPXDE = ("tanh", "sin", "sigmoid", "silu", "gelu")
 _METHODS = ("forward", "nn_func", "forward_tensor")
+_HARD_CONSTRAINT = ("paddlescience_gradnorm.network.hard_constraint", "HardConstraint")
 # Networks of other packages whose own values have been compared with those of their layers.
 _confirmed: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -99,6 +100,18 @@ def unwrapped(network: Any) -> Any:
         )
     ):
         return network.net
+    return network
+
+
+def constraint_of(network: Any) -> Any:
+    """The ``HardConstraint`` that a network is, wrapped in ``GradNorm`` or not; else None."""
+    network = unwrapped(network)
+    if not _is(network, *_HARD_CONSTRAINT):
+        return None
+    try:
+        _check_unchanged(network)
+    except _NotRead:
+        return None
     return network
 
 
@@ -151,6 +164,9 @@ def _steps(network: Any) -> list[_Step]:
         return _of_fc_net(network, FCNet)
     if _is(network, "deepxde.nn.paddle.fnn", "FNN"):
         return _of_fnn(network)
+    if _is(network, *_HARD_CONSTRAINT):
+        _check_unchanged(network)
+        raise _NotRead("a HardConstraint is a part of the network and not all of it")
     raise _NotRead(f"{_name(network)} is none of the networks and layers that can be read")
 
 
