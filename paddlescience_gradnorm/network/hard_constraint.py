@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import combinations
 from typing import Any, Callable, NamedTuple, Union
 
 import paddle
@@ -14,11 +12,11 @@ import sympy
 from paddlescience_gradnorm import _inputs
 from paddlescience_gradnorm.network._shared_layer import find_shared
 from paddlescience_gradnorm.network._structure import takes_dicts
+from paddlescience_gradnorm.network._taylor import Index, halves
 from paddlescience_gradnorm.network.network_base import NetworkBase
 from paddlescience_gradnorm.pde._paddle_printer import compile_expressions
 
 Expression = Union[sympy.Expr, float, None]
-Index = tuple  # of a Residual: (field, coordinate, coordinate, ...)
 
 
 class HardConstraint(NetworkBase):
@@ -194,7 +192,7 @@ def _product_rule(
     sums = []
     for k, *index in indices:
         terms: list[tuple[int | None, Index]] = []
-        for (of_distance, of_network), count in _halves(index).items():
+        for (of_distance, of_network), count in halves(tuple(index)).items():
             factor = count * _derivative(distances[k], tuple(inputs[i] for i in of_distance))
             if factor != 0:
                 number = None if factor == 1 else numbers.setdefault(factor, len(numbers))
@@ -202,16 +200,6 @@ def _product_rule(
         value = _derivative(values[k], tuple(inputs[i] for i in index))
         sums.append(_Sum(terms, None if value == 0 else numbers.setdefault(value, len(numbers))))
     return _ProductRule(sums, _compiled(list(numbers), inputs))
-
-
-def _halves(index: Sequence[int]) -> Counter[tuple[Index, Index]]:
-    """All ways to divide the coordinates between two factors."""
-    positions = range(len(index))
-    return Counter(
-        (tuple(index[p] for p in chosen), tuple(index[p] for p in positions if p not in chosen))
-        for n in range(len(index) + 1)
-        for chosen in combinations(positions, n)
-    )
 
 
 @cache

@@ -40,7 +40,11 @@ def derivative_path(network: Any) -> str:
         return "its own method partial_derivatives"
     names = ", ".join(dict.fromkeys(found.activations))
     periodic = " after periodic inputs" if found.frequencies is not None else ""
-    return f"Taylor propagation up to order {HIGHEST_ORDER}: linear layers with {names}{periodic}"
+    modified = ", in a modified MLP" if found.encoders is not None else ""
+    return (
+        f"Taylor propagation up to order {HIGHEST_ORDER}: linear layers with {names}{periodic}"
+        f"{modified}"
+    )
 
 
 def way_of(network: Any) -> Layers | str | Callable[..., Any]:
