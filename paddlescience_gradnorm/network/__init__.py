@@ -12,6 +12,7 @@ __all__ = [
     "FCNet",
     "FourierFeatures",
     "GradNorm",
+    "HardConstraint",
     "NetworkBase",
     "PeriodicEmbedding",
     "RotateOnly",
@@ -22,11 +23,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from paddlescience_gradnorm.network.hard_constraint import HardConstraint
     from paddlescience_gradnorm.rotograd import RotateOnly, RotoGrad, RotoGradNorm, cached
 else:
 
     def __getattr__(name):
-        # Imported on first use, because that package imports this one.
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # Imported on first use: the one takes sympy, and the others' package imports this one.
+        if name == "HardConstraint":
+            return getattr(_import_module(f"{__name__}.hard_constraint"), name)
         return getattr(_import_module("paddlescience_gradnorm.rotograd"), name)

@@ -18,7 +18,7 @@ import numpy as np
 import paddle
 
 from paddlescience_gradnorm._paddle import activation_options, has_hooks, normed_weight
-from paddlescience_gradnorm.network._taylor import ACTIVATIONS, Layers, propagate
+from paddlescience_gradnorm.network._taylor import ACTIVATIONS, Encoders, Layers, propagate
 from paddlescience_gradnorm.network.embeddings import FourierFeatures, PeriodicEmbedding, Scaling
 from paddlescience_gradnorm.network.grad_norm import GradNorm
 
@@ -70,6 +70,7 @@ _FUNCTIONS: dict[Any, str] = {
 }
 _FUNCTIONS_OF_DEEPXDE = ("tanh", "sin", "sigmoid", "silu", "gelu")
 _METHODS = ("forward", "nn_func", "forward_tensor")
+_HARD_CONSTRAINT = ("paddlescience_gradnorm.network.hard_constraint", "HardConstraint")
 # Networks of other packages whose own values have been compared with those of their layers.
 _confirmed: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -99,6 +100,18 @@ def unwrapped(network: Any) -> Any:
         )
     ):
         return network.net
+    return network
+
+
+def constraint_of(network: Any) -> Any:
+    """The ``HardConstraint`` that a network is, wrapped in ``GradNorm`` or not; else None."""
+    network = unwrapped(network)
+    if not _is(network, *_HARD_CONSTRAINT):
+        return None
+    try:
+        _check_unchanged(network)
+    except _NotRead:
+        return None
     return network
 
 
@@ -151,6 +164,9 @@ def _steps(network: Any) -> list[_Step]:
         return _of_fc_net(network, FCNet)
     if _is(network, "deepxde.nn.paddle.fnn", "FNN"):
         return _of_fnn(network)
+    if _is(network, *_HARD_CONSTRAINT):
+        _check_unchanged(network)
+        raise _NotRead("a HardConstraint is a part of the network and not all of it")
     raise _NotRead(f"{_name(network)} is none of the networks and layers that can be read")
 
 
@@ -203,35 +219,58 @@ def _of_fnn(network: Any) -> list[_Step]:
 
 
 def _of_mlp(network: Any) -> Layers:
-    """Of PaddleScience's MLP."""
-    if not _is(network, "ppsci.arch.mlp", "MLP"):
-        raise _NotRead(f"of PaddleScience's networks only MLP can be read, not {_name(network)}")
+    """Of PaddleScience's MLP and ModifiedMLP."""
+    name, is_modified = _name(network), _is(network, "ppsci.arch.mlp", "ModifiedMLP")
+    if not is_modified and not _is(network, "ppsci.arch.mlp", "MLP"):
+        raise _NotRead(
+            f"of PaddleScience's networks only MLP and ModifiedMLP can be read, not {name}"
+        )
     _check_unchanged(network)
     if network._input_transform is not None or network._output_transform is not None:
-        raise _NotRead("MLP has an input transform or an output transform")
+        raise _NotRead(f"{name} has an input transform or an output transform")
     steps: list[_Step] = []
     if network.periods:
         _check_unchanged(network.period_emb)
         frequencies = network.period_emb.freqs_dict
         if not set(frequencies) <= set(network.input_keys):
-            raise _NotRead("MLP has a period for something else than its inputs")
+            raise _NotRead(f"{name} has a period for something else than its inputs")
         steps.append(_Periodic([frequencies.get(key) for key in network.input_keys]))
     if network.fourier:
         _check_unchanged(network.fourier_emb)
         steps += _fourier(network.fourier_emb.kernel)
     for k, (linear, activation) in enumerate(zip(network.linears, network.acts)):
-        steps.append(_linear(linear))
-        if network.skip_connection and k % 2 == 0 and k > 0:
-            steps.append(_Scale(2.0))  # version 1.4 adds the layer to itself
-        steps += _known_activation(activation)
+        # Version 1.4 adds the layer to itself.
+        skip = [_Scale(2.0)] if network.skip_connection and k % 2 == 0 and k > 0 else []
+        if is_modified:
+            steps += [_linear(linear), _unscaled(activation), *skip]
+        else:
+            steps += [_linear(linear), *skip, *_known_activation(activation)]
     steps.append(_linear(network.last_fc))
     layers = _joined(steps)
     if (layers.num_ins, layers.num_outs) != (len(network.input_keys), len(network.output_keys)):
-        raise _NotRead("MLP has inputs or outputs of several columns")
+        raise _NotRead(f"{name} has inputs or outputs of several columns")
+    if is_modified:
+        layers = layers._replace(encoders=_encoders(network, layers))
 
     if network not in _confirmed:
         _confirm(network, layers, by_name(network, network.input_keys, network.output_keys))
     return layers
+
+
+def _encoders(network: Any, layers: Layers) -> Encoders:
+    """Of a ModifiedMLP; they stand beside the first of its layers after any Fourier features."""
+    for part in (network.embed_u, network.embed_v):
+        if type(part) is not paddle.nn.Sequential or len(part) != 2:
+            raise _NotRead("an encoder of ModifiedMLP is not a linear layer and an activation")
+        _check_unchanged(part)
+    linears = [_linear(part[0]) for part in (network.embed_u, network.embed_v)]
+    activations = [_unscaled(part[1]) for part in (network.embed_u, network.embed_v)]
+    start = len(layers.activations) - len(network.linears)
+    beside, *others = layers.weights[start:]
+    forms = {(*w.shape, b is None, w.dtype) for w, b in linears}
+    if forms != {(*beside.shape, False, beside.dtype)} or len({w.shape[0] for w in others}) != 1:
+        raise _NotRead("the encoders of ModifiedMLP have other sizes or dtypes than its layers")
+    return Encoders([w for w, _ in linears], [b for _, b in linears], activations, start)
 
 
 def by_name(
@@ -308,6 +347,14 @@ def _known_activation(activation: Any) -> list[_Step]:
     if not steps:
         raise _NotRead(f"the activation {_name(activation)} is none that can be read")
     return steps
+
+
+def _unscaled(activation: Any) -> str:
+    """Of an activation after which a product comes, so that no layer takes up a scale."""
+    *scales, last = _known_activation(activation)
+    if scales or not isinstance(last, str):
+        raise _NotRead(f"ModifiedMLP has {_name(activation)}, an activation with a scale")
+    return last
 
 
 def _activation(activation: Any) -> list[_Step]:

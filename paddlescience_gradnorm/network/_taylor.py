@@ -8,6 +8,8 @@ linear layer acts on each in the same way. For an activation f the chain rule (F
 
 A derivative in the coordinates i, j, ... has one term for each way to divide them into groups:
 the derivative of f of as many orders as there are groups, times the derivative of z in each group.
+Where a network multiplies two functions, the product rule gives one term for each way to divide
+them between the two.
 
 All tensors have the same shape [N, width], because Paddle's kernels broadcast slowly: a product
 of [1, N, width] with [2, N, width] takes 30 times as long. If the C++ operators have been loaded,
@@ -21,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import combinations
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import paddle
 
@@ -30,6 +32,19 @@ from paddlescience_gradnorm import _operators
 HIGHEST_ORDER = 4  # as in taylor_jet.h
 
 Index = tuple  # coordinate numbers: (0, 1) is the second derivative in coordinates 0 and 1
+
+
+class Encoders(NamedTuple):
+    """The two encoders of a modified MLP (Wang, Teng and Perdikaris 2021, arXiv:2001.04536).
+
+    U and V are a linear layer and an activation each, and take what layer ``start`` takes. From
+    that layer on, a hidden layer that would give Z gives Z U + (1 - Z) V.
+    """
+
+    weights: list[paddle.Tensor]
+    biases: list[paddle.Tensor]
+    activations: list[str]
+    start: int
 
 
 class Layers(NamedTuple):
@@ -45,6 +60,7 @@ class Layers(NamedTuple):
     biases: list[paddle.Tensor]
     activations: list[str]
     frequencies: list[paddle.Tensor | None] | None = None
+    encoders: Encoders | None = None
 
     @property
     def num_ins(self) -> int:
@@ -65,10 +81,15 @@ class Term(NamedTuple):
 
 
 class ChainRule(NamedTuple):
-    """The parts of a propagation, the value first, and the terms of each part."""
+    """The parts of a propagation, the value first, and the terms of each part.
+
+    ``products`` has the terms of the product rule: the part is the sum of each coefficient times
+    the first part of the one function times the second part of the other.
+    """
 
     parts: tuple[Index, ...]
     terms: tuple[tuple[Term, ...], ...]
+    products: tuple[tuple[tuple[int, int, int], ...], ...]
     coordinates: tuple[int, ...]  # of each part, if it is a first derivative, else -1
     order: int
     flat: tuple[int, ...]  # the terms as the operator takes them
@@ -86,7 +107,7 @@ def propagate(layers: Layers, ins: paddle.Tensor, indices: Sequence[Index]) -> l
     Returns:
         One tensor of shape [N, num_outs] for each index, differentiable with respect to the
         parameters, but not with respect to ``ins``. By the C++ operators, which serve no
-        frequencies that are learned, it is differentiable once only.
+        frequencies that are learned and no encoders, it is differentiable once only.
     """
     wanted = [tuple(sorted(index)) for index in indices]  # their order does not matter
     rule = chain_rule(tuple(sorted(set(wanted))))
@@ -95,7 +116,8 @@ def propagate(layers: Layers, ins: paddle.Tensor, indices: Sequence[Index]) -> l
     if layers.frequencies is not None:
         embedded = _embedded(points, layers.frequencies, rule.parts)
     is_learned = any(not part.stop_gradient for part in embedded or [] if part is not None)
-    if not is_learned and _operators.apply_to(ins, *layers.weights, *layers.biases):
+    by_paddle = is_learned or layers.encoders is not None
+    if not by_paddle and _operators.apply_to(ins, *layers.weights, *layers.biases):
         if embedded is not None:
             zero = paddle.zeros_like(embedded[0])
             points = paddle.stack([zero if part is None else part for part in embedded])
@@ -129,7 +151,21 @@ def chain_rule(indices: tuple[Index, ...]) -> ChainRule:
         for term in of_part:
             flat += [term.coefficient, len(term.factors), *term.factors]
     coordinates = tuple(part[0] if len(part) == 1 else -1 for part in parts)
-    return ChainRule(parts, tuple(terms), coordinates, len(parts[-1]), tuple(flat))
+    products = tuple(
+        tuple((count, numbers[one], numbers[other]) for (one, other), count in halves(part).items())
+        for part in parts
+    )
+    return ChainRule(parts, tuple(terms), products, coordinates, len(parts[-1]), tuple(flat))
+
+
+def halves(index: Index) -> Counter[tuple[Index, Index]]:
+    """All ways to divide the coordinates between two functions."""
+    positions = range(len(index))
+    return Counter(
+        (tuple(index[p] for p in chosen), tuple(index[p] for p in positions if p not in chosen))
+        for n in range(len(index) + 1)
+        for chosen in combinations(positions, n)
+    )
 
 
 def _partitions(positions: list[int]) -> Iterator[list[list[int]]]:
@@ -205,23 +241,53 @@ def _layer_by_layer(
 
     A part that is not wanted is ``None``.
     """
-    first = layers.weights[0]
-    if embedded is not None:
-        parts = [x if x is None else paddle.matmul(x, first) for x in embedded]
-    else:
-        # The first derivatives of a linear function are the same at all points, the others 0.
-        parts = [
-            paddle.matmul(ins, first) if not part else first[part[0]] if len(part) == 1 else None
-            for part in rule.parts
-        ]
-    hidden = len(layers.activations)
-    for k, (bias, activation) in enumerate(zip(layers.biases, layers.activations)):
-        if k > 0:
-            parts = [paddle.matmul(part, layers.weights[k]) for part in parts]
-        derivatives = ACTIVATIONS[activation](parts[0] + bias, rule.order)
-        of_wanted = [k < hidden - 1 or part in wanted for part in rule.parts]
-        parts = _compose(rule.terms, derivatives, parts, of_wanted)
+    parts = [] if embedded is None else list(embedded)
+
+    def layer(
+        weight: paddle.Tensor, bias: paddle.Tensor, activation: str, of_wanted: Sequence[bool]
+    ) -> list[Any]:
+        if parts:
+            linear = [x if x is None else paddle.matmul(x, weight) for x in parts]
+        else:
+            # The first derivatives of a linear function are the same at all points, the others 0.
+            linear = [
+                None if len(part) > 1 else weight[part[0]] if part else paddle.matmul(ins, weight)
+                for part in rule.parts
+            ]
+        derivatives = ACTIVATIONS[activation](linear[0] + bias, rule.order)
+        return _compose(rule.terms, derivatives, linear, of_wanted)
+
+    every = [True] * len(rule.parts)
+    encoders = layers.encoders
+    last = len(layers.activations) - 1
+    for k, own in enumerate(zip(layers.weights, layers.biases, layers.activations)):
+        of_wanted = every if k < last else [part in wanted for part in rule.parts]
+        if encoders is None or k < encoders.start:
+            parts = layer(*own, of_wanted)
+            continue
+        if k == encoders.start:
+            of_u, of_v = (layer(*one, every) for one in zip(*encoders[:3]))
+            difference = [u - v for u, v in zip(of_u, of_v)]
+        product = _multiply(rule.products, layer(*own, every), difference, of_wanted)
+        parts = [x if x is None else x + v for x, v in zip(product, of_v)]
     return parts
+
+
+def _multiply(
+    products: Sequence[Sequence[tuple[int, int, int]]],
+    first: Sequence[paddle.Tensor],
+    second: Sequence[paddle.Tensor],
+    wanted: Sequence[bool],
+) -> list[paddle.Tensor | None]:
+    """The parts of a product of two functions."""
+    found: list[paddle.Tensor | None] = []
+    for of_part, is_wanted in zip(products, wanted):
+        terms = []
+        for coefficient, one, other in of_part if is_wanted else ():
+            term = first[one] * second[other]
+            terms.append(term if coefficient == 1 else coefficient * term)
+        found.append(sum(terms[1:], terms[0]) if terms else None)
+    return found
 
 
 def _compose(

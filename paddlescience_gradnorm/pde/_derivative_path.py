@@ -9,7 +9,7 @@ import paddle
 
 from paddlescience_gradnorm._paddle import has_hooks
 from paddlescience_gradnorm.network import FCNet
-from paddlescience_gradnorm.network._structure import find_layers, unwrapped
+from paddlescience_gradnorm.network._structure import constraint_of, find_layers, unwrapped
 from paddlescience_gradnorm.network._taylor import HIGHEST_ORDER, Layers
 
 
@@ -30,6 +30,9 @@ def derivative_path(network: Any) -> str:
         >>> derivative_path(paddle.nn.Sequential(*layers, paddle.nn.ReLU()))
         'nested paddle.grad: ReLU is none of the networks and layers that can be read'
     """
+    constraint = constraint_of(network)
+    if constraint is not None:
+        return f"{derivative_path(constraint.network)}, in a hard constraint"
     found = way_of(network)
     if isinstance(found, str):
         return f"nested paddle.grad: {found}"
@@ -37,7 +40,11 @@ def derivative_path(network: Any) -> str:
         return "its own method partial_derivatives"
     names = ", ".join(dict.fromkeys(found.activations))
     periodic = " after periodic inputs" if found.frequencies is not None else ""
-    return f"Taylor propagation up to order {HIGHEST_ORDER}: linear layers with {names}{periodic}"
+    modified = ", in a modified MLP" if found.encoders is not None else ""
+    return (
+        f"Taylor propagation up to order {HIGHEST_ORDER}: linear layers with {names}{periodic}"
+        f"{modified}"
+    )
 
 
 def way_of(network: Any) -> Layers | str | Callable[..., Any]:

@@ -13,7 +13,7 @@ import sympy
 from sympy.core.function import AppliedUndef, UndefinedFunction
 
 from paddlescience_gradnorm import _arguments, _inputs
-from paddlescience_gradnorm.network._structure import by_name, takes_dicts, unwrapped
+from paddlescience_gradnorm.network._structure import by_name, constraint_of, takes_dicts, unwrapped
 from paddlescience_gradnorm.network._taylor import HIGHEST_ORDER, Layers, propagate
 from paddlescience_gradnorm.pde._derivative_path import way_of
 from paddlescience_gradnorm.pde._paddle_printer import compile_expressions
@@ -137,6 +137,21 @@ class Residual(paddle.nn.Layer):
         self, network: Network, points: paddle.Tensor, indices: Sequence[tuple[int, ...]]
     ) -> list[paddle.Tensor]:
         """Fields and derivatives at the points, shape [N, 1] for each index, field first."""
+        constraint = constraint_of(network)
+        if constraint is None:
+            return self._of_network(network, points, indices)
+        if len(self._fields) != len(constraint.distances):
+            raise ValueError(
+                f"the network is a HardConstraint with {len(constraint.distances)} distances, and "
+                f"the outputs are {self._output_names}: it must have one for each of them"
+            )
+        needed = constraint.needed(indices)
+        found = dict(zip(needed, self._values(constraint.network, points, needed)))
+        return list(constraint.derivatives(points.detach(), indices, found))
+
+    def _of_network(
+        self, network: Network, points: paddle.Tensor, indices: Sequence[tuple[int, ...]]
+    ) -> list[paddle.Tensor]:
         distinct = list({i[1:]: None for i in indices})
         by_coordinates = self._asked_of_network(network, points, distinct)
         if by_coordinates is not None:

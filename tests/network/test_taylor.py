@@ -6,7 +6,14 @@ import pytest
 
 from paddlescience_gradnorm import FCNet, _operators
 from paddlescience_gradnorm.network import _taylor
-from paddlescience_gradnorm.network._taylor import ACTIVATIONS, Layers, chain_rule, propagate
+from paddlescience_gradnorm.network._taylor import (
+    ACTIVATIONS,
+    Encoders,
+    Layers,
+    chain_rule,
+    halves,
+    propagate,
+)
 
 pytestmark = pytest.mark.usefixtures("both_operators")
 
@@ -190,6 +197,38 @@ def test_the_operator_serves_periodic_inputs(num_layers, monkeypatch):
     assert_is_nested(net, "tanh", paddle.rand([70, 2]), [(0, 0), (1,), ()], 2e-5, frequencies)
 
 
+@pytest.mark.parametrize("start", [0, 1, 2])
+@pytest.mark.parametrize("problem", HIGHER)
+def test_so_they_are_with_the_encoders_of_a_modified_mlp(problem, start):
+    net, beside = FCNet(3, 2, 4, 4), [paddle.nn.Linear(3 if start == 0 else 4, 4) for _ in "uv"]
+    for layer in (net, *beside):
+        layer.to(dtype="float64")
+    activations = ["tanh", "silu"]
+    encoders = Encoders([x.weight for x in beside], [x.bias for x in beside], activations, start)
+    layers = layers_of(net, "tanh")._replace(encoders=encoders)
+    points = paddle.rand([5, 3], "float64") - 0.5
+
+    def by_hand(hidden):
+        for k, linear in enumerate(net.linears[:-1]):
+            if k == start:
+                of_u, of_v = (BY_HAND[f](x(hidden)) for f, x in zip(activations, beside))
+            hidden = paddle.tanh(linear(hidden))
+            if k >= start:
+                hidden = hidden * of_u + (1 - hidden) * of_v
+        return net.linears[-1](hidden)
+
+    leaf = points.detach()
+    leaf.stop_gradient = False
+    outputs = paddle.split(by_hand(leaf), 2, axis=1)
+    for index, ours in zip(HIGHER[problem], propagate(layers, points, HIGHER[problem])):
+        for k, value in enumerate(outputs):
+            for i in index:
+                value = paddle.grad(value, leaf, create_graph=True)[0][:, i : i + 1]
+            np.testing.assert_allclose(
+                ours[:, k : k + 1].numpy(), value.numpy(), rtol=0, atol=1e-12
+            )
+
+
 def test_each_layer_may_have_an_activation_of_its_own():
     net = FCNet(2, 1, 7, 4)
     net.to(dtype="float64")
@@ -214,6 +253,11 @@ def test_the_chain_rule_has_the_numbers_of_bell():
     rule = chain_rule(((0, 0, 0, 0),))
     assert [sum(term.coefficient for term in terms) for terms in rule.terms] == [1, 1, 2, 5, 15]
     assert len(chain_rule(((0, 0, 0, 0), (0, 0, 1, 1), (1, 1, 1, 1))).parts) == 13
+
+
+def test_the_product_rule_has_the_numbers_of_pascal():
+    assert list(halves((0, 0, 0, 0)).values()) == [1, 4, 6, 4, 1]
+    assert halves((0, 1)) == {((), (0, 1)): 1, ((0,), (1,)): 1, ((1,), (0,)): 1, ((0, 1), ()): 1}
 
 
 def test_graph_can_be_kept_for_a_second_backward():

@@ -46,10 +46,34 @@ FAST = {
 }
 
 
-def mlp(**options):
+MODIFIED = {
+    **{name: {"activation": name} for name in ("tanh", "sigmoid", "silu", "sin")},
+    "one layer": {"num_layers": 1},
+    "skip connection": {"num_layers": 6, "skip_connection": True},
+    "weight norm": {"weight_norm": True},
+    "random weights": {"random_weight": {"mean": 0.5, "std": 0.1}},
+    "period": {"periods": {"y": (2.0, False)}},
+    "Fourier": {"fourier": {"dim": 8, "scale": 1.0}},
+    "all of it": {
+        "input_keys": ("y", "x"),
+        "periods": {"x": (2.0, True)},
+        "fourier": {"dim": 8, "scale": 1.0},
+        "random_weight": {"mean": 0.5, "std": 0.1},
+        "num_layers": 5,
+        "skip_connection": True,
+        "activation": "silu",
+    },
+}
+
+
+def mlp(of=ppsci.arch.MLP, **options):
     options = {"num_layers": 4, "hidden_size": 6, **options}
     names = {"input_keys": ("x", "y"), "output_keys": ("u", "v")}
-    return ppsci.arch.MLP(**{**names, **options})
+    return of(**{**names, **options})
+
+
+def modified(**options):
+    return mlp(ppsci.arch.ModifiedMLP, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +137,22 @@ def test_fourth_derivatives_too(options, points, monkeypatch):
 
 
 @pytest.mark.usefixtures("both_operators")
+@pytest.mark.parametrize("options", MODIFIED)
+def test_so_is_the_modified_mlp(options, points, monkeypatch):
+    net = modified(**MODIFIED[options])
+    path = derivative_path(net)
+    assert path.startswith("Taylor") and path.endswith(", in a modified MLP")
+    for ours, reference in zip(FIRST(net, points), by_itself(net, points)):
+        np.testing.assert_allclose(ours.numpy(), reference, rtol=1e-10, atol=1e-13)
+    assert_are_nested(SECOND, net, points, monkeypatch)
+
+
+@pytest.mark.parametrize("options", ["tanh", "one layer", "skip connection", "random weights"])
+def test_it_has_fourth_derivatives_too(options, points, monkeypatch):
+    assert_are_nested(FOURTH, modified(**MODIFIED[options]), points, monkeypatch)
+
+
+@pytest.mark.usefixtures("both_operators")
 def test_gelu_is_served_where_paddle_cannot_differentiate_it(points):
     net = mlp(activation="gelu")
     assert derivative_path(net).endswith("linear layers with gelu")
@@ -138,6 +178,11 @@ class MyMLP(ppsci.arch.MLP):
         return 2 * super().forward_tensor(ins)
 
 
+class MyModifiedMLP(ppsci.arch.ModifiedMLP):
+    def forward_tensor(self, ins):
+        return 2 * super().forward_tensor(ins)
+
+
 class MyGradNorm(GradNorm):
     def forward(self, ins):
         return {name: 2 * value for name, value in self.net(ins).items()}
@@ -155,9 +200,23 @@ def with_input_transform():
     return net
 
 
-def hooked(part):
+def with_longer_encoder():
+    net = modified()
+    net.embed_u = paddle.nn.Sequential(*net.embed_u, paddle.nn.Tanh())
+    return net
+
+
+def with_narrow_encoder():
+    """Of one column, which Paddle multiplies with all of a layer's."""
+    net = modified()
+    for name in ("embed_u", "embed_v"):
+        setattr(net, name, paddle.nn.Sequential(paddle.nn.Linear(2, 1), paddle.nn.Tanh()))
+    return net
+
+
+def hooked(part, of=ppsci.arch.MLP, activation="swish"):
     def build():
-        net = mlp(periods={"x": (2.0, False)}, activation="swish")
+        net = mlp(of, periods={"x": (2.0, False)}, activation=activation)
         part(net).register_forward_post_hook(lambda layer, ins, outs: outs)
         return net
 
@@ -175,11 +234,35 @@ NESTED = {
     "elu": (lambda: mlp(activation="elu"), "the activation ELU is none that can be read"),
     "subclass": (
         lambda: MyMLP(("x", "y"), ("u", "v"), 3, 6),
-        "of PaddleScience's networks only MLP can be read, not MyMLP",
+        "of PaddleScience's networks only MLP and ModifiedMLP can be read, not MyMLP",
     ),
-    "other": (
-        lambda: ppsci.arch.ModifiedMLP(("x", "y"), ("u", "v"), 3, 6),
-        "of PaddleScience's networks only MLP can be read, not ModifiedMLP",
+    "subclass of the modified MLP": (
+        lambda: MyModifiedMLP(("x", "y"), ("u", "v"), 3, 6),
+        "of PaddleScience's networks only MLP and ModifiedMLP can be read, not MyModifiedMLP",
+    ),
+    "modified MLP with swish": (
+        lambda: modified(activation="swish"),
+        "ModifiedMLP has Swish, an activation with a scale",
+    ),
+    "modified MLP with siren": (
+        lambda: modified(activation="siren"),
+        "ModifiedMLP has Siren, an activation with a scale",
+    ),
+    "hook of an encoder": (
+        hooked(lambda net: net.embed_v, of=ppsci.arch.ModifiedMLP, activation="tanh"),
+        "Sequential has hooks",
+    ),
+    "hook in an encoder": (
+        hooked(lambda net: net.embed_u[0], of=ppsci.arch.ModifiedMLP, activation="tanh"),
+        "Linear has hooks",
+    ),
+    "longer encoder": (
+        with_longer_encoder,
+        "an encoder of ModifiedMLP is not a linear layer and an activation",
+    ),
+    "narrow encoder": (
+        with_narrow_encoder,
+        "the encoders of ModifiedMLP have other sizes or dtypes than its layers",
     ),
     "output transform": (
         with_output_transform,
@@ -194,7 +277,7 @@ NESTED = {
     "patched": (patched, "MLP has a forward of its own"),
     "wrapper of its own": (
         lambda: MyGradNorm(mlp(), 2),
-        "of PaddleScience's networks only MLP can be read, not MyGradNorm",
+        "of PaddleScience's networks only MLP and ModifiedMLP can be read, not MyGradNorm",
     ),
     "several columns": (
         lambda: mlp(output_dim=4),
