@@ -19,7 +19,8 @@ _REMEDIES = {
     "inf": "Look for a division by 0, an exponential or a logarithm in it.",
     "no gradient": "Leave it out of the losses if it is always met. If it acts on other "
     "parameters only, pass as shared= parameters that every loss goes through.",
-    "training rate": "Only alpha=0 balances losses that may be 0 or below.",
+    "training rate": "Losses that may be 0 or below can be balanced by rules that form no ratio of "
+    "losses, such as PinnRule() with its defaults.",
     "too large": "Scale it down.",
 }
 

@@ -137,7 +137,5 @@ def test_one_name_in_doubt_is_enough_to_ask():
         "the names do not tell which 'u' and 'v' are. Pass equations=['pde'], with those of "
         "['u', 'v'] added that are residuals of equations"
     )
-    with pytest.raises(
-        ValueError, match=r"Pass equations=\[\], with those of \['u'\]"
-    ):
+    with pytest.raises(ValueError, match=r"Pass equations=\[\], with those of \['u'\]"):
         by_name(["u", "bc"], "PinnRule")

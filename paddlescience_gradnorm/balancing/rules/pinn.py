@@ -17,6 +17,9 @@ from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import Rule, RuleState
 from paddlescience_gradnorm.balancing.rules._rates import check_alpha, too_small_references
 
+# In which part of a run of ``steps`` the lead grows.
+_LEAD_GROWS = (0.3, 0.8)
+
 
 @dataclass(frozen=True)
 class PinnRule(Rule):
@@ -61,6 +64,11 @@ class PinnRule(Rule):
             and its loss below ``met`` times the largest that it has been. Then its target falls
             with the square of its loss, but not below 1. A loss in other units never counts as
             met. At least 0. Pass 0 if a condition must keep its lead.
+        steps: Number of steps of the whole run, or None. With it the lead comes late: it grows
+            from 1 to ``lead`` between 0.3 and 0.8 of the run. And norms are those of the
+            gradients of the root mean squares, ||g_i|| / sqrt(L_i), so a loss does not gain
+            weight because it has become small. Pass it for flows, reactions and ordinary
+            differential equations, where a lead from the start does harm.
 
     Raises:
         TypeError: An argument is not a number.
@@ -87,6 +95,7 @@ class PinnRule(Rule):
     bound: float = 1000.0
     memory: float = 0.99
     met: float = 0.01
+    steps: int | None = None
     update_every: ClassVar[int] = 10
     tells_equations: ClassVar[bool] = True
     fewest_losses: ClassVar[int] = 1
@@ -101,17 +110,28 @@ class PinnRule(Rule):
             raise ValueError(f"bound must be finite and above 1, got {self.bound}")
         if not 0 <= _arguments.number("met", self.met) < math.inf:
             raise ValueError(f"met must be finite and at least 0, got {self.met}")
+        if self.steps is not None:
+            _arguments.integer("steps", self.steps, at_least=1)
         if not 0 <= _arguments.number("memory", self.memory) < 1:
             raise ValueError(f"memory must be at least 0 and below 1, got {self.memory}")
 
     @property
     def needs_positive_losses(self) -> bool:
-        return self.alpha > 0
+        return self.alpha > 0 or self.steps is not None
 
     @property
     def effects(self) -> tuple[str, str]:
         of_conditions = f"get a lead of {self.lead:g} and weights up to {self.bound:g}"
+        if self.steps is not None:
+            first, last = (round(part * self.steps) for part in _LEAD_GROWS)
+            of_conditions += f"; the lead grows between steps {first} and {last}"
         return "keep weights near 1", of_conditions
+
+    def _log_lead(self, step: int) -> float:
+        if self.steps is None:
+            return math.log(self.lead)
+        first, last = (part * self.steps for part in _LEAD_GROWS)
+        return math.log(self.lead) * min(max((step - first) / (last - first), 0.0), 1.0)
 
     def start(self, n_loss: int) -> RuleState:
         # An update without an equation uses the unit of the last update that had one.
@@ -132,6 +152,8 @@ class PinnRule(Rule):
             initial.append(average if loss <= 0 else moved if is_average else loss)
 
         logs = [-math.log(norm) for norm in measurement.norms.tolist()]
+        if self.steps is not None:
+            logs = [log + 0.5 * math.log(x) for log, x in zip(logs, measurement.losses.tolist())]
         if self.alpha:
             # The unit cancels the mean by which r_i is divided, so L / L(0) will do. Its logarithm
             # is formed from two, because the ratio may overflow.
@@ -153,6 +175,7 @@ class PinnRule(Rule):
             return weights, new_state
         unit = float(log_unit) if leads else sum(logs) / len(logs)
         limit = math.log(self.bound)
+        log_lead = self._log_lead(measurement.step)
         rate = min(1.0, measurement.rate * measurement.interval)  # 1 goes all the way
         new = []
         for weight, log, is_equation, share in zip(
@@ -160,7 +183,7 @@ class PinnRule(Rule):
         ):
             target = self.strength * (log - unit)
             if leads and not is_equation:
-                target += math.log(self.lead)
+                target += log_lead
                 if target > 0:
                     target = max(0.0, target + 2 * share)
             missing = min(max(target, -limit), limit) - math.log(weight)
@@ -244,7 +267,7 @@ class PinnRule(Rule):
         """
         losses, norms, equations = measurement.losses, measurement.norms, measurement.equations
         good = np.isfinite(losses) & np.isfinite(norms) & (norms > 0) & (weights > 0)
-        if self.alpha:
+        if self.needs_positive_losses:
             good &= losses > 0
         at_rest = np.where(weights > 0, weights, 1.0)
         if good.sum() < 2 or (equations.any() and not (equations & good).any()):

@@ -151,6 +151,28 @@ def test_what_is_not_met_keeps_its_lead_and_targets_below_1_stay():
     assert (pair[0] == pair[1]).all() and pair[0][1] < 1
 
 
+@pytest.mark.parametrize(
+    "step, share", [(0, 0), (300, 0), (425, 0.25), (550, 0.5), (800, 1), (1000, 1), (9999, 1)]
+)
+def test_with_steps_the_lead_grows_between_three_and_eight_tenths_of_the_run(step, share):
+    rule = PinnRule(lead=20.0, steps=1000)
+    weights = many_updates(rule, measured([1, 1], [1, 1], [0], step=step))
+    assert weights == pytest.approx([1, 20.0**share])
+
+
+def test_with_steps_norms_are_those_of_the_root_mean_squares():
+    rule = PinnRule(strength=0.5, lead=1.0, met=0, steps=1000)
+    losses, norms = np.array([4.0, 1.0, 9.0]), np.array([8.0, 1.0, 12.0])
+    of_roots = norms / np.sqrt(losses)  # 4, 1, 4
+    weights = many_updates(rule, measured(losses, norms, [0], step=900))
+    assert weights == pytest.approx((of_roots[0] / of_roots) ** 0.5)
+    # So a condition's weight stays as it is while its residual becomes smaller everywhere.
+    smaller = np.array([1.0, 1e-3, 1e-6])
+    later = measured(losses * smaller**2, norms * smaller, [0], step=900)
+    assert many_updates(rule, later) == pytest.approx(weights)
+    assert rule.needs_positive_losses and not PinnRule().needs_positive_losses
+
+
 @pytest.mark.parametrize("equations", [[], [0, 1]])
 def test_without_two_kinds_of_losses_there_is_no_lead(equations):
     weights = many_updates(PinnRule(strength=0.5), measured([1, 1], [1, 16], equations))
@@ -349,6 +371,8 @@ def test_what_a_balancer_has_to_know_of_it():
     of_equations, of_conditions = PinnRule(lead=5.0, bound=50.0).effects
     assert of_equations == "keep weights near 1"
     assert of_conditions == "get a lead of 5 and weights up to 50"
+    _, of_conditions = PinnRule(steps=1000).effects
+    assert of_conditions.endswith("up to 1000; the lead grows between steps 300 and 800")
     assert PinnRule.on_all_parameters
     assert PinnRule(alpha=1.0).needs_positive_losses and not PinnRule().needs_positive_losses
 
@@ -367,6 +391,7 @@ def test_rules_of_equal_options_are_equal():
         {"strength": 1.01},
         {"strength": np.nan},
         {"lead": 0},
+        {"steps": 0},
         {"lead": np.inf},
         {"bound": 1},
         {"bound": np.inf},
