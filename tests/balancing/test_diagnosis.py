@@ -66,7 +66,7 @@ def test_a_loss_without_a_gradient_is_named(rule):
         ("is -inf", "because it is -inf. Look for a division by 0, an exponential or"),
         (
             "is 0 and has no training rate",
-            "form no ratio of losses, such as PinnRule() with its defaults.",
+            "such as PinnRule() with its defaults.",
         ),
         ("has a gradient of norm above 1e+19, too large for an optimizer to square", "Scale it"),
         ("is empty", "since step 7, because it is empty."),
