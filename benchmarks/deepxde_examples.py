@@ -324,8 +324,8 @@ def _join(numbers: Sequence[int]) -> str:
 
 
 def _spread(errors: Sequence[float]) -> str:
-    median = f"{statistics.median(errors):.2e}"
-    return median if len(errors) == 1 else f"{median} ({min(errors):.1e} to {max(errors):.1e})"
+    median = f"{statistics.median(errors):.2g}"
+    return median if len(errors) == 1 else f"{median} [{min(errors):.2g}, {max(errors):.2g}]"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

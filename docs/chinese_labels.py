@@ -81,7 +81,7 @@ LABELS = {
     "uncertainty weighting": "不确定性加权",
     "weight of the condition": "条件的权重",
     "weight": "权重",
-    "weights that GradNorm learns": "GradNorm 学到的权重",
+    "weights that the rule learns": "规则学到的权重",
     "weights": "权重",
     "where it rests": "稳定时的权重",
     "with the operator in C++": "使用 C++ 算子",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 # Paddle says it whenever it is imported, but it matters only to those who compile extensions.
 _warnings.filterwarnings("ignore", message="No ccache found", category=UserWarning)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "FCNet",
     "GradNorm",
@@ -45,9 +45,9 @@ else:  # a type checker would take every name for one that is there
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         if name != "balancing" and _find_spec("paddle") is None:
             raise ImportError(
-                "paddlescience_gradnorm needs PaddlePaddle, which is not installed. Install "
-                "one of its two distributions through an extra: "
-                "pip install 'paddlescience_gradnorm[cpu]', or [gpu] on a machine with CUDA."
+                "paddlescience_gradnorm needs PaddlePaddle, which is not installed: "
+                "pip install paddlepaddle, or on a machine with CUDA: "
+                "pip install paddlepaddle-gpu 'numpy<2'"
             )
         if name in ("balancing", "network"):
             return _import_module(f"{__name__}.{name}")

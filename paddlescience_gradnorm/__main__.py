@@ -335,9 +335,7 @@ def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
-            "matplotlib is not installed; pip install 'paddlescience_gradnorm[plot]'"
-        ) from error
+        raise ImportError("matplotlib is not installed; pip install matplotlib") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -488,8 +486,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--balance",
         choices=["gradnorm", *(name for name in RULES if name != "fixed")],
         default="pinn",
-        help="the rule that weighs the losses (default: pinn); gradnorm is pinn, and with --alpha "
-        "it is published, as in the class GradNorm",
+        help="the rule that weighs the losses (default: pinn); gradnorm means pinn, or published "
+        "if you also pass --alpha",
     )
     parser.add_argument(
         "--alpha",

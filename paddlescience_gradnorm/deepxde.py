@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError(
         "paddlescience_gradnorm.deepxde needs DeepXDE, which is not installed: "
-        "pip install 'paddlescience_gradnorm[deepxde]'"
+        "pip install 'deepxde>=1.15,<1.16'"
     ) from error
 
 __all__ = ["Balance", "LossWeights", "balance"]

@@ -34,12 +34,14 @@ def test_the_citation_is_of_this_version():
     assert "license: Apache-2.0" in lines
 
 
-def test_the_changelogs_first_release_is_this_version_on_its_day():
+def test_the_changelog_begins_with_this_version_which_has_a_day_once_it_is_released():
+    version = paddlescience_gradnorm.__version__
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
-    (day,) = (line.split()[1] for line in citation if line.startswith("date-released:"))
+    days = [line.split()[1] for line in citation if line.startswith("date-released:")]
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
-    headings = [line for line in changes if line.startswith("## ") and line != "## Unreleased"]
-    assert headings[0] == f"## {paddlescience_gradnorm.__version__} ({day})"
+    begins = ["Unreleased"] if ".dev" in version else [f"{version} ({day})" for day in days]
+    assert [line[3:] for line in changes if line.startswith("## ")][:1] == begins
+    assert len(days) == (".dev" not in version)
 
 
 def run(*command, cwd):

@@ -1,7 +1,8 @@
-"""The Laplace example with equal weights and with GradNorm, side by side, in one picture.
+"""The Laplace example with equal weights and with the PINN rule, side by side, in one picture.
 
-Both runs are made at once, each in a process of its own. Network, points, noise, optimizer and
-number of epochs are the same. Run it with --help for the options.
+The PINN rule is this package's default. Both runs are made at once, each in a process of its own.
+Network, points, noise, optimizer and number of epochs are the same. Run it with --help for the
+options.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pinn_laplace
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from tqdm import tqdm
 
 from paddlescience_gradnorm._machine import find_machine
@@ -25,7 +27,7 @@ from paddlescience_gradnorm.command_line import at_least
 from paddlescience_gradnorm.runtime import tune_cpu
 from paddlescience_gradnorm.training import CheckpointError, Checkpoints, History, ProgressBar
 
-TITLES = {"equal": "equal weights", "gradnorm": "GradNorm"}
+TITLES = {"equal": "equal weights", "gradnorm": "PINN rule"}
 COLORS = {"equal": "tab:gray", "gradnorm": "tab:blue"}
 
 
@@ -33,7 +35,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Train both, draw the picture, and say in one sentence what came of it."""
     options = parse(arguments)
     print(
-        "Laplace's equation, trained twice side by side: with equal weights and with GradNorm",
+        "Laplace's equation, trained twice side by side: with equal weights and with the PINN rule",
         flush=True,
     )
     # A forked process would share threads with Paddle in this one.
@@ -94,13 +96,13 @@ def _train(balance: str, options: argparse.Namespace, position: int, lock: Any) 
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
 
 
-def sentence(equal: float, gradnorm: float, epochs: int) -> str:
+def sentence(equal: float, pinn: float, epochs: int) -> str:
     """What came of it, from the errors of both."""
-    ratio = equal / gradnorm
+    ratio = equal / pinn
     change = f"{ratio:.2g} times smaller" if ratio >= 1 else f"{1 / ratio:.2g} times larger"
     return (
-        f"With GradNorm the error is {change} than with equal weights: {gradnorm:.1e} instead of "
-        f"{equal:.1e}, after {epochs} epochs each."
+        f"With this package's default, the PINN rule, the error is {change} than with equal "
+        f"weights: {pinn:.1e} instead of {equal:.1e}, after {epochs} epochs each."
     )
 
 
@@ -114,13 +116,15 @@ def draw(path: Path, runs: dict[str, Run]) -> None:
 
     panels = [axes(left, 3.4, side, side) for left in (0.55, 3.0, 5.2)]
     errors = {balance: np.abs(run.prediction - run.truth) for balance, run in runs.items()}
-    scale = {"vmin": 0, "vmax": max(error.max() for error in errors.values())}
-    gradnorm = runs["gradnorm"]
-    image = pinn_laplace.draw_panel(panels[0], gradnorm.truth, "exact solution")
+    largest = max(error.max() for error in errors.values())
+    # Shared and logarithmic: the errors lie more than a decade apart. A clipped 0 has a color.
+    scale = LogNorm(largest / 1e4, largest, clip=True)
+    learned = runs["gradnorm"]
+    image = pinn_laplace.draw_panel(panels[0], learned.truth, "exact solution")
     pinn_laplace.add_color_bar(panels[0], image)
     for axis, (balance, error) in zip(panels[1:], errors.items()):
         title = f"error, {TITLES[balance]}"
-        image = pinn_laplace.draw_panel(axis, error, title, cmap="magma", **scale)
+        image = pinn_laplace.draw_panel(axis, error, title, cmap="magma", norm=scale)
         axis.set(ylabel="", yticklabels=[])
     pinn_laplace.add_color_bar(panels[2], image)
 
@@ -129,8 +133,8 @@ def draw(path: Path, runs: dict[str, Run]) -> None:
         epochs, error = zip(*run.metrics["error_curve"])
         left.plot(epochs, error, color=COLORS[balance], label=TITLES[balance])
     left.set(yscale="log", xlabel="epoch", title="relative error")
-    gradnorm.history.plot_weights(right)
-    right.set(xlabel="epoch", ylabel="", title="weights that GradNorm learns")
+    learned.history.plot_weights(right)
+    right.set(xlabel="epoch", ylabel="", title="weights that the rule learns")
     for axis in (left, right):
         axis.legend()
         axis.grid(alpha=0.25)

@@ -7,7 +7,7 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError(
         "paddlescience_gradnorm.ppsci needs PaddleScience, which is not installed: "
-        "pip install 'paddlescience_gradnorm[ppsci]'"
+        "pip install 'paddlesci>=1.4,<1.5'"
     ) from error
 
 __all__ = ["GradNormAggregator", "build_aggregator"]

@@ -252,7 +252,5 @@ def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
-            "figure and page need matplotlib: pip install 'paddlescience_gradnorm[plot]'"
-        ) from error
+        raise ImportError("figure and page need matplotlib: pip install matplotlib") from error
     return Figure(figsize=(width, height), layout="constrained")

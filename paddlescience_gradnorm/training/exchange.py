@@ -194,7 +194,5 @@ def _package() -> Any:
     try:
         import safetensors.numpy
     except ImportError as error:
-        raise ImportError(
-            "safetensors files need the package: pip install 'paddlescience_gradnorm[safetensors]'"
-        ) from error
+        raise ImportError("safetensors files need the package: pip install safetensors") from error
     return safetensors.numpy

@@ -417,9 +417,7 @@ def _new_figure(width: float, height: float) -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError(
-            "plots need matplotlib: pip install 'paddlescience_gradnorm[plot]'"
-        ) from error
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
     return plt.figure(figsize=(width, height), layout="constrained")
 
 

@@ -60,9 +60,7 @@ class LiveView(paddle.callbacks.Callback):
         try:
             import rich.console
         except ImportError as error:
-            raise ImportError(
-                "the live view needs rich: pip install 'paddlescience_gradnorm[plot]'"
-            ) from error
+            raise ImportError("the live view needs rich: pip install rich") from error
         self._console = rich.console.Console(stderr=True) if console is None else console
         self._unit = unit
 

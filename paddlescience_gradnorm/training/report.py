@@ -49,8 +49,8 @@ _CURVES = {  # quantity -> heading, and how to read it
         "How strongly each loss, without its weight, pulls at the shared parameters.",
     ),
     "training_rates": (
-        "Training rates",
-        "A loss above 1 has fallen less than the others, compared with its first value.",
+        "Inverse training rates",
+        "A rate above 1: this loss has fallen less than the others, relative to its first value.",
     ),
 }
 _EQUAL = "equal weights"
@@ -229,7 +229,7 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
 
 def _losses(history: History, equal: _Equal | None) -> str:
     last = history.last()
-    header = ["loss", "first", "last", "weight", "gradient norm", "training rate"]
+    header = ["loss", "first", "last", "weight", "gradient norm", "inverse training rate"]
     rows = [
         [name, losses[0], *(last[quantity][name] for quantity in QUANTITIES)]
         for name, losses in history.losses.items()
@@ -246,9 +246,7 @@ def _curves(history: History, metrics: Mapping[str, Any], equal: _Equal | None) 
         from matplotlib.colors import to_hex
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
-            "a report needs matplotlib: pip install 'paddlescience_gradnorm[plot]'"
-        ) from error
+        raise ImportError("a report needs matplotlib: pip install matplotlib") from error
     numbers, names = history.to_numpy(), history.names
     for quantity, (heading, reading) in _CURVES.items():
         if quantity != "losses" and np.isnan(numbers[quantity]).all():

@@ -31,7 +31,6 @@ class TensorBoard(CurveLog):
             from tensorboardX import SummaryWriter
         except ImportError as error:
             raise ImportError(
-                "logging for TensorBoard needs tensorboardX: "
-                "pip install 'paddlescience_gradnorm[tensorboard]'"
+                "logging for TensorBoard needs tensorboardX: pip install tensorboardX"
             ) from error
         self._make_writer = SummaryWriter

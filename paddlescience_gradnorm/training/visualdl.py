@@ -32,7 +32,5 @@ class VisualDL(CurveLog):
         try:
             from visualdl import LogWriter
         except ImportError as error:
-            raise ImportError(
-                "logging to VisualDL needs it: pip install 'paddlescience_gradnorm[visualdl]'"
-            ) from error
+            raise ImportError("logging to VisualDL needs it: pip install visualdl") from error
         self._make_writer = LogWriter

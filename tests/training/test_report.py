@@ -81,7 +81,7 @@ def test_the_page_shows_what_the_run_has_left(run):
     for shown in (
         *("<script>alert(1)</script>", "u < v & 'w'", "errors: u", "0.00125", "a <processor>"),
         *("The loss of '<b>' no longer falls.", "alpha", "yes", "1, 2", "3.3.1", NAMES[1]),
-        *("Losses", "Weights", "Gradient norms", "Training rates", "solution", "40"),
+        *("Losses", "Weights", "Gradient norms", "Inverse training rates", "solution", "40"),
     ):
         assert shown in text, shown
     last = History.load(run / "history.npz").last()
@@ -164,7 +164,7 @@ def test_a_narrow_screen_gets_a_figure_of_its_own(run):
 def test_every_number_knows_the_head_of_its_column(run):
     page = Page(write_report(run))
     labels = [a["data-label"] for a in page.attributes if "data-label" in a]
-    assert labels[:5] == ["first", "last", "weight", "gradient norm", "training rate"]
+    assert labels[:5] == ["first", "last", "weight", "gradient norm", "inverse training rate"]
 
 
 def test_without_findings_of_the_run_those_of_the_history_are_shown(tmp_path):
@@ -232,7 +232,7 @@ def test_a_cut_off_history_is_named(run):
 
 def test_without_matplotlib_it_says_which_extra_to_install(run, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install 'paddlescience_gradnorm\[plot\]'"):
+    with pytest.raises(ImportError, match="pip install matplotlib"):
         write_report(run)
 
 
