@@ -8,6 +8,7 @@ afterwards is not of interest.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import math
 import os
@@ -26,13 +27,14 @@ from ppsci.solver import solver as solvers
 from ppsci.utils import save_load
 from ppsci_examples_cases import EXAMPLES, Example
 
+from paddlescience_gradnorm.balancing import PinnRule
 from paddlescience_gradnorm.ppsci import GradNormAggregator
 
 # A single iterate at a constant rate is noise, so this takes the median of five.
 MOMENTS = (0.92, 0.94, 0.96, 0.98, 1.0)
 # PaddleScience's aggregators update on every thousandth step, which a shortened run hardly reaches.
 SHORT_UPDATE_FREQ = 100
-Build = Callable[[Any, dict[str, Any], dict[str, Any], int], Any]
+Build = Callable[[Any, dict[str, Any], dict[str, Any], int, int], Any]
 
 
 def count_losses(constraint: dict[str, Any]) -> int:
@@ -40,16 +42,23 @@ def count_losses(constraint: dict[str, Any]) -> int:
     return len({name for each in constraint.values() for name in each.output_keys})
 
 
+def steps_of(given: dict[str, Any]) -> int:
+    """Of the training of a Solver that has been made with these arguments."""
+    of = given["cfg"].TRAIN if given["cfg"] is not None else given
+    return int(of["epochs"]) * int(of["iters_per_epoch"])
+
+
 def balance_named(name: str, advised: tuple[str, ...]) -> Build | None:
-    """Builds the aggregator from model, constraints, equations and update_freq."""
+    """Builds the aggregator from model, constraints, equations, update_freq and steps."""
     return {
         "original": None,
-        "of": lambda m, c, e, f: GradNormAggregator.of(m, c, e),
-        "of_advised": lambda m, c, e, f: GradNormAggregator.of(m, c, e, equations=list(advised)),
-        "by_name": lambda m, c, e, f: GradNormAggregator(m),
-        "GradNorm": lambda m, c, e, f: mtl.GradNorm(m, count_losses(c), f),
-        "Relobralo": lambda m, c, e, f: mtl.Relobralo(count_losses(c)),
-        "NTK": lambda m, c, e, f: mtl.NTK(m, count_losses(c), f),
+        "of": lambda m, c, e, f, n: GradNormAggregator.of(m, c, e),
+        "of_advised": lambda m, c, e, f, n: GradNormAggregator.of(m, c, e, equations=list(advised)),
+        "of_steps": lambda m, c, e, f, n: GradNormAggregator.of(m, c, e, rule=PinnRule(steps=n)),
+        "by_name": lambda m, c, e, f, n: GradNormAggregator(m),
+        "GradNorm": lambda m, c, e, f, n: mtl.GradNorm(m, count_losses(c), f),
+        "Relobralo": lambda m, c, e, f, n: mtl.Relobralo(count_losses(c)),
+        "NTK": lambda m, c, e, f, n: mtl.NTK(m, count_losses(c), f),
     }[name]
 
 
@@ -70,11 +79,14 @@ class Recorder:
         original_init, original_train = solvers.Solver.__init__, solvers.Solver.train
 
         def init(solver: Any, *args: Any, **kwargs: Any) -> None:
-            names = ("model", "constraint")
-            given = {**dict(zip(names, args)), **kwargs}
-            constraint, aggregator = given.get("constraint"), None
+            bound = inspect.signature(original_init).bind(solver, *args, **kwargs)
+            bound.apply_defaults()
+            given = bound.arguments
+            constraint, aggregator = given["constraint"], None
             if constraint and self.build:
-                aggregator = self._aggregator(given["model"], constraint, given.get("equation"))
+                aggregator = self._aggregator(
+                    given["model"], constraint, given["equation"], steps_of(given)
+                )
                 kwargs["loss_aggregator"] = aggregator
             original_init(solver, *args, **kwargs)
             if aggregator is not None and self.is_by_name:
@@ -107,11 +119,11 @@ class Recorder:
         # A checkpoint after every epoch would take longer than the epoch, if that is one step.
         save_load.save_checkpoint = lambda *args, **kwargs: None
 
-    def _aggregator(self, model: Any, constraint: Any, equation: Any) -> Any:
+    def _aggregator(self, model: Any, constraint: Any, equation: Any, steps: int) -> Any:
         """The same one for a second Solver with the same constraints."""
         key = tuple(id(each) for each in constraint.values())
         if key not in self._aggregators:
-            built = self.build(model, constraint, equation or {}, self.update_freq)
+            built = self.build(model, constraint, equation or {}, self.update_freq, steps)
             self._aggregators[key] = built, constraint
         return self._aggregators[key][0]
 
