@@ -241,7 +241,7 @@ def _checked(
     for k, one in enumerate(given):
         expression = sympy.Integer(default) if one is None else one
         if isinstance(expression, (int, float)):
-            expression = sympy.sympify(expression)
+            expression = sympy.Number(expression)
         if not isinstance(expression, sympy.Expr):
             raise TypeError(f"{name}[{k}] must be a sympy expression or None, got {one!r}")
         others = expression.free_symbols - set(real)
