@@ -82,7 +82,7 @@ def test_a_live_view_and_curves_are_there_when_asked(tmp_path, capsys, monkeypat
     said = capsys.readouterr().err
     assert "5/5" in said and all(name in said for name in pinn_laplace.LOSSES)
     monkeypatch.setitem(sys.modules, "visualdl", None)
-    with pytest.raises(SystemExit, match="pinn_laplace: .* pip install visualdl"):
+    with pytest.raises(SystemExit, match=r"pinn_laplace: .* pip install visualdl"):
         pinn_laplace.main([*arguments, "--visualdl"])
 
 
