@@ -219,6 +219,23 @@ def seconds_to(course: Sequence[Sequence[float]], level: float) -> float:
     return reached
 
 
+def courses_of(
+    runs: Sequence[dict[str, Any]],
+) -> dict[str, dict[Contestant, list[Sequence[Sequence[float]]]]]:
+    """Problem -> contestant -> the courses of all seeds, of those that have any, in order."""
+    found = {
+        name: {
+            contestant: [
+                r["course"] for r in runs if (r["problem"], r["contestant"]) == (name, key)
+            ]
+            for key, contestant in CONTESTANTS.items()
+        }
+        for name in PROBLEMS
+    }
+    there = {name: {c: x for c, x in of.items() if x} for name, of in found.items()}
+    return {name: of for name, of in there.items() if of}
+
+
 def table(runs: Sequence[dict[str, Any]]) -> str:
     """Seconds to each level, and the error at the end: medians over the seeds."""
     lines = [
@@ -227,11 +244,8 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         + " | at the end | ms a step |",
         "|---|---|" + "---|" * (len(LEVELS) + 2),
     ]
-    for name in PROBLEMS:
-        for key, contestant in CONTESTANTS.items():
-            found = [r["course"] for r in runs if (r["problem"], r["contestant"]) == (name, key)]
-            if not found:
-                continue
+    for name, by_contestant in courses_of(runs).items():
+        for contestant, found in by_contestant.items():
             cells = [
                 _in_words(statistics.median(seconds_to(course, level) for course in found))
                 for level in LEVELS
@@ -256,17 +270,14 @@ def _pace(course: Sequence[Sequence[float]]) -> float:
 
 def figure(runs: Sequence[dict[str, Any]], path: Path) -> None:
     """The error over seconds, a panel for each problem; the median seed of each contestant."""
-    problems = [name for name in PROBLEMS if any(r["problem"] == name for r in runs)]
+    problems = courses_of(runs)
     columns = min(4, len(problems))
     rows = -(-len(problems) // columns)
     picture, axes = plt.subplots(
         rows, columns, figsize=(4 * columns, 3.2 * rows + 0.8), squeeze=False, layout="constrained"
     )
-    for axis, name in zip(axes.flat, problems):
-        for key, contestant in CONTESTANTS.items():
-            found = [r["course"] for r in runs if (r["problem"], r["contestant"]) == (name, key)]
-            if not found:
-                continue
+    for axis, (name, by_contestant) in zip(axes.flat, problems.items()):
+        for contestant, found in by_contestant.items():
             course = sorted(found, key=lambda course: course[-1][2])[len(found) // 2]
             _, seconds, errors = np.array(course).T
             axis.plot(

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import deepxde as dde
 import numpy as np
-from time_to_error_task import EVERY, HIDDEN_LAYERS, LEARNING_RATE, WIDTH, Course, Task, main
+from time_to_error_task import (
+    EVERY,
+    HIDDEN_LAYERS,
+    LEARNING_RATE,
+    WIDTH,
+    Condition,
+    Course,
+    Task,
+    main,
+)
 
 IS_TORCH = dde.backend.backend_name == "pytorch"
 if IS_TORCH:
@@ -16,7 +26,6 @@ if IS_TORCH:
     framework.set_num_threads(1)
 else:
     import paddle as framework
-FUNCTIONS = {name: getattr(framework, name) for name in ("sin", "cos", "tanh", "exp", "sqrt")}
 
 
 def train(task: Task, contestant: str) -> Course:
@@ -26,19 +35,14 @@ def train(task: Task, contestant: str) -> Course:
     assert all(np.array_equal(c.points, interior) for c in equations)
     sources = [as_tensor(c.targets) for c in equations]
 
-    def scope(condition: Any, inputs: Any, outputs: Any) -> dict[str, Any]:
-        coordinates = {c: inputs[:, k : k + 1] for k, c in enumerate(task.coordinates)}
-        known = {
-            name: derivative(outputs, inputs, *what)
-            for name, what in task.used_in(condition).items()
-        }
-        return {**FUNCTIONS, "pi": np.pi, **coordinates, **known}
+    def values(condition: Condition, inputs: Any, outputs: Any) -> list[Any]:
+        columns = [inputs[:, k : k + 1] for k in range(len(task.coordinates))]
+        return task.values(condition, framework, columns, partial(derivative, outputs, inputs))
 
     def pde(inputs: Any, outputs: Any) -> list[Any]:
         residuals = []
         for number, condition in enumerate(equations):
-            (code,) = condition.codes
-            value = eval(code, scope(condition, inputs, outputs))
+            (value,) = values(condition, inputs, outputs)
             # DeepXDE wants the residuals at the conditions' points too, which come first, and
             # leaves them out of the loss.
             if len(sources[number]) < len(value):
@@ -49,17 +53,12 @@ def train(task: Task, contestant: str) -> Course:
 
     conditions = []
     for condition in task.conditions:
-        if condition.is_equation:
-            continue
-        for number, code in enumerate(condition.codes):
-            targets = condition.targets[:, number : number + 1]
+        for one in () if condition.is_equation else condition.apart:
 
-            def operator(
-                inputs: Any, outputs: Any, _: Any, code: Any = code, condition: Any = condition
-            ) -> Any:
-                return eval(code, scope(condition, inputs, outputs))
+            def operator(inputs: Any, outputs: Any, _: Any, one: Condition = one) -> Any:
+                return values(one, inputs, outputs)[0]
 
-            conditions.append(dde.icbc.PointSetOperatorBC(condition.points, targets, operator))
+            conditions.append(dde.icbc.PointSetOperatorBC(one.points, one.targets, operator))
     domain = dde.geometry.PointCloud(interior)
     data = dde.data.PDE(domain, pde, conditions, num_domain=0, num_boundary=0, anchors=interior)
     sizes = [len(task.coordinates), *[WIDTH] * HIDDEN_LAYERS, len(task.fields)]
@@ -82,14 +81,16 @@ def train(task: Task, contestant: str) -> Course:
 class Clock(dde.callbacks.Callback):
     """Records the error, and steps the schedule where DeepXDE does not."""
 
+    course: Course
+
     def __init__(self, task: Task, schedule: Any) -> None:
         super().__init__()
-        self.course = Course(task)
+        self._task = task
         self._schedule = schedule
         self._step = 0
 
     def on_train_begin(self) -> None:
-        self.course = Course(self.course._task)
+        self.course = Course(self._task)
 
     def on_epoch_end(self) -> None:
         self._step += 1

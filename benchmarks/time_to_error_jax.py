@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from step_cost_jax import network
 from time_to_error_task import EVERY, LEARNING_RATE, Course, Task, main
 
 # jaxpi's settings for its weights by gradient norms (Wang et al. 2023): a moving average.
 MEMORY, UPDATE_EVERY, SMALL = 0.9, 1000, 1e-5
-FUNCTIONS = {name: getattr(jnp, name) for name in ("sin", "cos", "tanh", "exp", "sqrt")}
 
 
 def train(task: Task, contestant: str) -> Course:
@@ -55,38 +55,25 @@ def train(task: Task, contestant: str) -> Course:
     return course
 
 
-def network(parameters: Any, points: jax.Array) -> jax.Array:
-    hidden = points
-    for weight, bias in parameters[:-1]:
-        hidden = jnp.tanh(hidden @ weight + bias)
-    weight, bias = parameters[-1]
-    return hidden @ weight + bias
-
-
 def losses_of(task: Task) -> Callable[[Any], jax.Array]:
     """The losses of parameters, shape [T]."""
-    # Conditions at the same points share the network's derivatives there.
-    regions: dict[bytes, list[Any]] = {}
-    for condition in task.conditions:
-        regions.setdefault(condition.points.tobytes(), []).append(condition)
     targets = {c.name: jnp.asarray(c.targets, "float32") for c in task.conditions}
 
     def losses(parameters: Any) -> jax.Array:
         found = {}
-        for conditions in regions.values():
+        for conditions in task.regions:
             points = jnp.asarray(conditions[0].points, "float32")
-            paths = {path for c in conditions for _, path in task.used_in(c).values()}
+            columns = jnp.split(points, points.shape[1], axis=1)
+            paths = {path for each in conditions for _, path in task.used_in(each).values()}
             fields = partial(network, parameters)
-            values = {path: derivative(fields, path)(points) for path in paths}
-            coordinates = {c: points[:, k : k + 1] for k, c in enumerate(task.coordinates)}
-            for condition in conditions:
-                names = task.used_in(condition)
-                known = {name: values[path][:, k : k + 1] for name, (k, path) in names.items()}
-                scope = {**FUNCTIONS, "pi": np.pi, **coordinates, **known}
-                found[condition.name] = sum(
-                    ((eval(code, scope) - targets[condition.name][:, k : k + 1]) ** 2).mean()
-                    for k, code in enumerate(condition.codes)
-                )
+            by_path = {path: derivative(fields, path)(points) for path in paths}
+
+            def of(field: int, path: tuple[int, ...], by_path: Any = by_path) -> jax.Array:
+                return by_path[path][:, field : field + 1]
+
+            for each in conditions:
+                values = jnp.concatenate(task.values(each, jnp, columns, of), axis=1)
+                found[each.name] = ((values - targets[each.name]) ** 2).mean(axis=0).sum()
         return jnp.stack([found[condition.name] for condition in task.conditions])
 
     return losses

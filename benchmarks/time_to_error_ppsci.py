@@ -10,9 +10,16 @@ import numpy as np
 import paddle
 import ppsci
 from ppsci.autodiff import hessian, jacobian
-from time_to_error_task import EVERY, HIDDEN_LAYERS, LEARNING_RATE, WIDTH, Course, Task, main
-
-FUNCTIONS = {name: getattr(paddle, name) for name in ("sin", "cos", "tanh", "exp", "sqrt")}
+from time_to_error_task import (
+    EVERY,
+    HIDDEN_LAYERS,
+    LEARNING_RATE,
+    WIDTH,
+    Condition,
+    Course,
+    Task,
+    main,
+)
 
 
 def train(task: Task, contestant: str) -> Course:
@@ -66,14 +73,10 @@ def constraints(task: Task) -> dict[str, Any]:
             c: condition.points[:, k : k + 1].astype("float32")
             for k, c in enumerate(task.coordinates)
         }
-        names = [f"{condition.name}_{k}" for k in range(len(condition.expressions))]
-        labels = {
-            name: condition.targets[:, k : k + 1].astype("float32") for k, name in enumerate(names)
-        }
-        used = task.used_in(condition)
+        by_name = {f"{condition.name}_{k}": one for k, one in enumerate(condition.apart)}
+        labels = {name: one.targets.astype("float32") for name, one in by_name.items()}
         expressions = {
-            name: lambda out, code=code, used=used: eval(code, scope(task, used, out))
-            for name, code in zip(names, condition.codes)
+            name: lambda out, one=one: values(task, one, out)[0] for name, one in by_name.items()
         }
         found[condition.name] = ppsci.constraint.SupervisedConstraint(
             {"dataset": {"name": "IterableNamedArrayDataset", "input": columns, "label": labels}},
@@ -84,12 +87,13 @@ def constraints(task: Task) -> dict[str, Any]:
     return found
 
 
-def scope(task: Task, used: Any, out: dict[str, paddle.Tensor]) -> dict[str, Any]:
-    known = {
-        name: derivative(out[task.fields[field]], [out[task.coordinates[k]] for k in path])
-        for name, (field, path) in used.items()
-    }
-    return {**FUNCTIONS, "pi": np.pi, **{c: out[c] for c in task.coordinates}, **known}
+def values(task: Task, condition: Condition, out: dict[str, paddle.Tensor]) -> list[paddle.Tensor]:
+    columns = [out[name] for name in task.coordinates]
+
+    def of(field: int, path: tuple[int, ...]) -> paddle.Tensor:
+        return derivative(out[task.fields[field]], [columns[k] for k in path])
+
+    return task.values(condition, paddle, columns, of)
 
 
 def derivative(value: paddle.Tensor, along: list[paddle.Tensor]) -> paddle.Tensor:

@@ -5,11 +5,13 @@ Needs numpy alone, for it runs in the peers' environments too.
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import CodeType
 from typing import Any, Callable
@@ -19,6 +21,8 @@ import numpy as np
 HIDDEN_LAYERS, WIDTH = 4, 50  # tanh
 LEARNING_RATE = 2e-3  # of Adam at first; it falls to zero along a cosine
 EVERY = 50  # steps from one evaluation to the next
+
+FUNCTIONS = ("sin", "cos", "tanh", "exp", "sqrt")  # in expressions, in every framework
 
 Predict = Callable[[np.ndarray], np.ndarray]  # points [N, d] -> fields [N, number of fields]
 
@@ -44,9 +48,17 @@ class Condition:
     expressions: Sequence[str]
     targets: np.ndarray
 
-    @property
+    @functools.cached_property
     def codes(self) -> list[CodeType]:
         return [compile(expression, self.name, "eval") for expression in self.expressions]
+
+    @property
+    def apart(self) -> list[Condition]:
+        """A condition for each expression."""
+        return [
+            replace(self, expressions=[expression], targets=self.targets[:, k : k + 1])
+            for k, expression in enumerate(self.expressions)
+        ]
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,34 @@ class Task:
         """The fields and derivatives that its expressions have."""
         names = {name for code in condition.codes for name in code.co_names}
         return {name: what for name, what in self.derivatives.items() if name in names}
+
+    def values(
+        self,
+        condition: Condition,
+        framework: Any,
+        columns: Sequence[Any],
+        derivative: Callable[[int, tuple[int, ...]], Any],
+    ) -> list[Any]:
+        """What the condition's expressions are, each of shape [N, 1].
+
+        Args:
+            condition: The condition.
+            framework: The module that has ``FUNCTIONS``.
+            columns: The coordinates, shape [N, 1] each.
+            derivative: Gives the derivative of a field along coordinates; () is the field itself.
+        """
+        scope = {name: getattr(framework, name) for name in FUNCTIONS}
+        scope.update(zip(self.coordinates, columns), pi=math.pi)
+        scope.update((name, derivative(*what)) for name, what in self.used_in(condition).items())
+        return [eval(code, scope) for code in condition.codes]
+
+    @property
+    def regions(self) -> list[list[Condition]]:
+        """The conditions at the same points, which share the network's derivatives there."""
+        found: dict[bytes, list[Condition]] = {}
+        for condition in self.conditions:
+            found.setdefault(condition.points.tobytes(), []).append(condition)
+        return list(found.values())
 
     def error(self, predict: Predict) -> float:
         """Relative L2 error, the mean over the fields."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +10,6 @@ from gradnorm_pytorch import GradNormLossWeighter
 from time_to_error_task import EVERY, LEARNING_RATE, Course, Task, main
 
 ALPHA, WEIGHT_LR = 0.12, 0.01  # as in step_cost.py
-FUNCTIONS = {name: getattr(torch, name) for name in ("sin", "cos", "tanh", "exp", "sqrt")}
 
 
 def train(task: Task, contestant: str) -> Course:
@@ -26,30 +24,24 @@ def train(task: Task, contestant: str) -> Course:
         restoring_force_alpha=ALPHA,
         grad_norm_parameters=net[-1].weight,
     )
-    # Conditions at the same points share the network's derivatives there.
-    regions: dict[bytes, list[Any]] = {}
-    for number, condition in enumerate(task.conditions):
-        points = torch.tensor(condition.points, dtype=torch.float32)
-        targets = torch.tensor(condition.targets, dtype=torch.float32)
-        names = list(task.used_in(condition).items())
-        of_region = regions.setdefault(condition.points.tobytes(), [points, []])
-        of_region[1].append((number, condition.codes, targets, names))
+    regions = [
+        (torch.tensor(conditions[0].points, dtype=torch.float32), conditions)
+        for conditions in task.regions
+    ]
+    targets = {c.name: torch.tensor(c.targets, dtype=torch.float32) for c in task.conditions}
 
     def losses() -> list[torch.Tensor]:
-        found: dict[int, torch.Tensor] = {}
-        for points, conditions in regions.values():
-            differentiated = any(path for *_, names in conditions for _, (_, path) in names)
+        found = {}
+        for points, conditions in regions:
+            differentiated = any(
+                path for each in conditions for _, path in task.used_in(each).values()
+            )
             at = points.detach().requires_grad_(differentiated)
-            values = Derivatives(net(at), at)
-            coordinates = {c: at[:, k : k + 1] for k, c in enumerate(task.coordinates)}
-            for number, codes, targets, names in conditions:
-                known = {name: values.of(*what) for name, what in names}
-                scope = {**FUNCTIONS, "pi": np.pi, **coordinates, **known}
-                found[number] = sum(
-                    (eval(code, scope) - targets[:, k : k + 1]).square().mean()
-                    for k, code in enumerate(codes)
-                )
-        return [found[number] for number in range(len(found))]
+            fields, columns = Derivatives(net(at), at), at.split(1, dim=1)
+            for each in conditions:
+                values = torch.cat(task.values(each, torch, columns, fields.of), dim=1)
+                found[each.name] = (values - targets[each.name]).square().mean(dim=0).sum()
+        return [found[condition.name] for condition in task.conditions]
 
     def predict(at: np.ndarray) -> np.ndarray:
         with torch.no_grad():

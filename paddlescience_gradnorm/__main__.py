@@ -8,7 +8,6 @@ prints versions, settings and speed of this installation.
 from __future__ import annotations
 
 import argparse
-import difflib
 import itertools
 import platform
 import re
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import paddlescience_gradnorm
+from paddlescience_gradnorm import _arguments
 from paddlescience_gradnorm.command_line import at_least, non_negative
 
 # What only one command needs is imported by that command.
@@ -69,8 +69,7 @@ class _Parser(argparse.ArgumentParser):
         wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
         if wrong is not None:
             known = re.split(", ?", wrong[2].replace("'", ""))
-            near = difflib.get_close_matches(wrong[1], known, n=1)
-            message += f"; did you mean {near[0]!r}?" if near else ""
+            message += _arguments.did_you_mean(wrong[1], known)
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
@@ -580,8 +579,7 @@ def _rules(text: str) -> list[str]:
     names = list(dict.fromkeys(asked))
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = _arguments.did_you_mean(name, known)
             raise argparse.ArgumentTypeError(
                 f"must name rules of {', '.join(known)}, got {name!r}{hint}"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
 
@@ -47,6 +47,16 @@ def refuse(taker: str, unknown: Mapping[str, Any], known: Callable[..., Any]) ->
             raise TypeError(
                 f"{taker} has no option {name!r}, which is called {_RENAMED[name]!r} now"
             )
-        near = difflib.get_close_matches(name, inspect.signature(known).parameters, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, inspect.signature(known).parameters)
         raise TypeError(f"{taker} has no option {name!r}{hint}")
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The end of an error about a name that is not known; empty if no known name is like it.
+
+    Examples:
+        >>> did_you_mean("relobrallo", ["pinn", "relobralo"]), did_you_mean("x", ["pinn"])
+        ("; did you mean 'relobralo'?", '')
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Union
@@ -95,10 +94,9 @@ def are_equations(
         elif isinstance(equation, str):
             # The name may be of a loss that joins later, so only a close match is a mistake.
             alike = 0.75 if open_ended else 0.6
-            near = difflib.get_close_matches(equation, names, n=1, cutoff=alike)
-            if open_ended and not near:
+            hint = _arguments.did_you_mean(equation, names, cutoff=alike)
+            if open_ended and not hint:
                 continue
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             parts = [name for name in names if name.startswith(f"{equation}.")]
             hint = f"; its losses are {parts}" if parts else hint
             raise ValueError(

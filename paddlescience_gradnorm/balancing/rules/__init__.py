@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import Any
 
+from paddlescience_gradnorm import _arguments
 from paddlescience_gradnorm.balancing.rule import Rule
 from paddlescience_gradnorm.balancing.rules.aligned_mtl import AlignedMTL
 from paddlescience_gradnorm.balancing.rules.augmented_lagrangian import AugmentedLagrangian
@@ -98,9 +98,7 @@ def find_rule(rule: str | Rule | None = None, alpha: float | None = None) -> Rul
         rule = "pinn" if alpha is None else "published"
     if isinstance(rule, str):
         if rule not in RULES:
-            near = difflib.get_close_matches(rule, RULES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            names = ", ".join(map(repr, RULES))
+            names, hint = ", ".join(map(repr, RULES)), _arguments.did_you_mean(rule, RULES)
             raise ValueError(f"rule must be one of {names}, got {rule!r}{hint}")
         return _by_name(rule, alpha)
     if not isinstance(rule, Rule):
