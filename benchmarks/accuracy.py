@@ -23,6 +23,7 @@ import paddle
 from accuracy_balances import BALANCES, TITLES, balanced, renamed, without_aggregators
 from accuracy_networks import wave_net
 
+from paddlescience_gradnorm import GradNorm
 from paddlescience_gradnorm.pde.problems import PROBLEMS
 from paddlescience_gradnorm.pde.problems import problem as problem_of
 from paddlescience_gradnorm.runtime import tune_cpu  # before Paddle multiplies
@@ -120,6 +121,8 @@ def train(run: Run, folder: Path, say: Callable[[float], None], stop: StopOnSign
     class OverTime(paddle.optimizer.lr.LRScheduler):
         def get_lr(self) -> float:
             done = min(1.0, course.seconds() / settings.seconds)
+            if done and isinstance(net, GradNorm):  # what the run will have at this pace
+                net.balancer.total_steps = math.ceil(max(1, self.last_epoch) / done)
             return 0.5 * self.base_lr * (1 + math.cos(math.pi * done))
 
     class Deadline(paddle.callbacks.Callback):

@@ -36,14 +36,14 @@ BALANCES = {
     "original": "original",
     "of": "`of`",
     "of_advised": "`of`, equations named",
-    "of_steps": "`of`, `PinnRule(steps=...)`",
+    "of_early": "`of`, `PinnRule(late=False)`",
     "by_name": "by name",
     "GradNorm": "its GradNorm",
     "Relobralo": "its Relobralo",
     "NTK": "its NTK",
 }
 # In the table the default comes first.
-COLUMNS = ("of", "of_advised", "of_steps", "by_name", "original", "GradNorm", "Relobralo", "NTK")
+COLUMNS = ("of", "of_advised", "of_early", "by_name", "original", "GradNorm", "Relobralo", "NTK")
 RUN = Path(__file__).with_name("ppsci_examples_run.py")
 
 

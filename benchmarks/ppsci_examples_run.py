@@ -42,23 +42,17 @@ def count_losses(constraint: dict[str, Any]) -> int:
     return len({name for each in constraint.values() for name in each.output_keys})
 
 
-def steps_of(given: dict[str, Any]) -> int:
-    """Of the training of a Solver that has been made with these arguments."""
-    of = given["cfg"].TRAIN if given["cfg"] is not None else given
-    return int(of["epochs"]) * int(of["iters_per_epoch"])
-
-
 def balance_named(name: str, advised: tuple[str, ...]) -> Build | None:
-    """Builds the aggregator from model, constraints, equations, update_freq and steps."""
+    """Builds the aggregator from model, constraints, equations and update_freq."""
     return {
         "original": None,
-        "of": lambda m, c, e, f, n: GradNormAggregator.of(m, c, e),
-        "of_advised": lambda m, c, e, f, n: GradNormAggregator.of(m, c, e, equations=list(advised)),
-        "of_steps": lambda m, c, e, f, n: GradNormAggregator.of(m, c, e, rule=PinnRule(steps=n)),
-        "by_name": lambda m, c, e, f, n: GradNormAggregator(m),
-        "GradNorm": lambda m, c, e, f, n: mtl.GradNorm(m, count_losses(c), f),
-        "Relobralo": lambda m, c, e, f, n: mtl.Relobralo(count_losses(c)),
-        "NTK": lambda m, c, e, f, n: mtl.NTK(m, count_losses(c), f),
+        "of": lambda m, c, e, f: GradNormAggregator.of(m, c, e),
+        "of_advised": lambda m, c, e, f: GradNormAggregator.of(m, c, e, equations=list(advised)),
+        "of_early": lambda m, c, e, f: GradNormAggregator.of(m, c, e, rule=PinnRule(late=False)),
+        "by_name": lambda m, c, e, f: GradNormAggregator(m),
+        "GradNorm": lambda m, c, e, f: mtl.GradNorm(m, count_losses(c), f),
+        "Relobralo": lambda m, c, e, f: mtl.Relobralo(count_losses(c)),
+        "NTK": lambda m, c, e, f: mtl.NTK(m, count_losses(c), f),
     }[name]
 
 
@@ -84,9 +78,7 @@ class Recorder:
             given = bound.arguments
             constraint, aggregator = given["constraint"], None
             if constraint and self.build:
-                aggregator = self._aggregator(
-                    given["model"], constraint, given["equation"], steps_of(given)
-                )
+                aggregator = self._aggregator(given["model"], constraint, given["equation"])
                 kwargs["loss_aggregator"] = aggregator
             original_init(solver, *args, **kwargs)
             if aggregator is not None and self.is_by_name:
@@ -119,11 +111,11 @@ class Recorder:
         # A checkpoint after every epoch would take longer than the epoch, if that is one step.
         save_load.save_checkpoint = lambda *args, **kwargs: None
 
-    def _aggregator(self, model: Any, constraint: Any, equation: Any, steps: int) -> Any:
+    def _aggregator(self, model: Any, constraint: Any, equation: Any) -> Any:
         """The same one for a second Solver with the same constraints."""
         key = tuple(id(each) for each in constraint.values())
         if key not in self._aggregators:
-            built = self.build(model, constraint, equation or {}, self.update_freq, steps)
+            built = self.build(model, constraint, equation or {}, self.update_freq)
             self._aggregators[key] = built, constraint
         return self._aggregators[key][0]
 

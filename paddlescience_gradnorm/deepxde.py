@@ -56,10 +56,11 @@ def balance(
     """Let a DeepXDE model learn the weights of its losses.
 
     Call it once, after the first ``model.compile(...)``. From then on ``model.train`` balances the
-    losses. What DeepXDE prints, records and plots are the unweighted losses. A later
-    ``model.compile`` keeps the weights: Adam goes on learning them, and for L-BFGS they are fixed.
-    ``model.save`` and ``model.restore`` take the weights along. A model that has been restored
-    before is restored once more after this call, because DeepXDE alone skips the weights.
+    losses. Its ``iterations`` tell how long the run is. What DeepXDE prints, records and plots are
+    the unweighted losses. A later ``model.compile`` keeps the weights: Adam goes on learning them,
+    and for L-BFGS they are fixed. ``model.save`` and ``model.restore`` take the weights along. A
+    model that has been restored before is restored once more after this call, because DeepXDE alone
+    skips the weights.
 
     The model's data say which losses are equations: what the ``pde`` returns. All boundary,
     initial and point-set conditions are conditions. If ``compile`` was given ``loss_weights``, the
@@ -75,7 +76,7 @@ def balance(
         shared: The shared parameters, as for ``GradNorm``. If the rule asks for the last shared
             layer, it is found in ``FNN``, ``PFNN`` and ``MsFFN``.
         **options: Options of ``LossBalancer``: ``alpha``, ``weight_lr``, ``update_every``,
-            ``warmup_steps``, ``weight_attr``, ``floor``.
+            ``warmup_steps``, ``weight_attr``, ``floor``, ``total_steps``.
 
     Returns:
         What there is to know about the weights. It is ``model.balance`` too.
@@ -272,6 +273,14 @@ class _BalancedModel(dde.Model):
     """What a balanced model does in another way than its class, which is the next base."""
 
     balance: Balance
+
+    def train(self, *arguments: Any, **keywords: Any) -> Any:
+        given = inspect.signature(super().train).bind(*arguments, **keywords).arguments
+        steps = given.get("iterations", given.get("epochs"))  # DeepXDE's old name
+        if steps is not None:  # L-BFGS needs none
+            balancer = self.balance.balancer
+            balancer._schedule.plan(balancer.step_count.item() + steps)
+        return super().train(*arguments, **keywords)
 
     def compile(self, *arguments: Any, **keywords: Any) -> None:
         given = inspect.signature(super().compile).bind(*arguments, **keywords).arguments

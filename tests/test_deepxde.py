@@ -133,6 +133,18 @@ def test_the_model_trains_as_a_loop_with_a_balancer_does():
         np.testing.assert_allclose(ours, its.numpy(), rtol=1e-4, atol=1e-6)
 
 
+def test_train_tells_the_balancer_how_long_the_run_is():
+    model = compiled()
+    balancer = balance(model).balancer
+    trained(model, 20)
+    assert balancer.total_steps == 20 and balancer.last_measurement.progress == 10 / 20
+    model.train(iterations=30, verbose=0)
+    assert balancer.total_steps == 50
+    given = balance(compiled(), total_steps=400).balancer
+    trained(model, 5)
+    assert given.total_steps == 400
+
+
 def test_with_frozen_weights_of_1_the_model_trains_as_deepxde_does():
     model = compiled(plane_data(in_plane()), fnn(2))
     balance(model).balancer.freeze()

@@ -26,7 +26,11 @@ _REMEDIES = {
 
 
 def announcement(
-    rule: Rule, update_every: int, names: Sequence[str], are_equations: Sequence[bool]
+    rule: Rule,
+    update_every: int,
+    names: Sequence[str],
+    are_equations: Sequence[bool],
+    total_steps: int | None = None,
 ) -> str:
     """What a balancer is about to do: its rule, its pace, the losses, and the effect on them.
 
@@ -35,6 +39,7 @@ def announcement(
         update_every: Number of steps from one update to the next.
         names: Names of the losses; those that are not known yet may be missing from the end.
         are_equations: Which losses are residuals of equations.
+        total_steps: Number of steps of the run; None if it is not known.
     """
     kinds = dict(zip(names, are_equations))
     groups = [("losses", list(kinds), "")]
@@ -43,7 +48,7 @@ def announcement(
         conditions = [name for name, is_one in kinds.items() if not is_one]
         # A rule treats them alike if all are of one kind.
         alike = not (equations and conditions)
-        of_equations, of_conditions = ("", "") if alike else rule.effects
+        of_equations, of_conditions = ("", "") if alike else rule.effects(total_steps)
         groups = [
             ("equations", equations, of_equations),
             ("conditions", conditions, of_conditions),

@@ -54,6 +54,7 @@ class Run:
             "last": {
                 "step": last.step,
                 "rate": last.rate,
+                "progress": last.progress,
                 "losses": last.losses,
                 "gram": np.full([n_loss, n_loss], np.nan) if last.gram is None else last.gram,
                 "equations": last.equations.tolist(),

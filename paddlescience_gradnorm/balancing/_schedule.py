@@ -1,4 +1,4 @@
-"""When the weights are updated, and which losses an update has missed."""
+"""When the weights are updated, how far the run is, and which losses an update has missed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, MutableSequence, Sequence
 
 import paddle
 
-from paddlescience_gradnorm import _paddle
+from paddlescience_gradnorm import _arguments, _paddle
 from paddlescience_gradnorm.balancing import _ranks
 from paddlescience_gradnorm.balancing._faults import FaultReporter
 from paddlescience_gradnorm.balancing._update import Update, smallest_loss
@@ -32,6 +32,8 @@ class Schedule:
 
     Attributes:
         frozen: Whether there are no updates at all.
+        total_steps: Number of steps of the run, from the first to the last that are planned; None
+            if it is not known.
         knows_steps: Whether the caller makes sure that each step calls once, even with L-BFGS.
         makes_up: Whether the step is updated only for losses that an update found empty.
         left_out: The losses that the last update could not balance: name -> the first step of
@@ -39,6 +41,8 @@ class Schedule:
     """
 
     def __init__(self, rule: Rule, faults: FaultReporter) -> None:
+        self.total_steps: int | None = None
+        self._is_given = False  # by the user
         self.frozen = self.knows_steps = self.makes_up = False
         self.left_out: dict[str, tuple[int, str]] = {}
         self._rule, self._faults = rule, faults
@@ -90,6 +94,24 @@ class Schedule:
             # If only a later micro-batch of the last step had the loss, this step makes up for it.
             self._due = self.makes_up = self._has_missed(losses, missed) or seen_too_late
         return self._due
+
+    def give(self, total_steps: int | None) -> None:
+        """Set the number of steps by the user; None for none."""
+        if total_steps is not None:
+            _arguments.integer("total_steps", total_steps, at_least=1)
+        self.total_steps, self._is_given = total_steps, total_steps is not None
+
+    def plan(self, total_steps: int | None) -> None:
+        """Take over how many steps the run will have had at its end, unless the user said so.
+
+        What drives a run calls this at its begin. None means that it does not know.
+        """
+        if not self._is_given:
+            self.total_steps = total_steps
+
+    def progress(self, step: int) -> float:
+        """Share of the run that is over before this step, from 0 to 1; NaN if not known."""
+        return math.nan if self.total_steps is None else min(1.0, step / self.total_steps)
 
     def only(self, missed: Sequence[int]) -> list[bool] | None:
         """For each loss whether this update may balance it; None if it may balance all."""

@@ -69,6 +69,10 @@ class LossBalancer(PreciseLayer):
             ``boundary``; if one of them leaves doubt, the first step raises an error.
         absent: What happens if a dict lacks a loss. ``"error"`` raises an error. ``"skip"`` leaves
             the loss out of this step; then losses may also join later, up to ``n_loss``.
+        total_steps: Number of steps of the whole run, at least 1. ``"pinn"`` gives conditions
+            their lead late in the run, if it knows how long that is. A ``Trainer``, a Solver and
+            DeepXDE's ``model.train`` tell it. In a loop of your own pass it here. By default the
+            lead acts from the start there.
         **unknown: Not accepted; the error suggests the option that was meant.
 
     Raises:
@@ -106,6 +110,7 @@ class LossBalancer(PreciseLayer):
         rule: Union[str, Rule, None] = None,
         equations: Sequence[Union[int, str]] | None = None,
         absent: str = "error",
+        total_steps: int | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -134,6 +139,7 @@ class LossBalancer(PreciseLayer):
         self._remembered: tuple[str, ...] = ()
         self._faults = FaultReporter("it is left out of the balancing while this lasts")
         self._schedule = Schedule(self.rule, self._faults)
+        self._schedule.give(total_steps)
         self._run = Run.before_a_step(LossOrder(0))
         if self.n_loss is not None:
             self._make_weights(initial_weights(weight_attr, self.n_loss, self.floor, self.rule))
@@ -370,6 +376,18 @@ class LossBalancer(PreciseLayer):
     def alpha(self) -> float | None:
         """The rule's strength of the pull towards equal training rates; None if it has none."""
         return getattr(self.rule, "alpha", None)
+
+    @property
+    def total_steps(self) -> int | None:
+        """Number of steps of the whole run; None if it is not known.
+
+        A number that you give, here or at first, stays. None asks for that of the next ``fit``.
+        """
+        return self._schedule.total_steps
+
+    @total_steps.setter
+    def total_steps(self, total_steps: int | None) -> None:
+        self._schedule.give(total_steps)
 
     @property
     def rule_state(self) -> dict[str, np.ndarray]:
@@ -648,7 +666,9 @@ class LossBalancer(PreciseLayer):
             if first is not None:
                 overwrite(self.loss_weights, first)
         self._run.equations, self._run.names = np.array(are_equations), order.names
-        _log.info("%s", announcement(self.rule, self.update_every, known, are_equations))
+        total_steps = self._schedule.total_steps
+        said = announcement(self.rule, self.update_every, known, are_equations, total_steps)
+        _log.info("%s", said)
 
     def _end(
         self,
@@ -723,6 +743,7 @@ class LossBalancer(PreciseLayer):
             interval=self.update_every,
             rate=rate,
             floor=self.floor,
+            progress=self._schedule.progress(step),
         )
         update = updated(
             self.rule,

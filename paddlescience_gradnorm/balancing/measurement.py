@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -39,6 +40,8 @@ class Measurement:
         interval: Number of steps from one update to the next, at least 1.
         rate: Learning rate of this update: the balancer's ``weight_lr``, with its warm-up.
         floor: The smallest weight allowed.
+        progress: Share of the run that is over, from 0 to 1; NaN if nobody has said how many steps
+            it has.
 
     Examples:
         >>> measured = Measurement(np.array([1.0, 2.0]), gram=np.array([[4.0, -3.0], [-3.0, 9.0]]))
@@ -58,6 +61,7 @@ class Measurement:
     interval: int = 1
     rate: float = 0.01
     floor: float = 1e-3
+    progress: float = math.nan
 
     def __post_init__(self) -> None:
         if len(self.equations) != len(self.losses):

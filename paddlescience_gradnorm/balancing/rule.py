@@ -55,9 +55,12 @@ class Rule(ABC):
         """Whether a loss at or below zero is left out, such as because the rule forms ratios."""
         return False
 
-    @property
-    def effects(self) -> tuple[str, str]:
-        """What the rule does to equations and to conditions, for the log: two predicates."""
+    def effects(self, total_steps: int | None = None) -> tuple[str, str]:
+        """What the rule does to equations and to conditions, for the log: two predicates.
+
+        Args:
+            total_steps: Number of steps of the run; None if it is not known.
+        """
         return "", ""
 
     def start(self, n_loss: int) -> RuleState:

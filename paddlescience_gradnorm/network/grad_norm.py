@@ -75,7 +75,7 @@ class GradNorm(NetworkBase):
             such as ``"pinn"``, GradNorm always steps them itself, by default at 0.01.
         rule: ``"published"``, ``"pinn"``, or a ``Rule``, which may be your own.
         **options: Further options of ``LossBalancer``: ``equations``, ``absent``,
-            ``update_every``, ``warmup_steps``, ``floor``.
+            ``update_every``, ``warmup_steps``, ``floor``, ``total_steps``.
 
     Raises:
         TypeError: An argument is of the wrong type, such as a ``net`` that is not a layer or that

@@ -22,6 +22,7 @@ from paddlescience_gradnorm.network._shared_layer import find_shared
 from paddlescience_gradnorm.ppsci._constraints import SolverLosses, check_constraints
 from paddlescience_gradnorm.ppsci._solver_log import SolverLog, plot_weights, said_by_the_solver
 from paddlescience_gradnorm.ppsci._total import Total, with_gradient
+from paddlescience_gradnorm.ppsci._training import planned_steps, training_solver
 
 # Options of PaddleScience's aggregators that ours does not have, and what to write instead.
 _THEIR_OPTIONS = {
@@ -47,6 +48,8 @@ class GradNormAggregator(LossAggregator):
     goes by the names of the other losses. If a loss is still in doubt, the first step raises an
     error that names it.
 
+    ``PinnRule`` also wants to know how long the run is. The Solver's epochs tell it.
+
     With ``update_freq`` the weights stay fixed while gradients accumulate. Then they take one
     step, from the means over all micro-batches. With L-BFGS they stay fixed within each step of
     the optimizer, and each evaluation of the losses counts as a step towards the next update.
@@ -63,9 +66,10 @@ class GradNormAggregator(LossAggregator):
         shared: The shared parameters, as for ``GradNorm``.
         *positional: Not accepted; the error says what to write.
         **options: Options of ``LossBalancer``: ``rule``, ``equations``, ``weight_lr``,
-            ``update_every``, ``warmup_steps``, ``weight_attr``, ``floor``, ``absent``. With the
-            paper's rule and ``weight_lr=None`` the Solver's optimizer steps the weights: build it
-            as ``ppsci.optimizer.Adam(1e-3)((model, aggregator.balancer))``.
+            ``update_every``, ``warmup_steps``, ``weight_attr``, ``floor``, ``absent``,
+            ``total_steps``. With the paper's rule and ``weight_lr=None`` the Solver's optimizer
+            steps the weights: build it as
+            ``ppsci.optimizer.Adam(1e-3)((model, aggregator.balancer))``.
 
     Raises:
         TypeError: An argument is of the wrong type, or missing.
@@ -284,6 +288,10 @@ class GradNormAggregator(LossAggregator):
                 weights have never moved.
         """
         is_first = not self.names
+        if self._last_step is None or (step is not None and step < self._last_step):
+            solver = training_solver(self)
+            if solver is not None:
+                self.balancer._schedule.plan(planned_steps(solver, self.balancer))
         losses = self._losses.checked(losses, self._log.solver())
         if is_first and losses:
             self._start = self.get_weights()

@@ -218,6 +218,9 @@ class Trainer:
     ) -> History:
         """Train for some epochs more.
 
+        The balancer learns from this how many steps the run will have, unless it was given
+        ``total_steps``. If the number of batches is not known beforehand, neither is that.
+
         Args:
             data: The batches of an epoch, such as a ``paddle.io.DataLoader``. A batch is a list
                 or tuple of the arguments that ``losses`` takes after the network, or the only
@@ -400,6 +403,10 @@ class Trainer:
         first = self._first_epoch
         steps = 1 if data is None else length(data)
         done = self.epoch - first if steps is None else (self.epoch - first) * steps + self._batch
+        if advance is not None and isinstance(self.balancer, LossBalancer):
+            left = None if steps is None else epochs * steps - done
+            count = _paddle.host_count(self.balancer.step_count).value
+            self.balancer._schedule.plan(None if left is None else count + left)
         self._bar = self._progress_bar()
         for callback in self._acting_callbacks():
             if validate is None and isinstance(callback, (EarlyStopping, ReduceLROnPlateau)):

@@ -585,9 +585,31 @@ def test_one_line_is_logged_on_the_first_update(fc_net, make_losses, caplog):
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("loss weights by PinnRule(), updated every 2 steps: ")
     assert line.endswith(
-        "equations 'pde' keep weights near 1; conditions 'boundary', 'data' get a lead of 20 and "
-        "weights up to 1000"
+        "equations 'pde' keep weights near 1; conditions 'boundary', 'data' get a lead of 20 from "
+        "the start (late, if you pass total_steps=, the number of steps), weights up to 1000"
     )
+
+
+def test_the_length_of_the_run_is_given_to_the_rule_and_said(fc_net, make_losses, caplog):
+    balancer = LossBalancer(fc_net, 3, equations=["pde"], update_every=2, total_steps=5)
+    seen = [balancer.last_measurement.progress]
+    with caplog.at_level("INFO", "paddlescience_gradnorm"):
+        for step in range(7):
+            balancer.backward(dict(zip(NAMES, make_losses(fc_net, seed=step))))
+            seen.append(balancer.last_measurement.progress)
+    np.testing.assert_array_equal(seen, [np.nan, 0, 0, 0.4, 0.4, 0.8, 0.8, 1])
+    (line,) = caplog.messages
+    assert "a lead of 20 that grows between steps 2 and 4, weights up to 1000" in line
+    assert LossBalancer(fc_net, 3).total_steps is None
+
+
+@pytest.mark.parametrize(
+    "total_steps, error, match",
+    [(0, ValueError, "total_steps must be .* 1, got 0"), (1.5, TypeError, "total_steps .* 1.5")],
+)
+def test_a_number_of_steps_that_is_none_is_named(fc_net, total_steps, error, match):
+    with pytest.raises(error, match=match):
+        LossBalancer(fc_net, total_steps=total_steps)
 
 
 def test_the_line_has_the_options_that_somebody_has_chosen(fc_net, make_losses, caplog):

@@ -142,3 +142,23 @@ def test_an_update_that_makes_up_for_another_starts_no_new_entry():
     update = update_of([0, 0, 1], ["", "is 0", ""])
     account.record(update, measured(1, 0, 1, step=11), NAMES, missed)
     assert account.left_out == {} and missed == NONE
+
+
+def test_progress_is_a_share_of_the_steps_that_are_planned():
+    plan = schedule()
+    assert math.isnan(plan.progress(3))
+    plan.plan(8)
+    assert [plan.progress(step) for step in (0, 2, 8, 9)] == [0, 0.25, 1, 1]
+    plan.plan(None)
+    assert math.isnan(plan.progress(3))
+
+
+def test_a_number_of_steps_by_the_user_stays():
+    plan = schedule()
+    plan.give(10)
+    for planned in (100, None):
+        plan.plan(planned)
+        assert plan.total_steps == 10 and plan.progress(5) == 0.5
+    plan.give(None)
+    plan.plan(20)
+    assert plan.total_steps == 20

@@ -259,7 +259,7 @@ def test_every_balance_trains_and_is_measured(snapshot, tmp_path, examples):
     assert done.returncode == 0, done.stderr
     rows = {(r.example, r.balance): x for r, x in examples.read(work / "runs.jsonl").items()}
     assert [key for key, x in rows.items() if x["fails"]] == []
-    balances = ["original", "of", "of_steps", "by_name", "GradNorm", "Relobralo", "NTK"]
+    balances = ["original", "of", "of_early", "by_name", "GradNorm", "Relobralo", "NTK"]
     assert set(rows) == {("darcy2d", "of"), *(("heat_pinn", name) for name in balances)}
     # Both trainings, with the same aggregator, and the error of the last.
     adam, lbfgs = rows["darcy2d", "of"]["trainings"]

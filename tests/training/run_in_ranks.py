@@ -25,7 +25,9 @@ def main(folder, epochs):
     paddle.set_default_dtype("float64")
     paddle.seed(1 + several)  # of a process that goes on, nothing depends on it
     net = gradnorm.FCNet(2, 1, 3, 8)
-    model = gradnorm.GradNorm(paddle.DataParallel(net) if several else net, update_every=3)
+    model = gradnorm.GradNorm(
+        paddle.DataParallel(net) if several else net, update_every=3, total_steps=20
+    )
     points = np.random.default_rng(0)
 
     def losses(model):

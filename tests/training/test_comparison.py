@@ -105,8 +105,14 @@ def test_the_conflict_is_the_cosine_of_the_losses_gradients(make):
 def test_processes_find_what_this_one_finds(make, tmp_path):
     here = make(folder=tmp_path / "here", seeds=[0])
     apart = make(folder=tmp_path / "apart", seeds=[0], jobs=2)
+    # The processes are tuned, so Paddle may multiply by other kernels there, to other last digits.
     for one, other in zip(here.runs, apart.runs):
-        assert json.dumps(without_times(one)) == json.dumps(without_times(other))
+        for name in ("losses", "loss_curves", "weights"):
+            assert one[name].keys() == other[name].keys()
+            for loss, values in one[name].items():
+                assert other[name][loss] == pytest.approx(values, rel=1e-5)
+        for name in ("balance", "seed", "steps", "diagnosis", "paddle"):
+            assert one[name] == other[name]
 
 
 def test_runs_are_made_once_and_a_changed_problem_anew(make, tmp_path, capsys):

@@ -7,6 +7,7 @@ import paddle
 import pytest
 
 from paddlescience_gradnorm import FCNet, GradNorm, LossBalancer
+from paddlescience_gradnorm.balancing import PinnRule
 from paddlescience_gradnorm.pde.problems import problem
 from paddlescience_gradnorm.training import CheckpointError, Checkpoints, StopOnSignals, Trainer
 from paddlescience_gradnorm.training.history import QUANTITIES
@@ -66,6 +67,39 @@ def test_it_says_what_it_is(fc_net, named_losses):
     )
     trainer.fit()
     assert "1 step, 1 epoch, losses pde, boundary, data; not" in repr(trainer)
+
+
+def test_fit_tells_the_balancer_how_long_the_run_is(tmp_path, fc_net, named_losses):
+    net = GradNorm(fc_net, n_loss=3, equations=["pde"])
+    trainer = Trainer(net, named_losses, adam(net))
+    trainer.fit(epochs=20)
+    assert net.balancer.total_steps == 20 and net.balancer.last_measurement.progress == 10 / 20
+    trainer.fit([3, 1, 2], epochs=4)
+    assert net.balancer.total_steps == 32 and net.balancer.last_measurement.progress == 30 / 32
+
+    class Endless(paddle.io.IterableDataset):
+        def __iter__(self):
+            return iter([np.zeros([])] * 3)
+
+    trainer.fit(paddle.io.DataLoader(Endless(), batch_size=None))
+    assert net.balancer.total_steps is None and np.isnan(net.balancer._schedule.progress(7))
+    trainer.fit_lbfgs(max_iter=1)
+    assert net.balancer.total_steps is None
+
+
+def test_what_a_resumed_run_has_had_counts(tmp_path, fc_net, named_losses):
+    totals = []
+    for stop_at in (7, None):
+        net = GradNorm(copy.deepcopy(fc_net), n_loss=3, equations=["pde"])
+        stop = [] if stop_at is None else [StopAt(stop_at)]
+        trainer = Trainer(net, named_losses, adam(net), callbacks=stop)
+        resume = None if stop_at else "latest"
+        trainer.fit([3, 1, 2], 5, checkpoints=Checkpoints(tmp_path, every=100), resume=resume)
+        totals.append(net.balancer.total_steps)
+    assert totals == [15, 15] and trainer.step == 15
+    given = GradNorm(copy.deepcopy(fc_net), n_loss=3, equations=["pde"], total_steps=99)
+    Trainer(given, named_losses, adam(given)).fit(3)
+    assert given.balancer.total_steps == 99
 
 
 def test_a_second_fit_goes_on(fc_net, named_losses):
@@ -819,7 +853,8 @@ def test_bad_numbers_are_named(fc_net, named_losses, stage, arguments, error, ma
 
 
 def test_diagnosis_of_a_run_is_the_historys_and_the_balancers(fc_net, tmp_path):
-    net = GradNorm(fc_net, n_loss=2, rule="pinn", equations=["pde"], weight_lr=1e-3)
+    rule = PinnRule(late=False)
+    net = GradNorm(fc_net, n_loss=2, rule=rule, equations=["pde"], weight_lr=1e-3)
     x = paddle.rand([8, 2])
 
     def losses(net):
@@ -882,7 +917,7 @@ def test_a_loss_that_is_absent_is_nan_in_the_history(n_loss):
 def test_a_run_whose_number_of_losses_the_first_step_tells_resumes_to_the_last_bit(tmp_path):
     def trainer():
         paddle.seed(0)
-        net = GradNorm(FCNet(2, 1, 2, 8), absent="skip")
+        net = GradNorm(FCNet(2, 1, 2, 8), absent="skip", total_steps=30)
         adam = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
         return Trainer(net, in_turns, adam)
 

@@ -59,8 +59,8 @@ class AugmentedLagrangian(Rule):
         check_share("zeta", self.zeta)
         check_positive("omega", self.omega)
 
-    @property
-    def effects(self) -> tuple[str, str]:
+    def effects(self, total_steps: int | None = None) -> tuple[str, str]:
+        """See ``Rule.effects``."""
         return "keep weights of 1", "are constraints with multipliers that grow"
 
     def start(self, n_loss: int) -> RuleState:

@@ -59,8 +59,8 @@ class DCGD(DirectionRule):
         check_choice("form", self.form, ("center", "proj", "avg"))
         check_not_negative("eps", self.eps)
 
-    @property
-    def effects(self) -> tuple[str, str]:
+    def effects(self, total_steps: int | None = None) -> tuple[str, str]:
+        """See ``Rule.effects``."""
         return "act without conflict with conditions", "act without conflict with equations"
 
     def weigh(

@@ -88,9 +88,9 @@ class Directed(DirectionRule):
     def needs_positive_losses(self) -> bool:
         return self.rule.needs_positive_losses or self.direction.needs_positive_losses
 
-    @property
-    def effects(self) -> tuple[str, str]:
-        return self.rule.effects
+    def effects(self, total_steps: int | None = None) -> tuple[str, str]:
+        """See ``Rule.effects``."""
+        return self.rule.effects(total_steps)
 
     def start(self, n_loss: int) -> RuleState:
         return {

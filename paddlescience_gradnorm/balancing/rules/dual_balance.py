@@ -66,8 +66,8 @@ class DualBalance(Rule):
     def needs_positive_losses(self) -> bool:
         return True
 
-    @property
-    def effects(self) -> tuple[str, str]:
+    def effects(self, total_steps: int | None = None) -> tuple[str, str]:
+        """See ``Rule.effects``."""
         return "keep weights of 1", "share a weight by the size of their gradients"
 
     def start(self, n_loss: int) -> RuleState:

@@ -59,8 +59,8 @@ class LearningRateAnnealing(Rule):
         check_choice("statistic", self.statistic, ("max", "mean"))
         check_not_negative("eps", self.eps)
 
-    @property
-    def effects(self) -> tuple[str, str]:
+    def effects(self, total_steps: int | None = None) -> tuple[str, str]:
+        """See ``Rule.effects``."""
         return "keep weights of 1", "get weights by the size of their gradients"
 
     def weigh(

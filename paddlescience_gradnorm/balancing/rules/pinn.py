@@ -17,7 +17,7 @@ from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import Rule, RuleState
 from paddlescience_gradnorm.balancing.rules._rates import check_alpha, too_small_references
 
-# In which part of a run of ``steps`` the lead grows.
+# In which part of the run the lead grows.
 _LEAD_GROWS = (0.3, 0.8)
 
 
@@ -27,14 +27,18 @@ class PinnRule(Rule):
 
     GradNorm makes the weighted norms w_i ||g_i|| follow r_i ** alpha, so its weights settle in
     proportion to r_i ** alpha / ||g_i||. This rule moves each log w_i towards the logarithm of a
-    target, by rate * clip(log target_i - log w_i, -1, 1). It differs from GradNorm in seven ways:
+    target, by rate * clip(log target_i - log w_i, -1, 1). It differs from GradNorm in eight ways:
 
     - Gradients are taken on all parameters, because an equation's derivatives act on all
       layers and a condition's value mostly on the last.
     - The target is (r_i ** alpha / ||g_i||) ** strength. A strength of 1/3 is a compromise between
       equal norms and equal weights. So a loss with almost no gradient does not get a huge weight.
     - The conditions' targets are multiplied by ``lead``, because the conditions decide which of
-      the equations' many solutions is found.
+      the equations' many solutions is found. The lead comes late: it grows from 1 to ``lead``
+      between 0.3 and 0.8 of the run. So the equations shape the solution first. With a lead from
+      the start, a flow meets the values on its walls by a thin layer, and dies inside.
+    - A norm is the one of the gradient of the root mean square, ||g_i|| / sqrt(L_i). So a loss does
+      not gain weight because it has become small.
     - A condition that is met loses that lead again. Otherwise its weight would grow while its
       gradient vanishes, and would disturb the equations of a beam or of an ordinary
       differential equation.
@@ -64,14 +68,13 @@ class PinnRule(Rule):
             and its loss below ``met`` times the largest that it has been. Then its target falls
             with the square of its loss, but not below 1. A loss in other units never counts as
             met. At least 0. Pass 0 if a condition must keep its lead.
-        steps: Number of steps of the whole run, or None. With it the lead comes late: it grows
-            from 1 to ``lead`` between 0.3 and 0.8 of the run. And norms are those of the
-            gradients of the root mean squares, ||g_i|| / sqrt(L_i), so a loss does not gain
-            weight because it has become small. Pass it for flows, reactions and ordinary
-            differential equations, where a lead from the start does harm.
+        late: Whether the lead comes late, and norms are divided by sqrt(L_i). Both need to know
+            how long the run is. If nobody has said that, or with False, the lead acts from the
+            start, and norms are ||g_i||. Pass False for a single elliptic equation, such as
+            Poisson's or Helmholtz', or if the learning rate never falls.
 
     Raises:
-        TypeError: An argument is not a number.
+        TypeError: An argument is not a number, or ``late`` is not a bool.
         ValueError: An argument is out of range.
 
     Warns:
@@ -95,7 +98,7 @@ class PinnRule(Rule):
     bound: float = 1000.0
     memory: float = 0.99
     met: float = 0.01
-    steps: int | None = None
+    late: bool = True
     update_every: ClassVar[int] = 10
     tells_equations: ClassVar[bool] = True
     fewest_losses: ClassVar[int] = 1
@@ -110,28 +113,37 @@ class PinnRule(Rule):
             raise ValueError(f"bound must be finite and above 1, got {self.bound}")
         if not 0 <= _arguments.number("met", self.met) < math.inf:
             raise ValueError(f"met must be finite and at least 0, got {self.met}")
-        if self.steps is not None:
-            _arguments.integer("steps", self.steps, at_least=1)
+        if not isinstance(self.late, bool):
+            raise TypeError(f"late must be True or False, got {self.late!r}")
         if not 0 <= _arguments.number("memory", self.memory) < 1:
             raise ValueError(f"memory must be at least 0 and below 1, got {self.memory}")
 
     @property
     def needs_positive_losses(self) -> bool:
-        return self.alpha > 0 or self.steps is not None
+        return self.alpha > 0
 
-    @property
-    def effects(self) -> tuple[str, str]:
-        of_conditions = f"get a lead of {self.lead:g} and weights up to {self.bound:g}"
-        if self.steps is not None:
-            first, last = (round(part * self.steps) for part in _LEAD_GROWS)
-            of_conditions += f"; the lead grows between steps {first} and {last}"
-        return "keep weights near 1", of_conditions
+    def effects(self, total_steps: int | None = None) -> tuple[str, str]:
+        """See ``Rule.effects``."""
+        when = "from the start"
+        if self.late and total_steps is None:
+            when += " (late, if you pass total_steps=, the number of steps)"
+        elif self.late and total_steps is not None:
+            first, last = (round(part * total_steps) for part in _LEAD_GROWS)
+            when = f"that grows between steps {first} and {last}"
+        return (
+            "keep weights near 1",
+            f"get a lead of {self.lead:g} {when}, weights up to {self.bound:g}",
+        )
 
-    def _log_lead(self, step: int) -> float:
-        if self.steps is None:
-            return math.log(self.lead)
-        first, last = (part * self.steps for part in _LEAD_GROWS)
-        return math.log(self.lead) * min(max((step - first) / (last - first), 0.0), 1.0)
+    def _comes_late(self, measurement: Measurement) -> bool:
+        return self.late and not math.isnan(measurement.progress)
+
+    def _log_lead(self, measurement: Measurement) -> float:
+        share = 1.0
+        if self._comes_late(measurement):
+            first, last = _LEAD_GROWS
+            share = min(max((measurement.progress - first) / (last - first), 0.0), 1.0)
+        return math.log(self.lead) * share
 
     def start(self, n_loss: int) -> RuleState:
         # An update without an equation uses the unit of the last update that had one.
@@ -152,7 +164,8 @@ class PinnRule(Rule):
             initial.append(average if loss <= 0 else moved if is_average else loss)
 
         logs = [-math.log(norm) for norm in measurement.norms.tolist()]
-        if self.steps is not None:
+        # A loss at or below 0, such as an energy, is no mean square and has no root.
+        if self._comes_late(measurement) and measurement.losses.min() > 0:
             logs = [log + 0.5 * math.log(x) for log, x in zip(logs, measurement.losses.tolist())]
         if self.alpha:
             # The unit cancels the mean by which r_i is divided, so L / L(0) will do. Its logarithm
@@ -175,7 +188,7 @@ class PinnRule(Rule):
             return weights, new_state
         unit = float(log_unit) if leads else sum(logs) / len(logs)
         limit = math.log(self.bound)
-        log_lead = self._log_lead(measurement.step)
+        log_lead = self._log_lead(measurement)
         rate = min(1.0, measurement.rate * measurement.interval)  # 1 goes all the way
         new = []
         for weight, log, is_equation, share in zip(
@@ -234,9 +247,10 @@ class PinnRule(Rule):
         missing = np.abs(np.log(at_rest / weights))
         off_floor = weights > 1.01 * measurement.floor
         # One measurement may be noise, but the weight shows what the earlier ones were. It counts
-        # as far only if it has taken nearly the largest steps from 1 ever since the start.
-        way, steps = np.abs(np.log(weights)), measurement.step + measurement.interval
-        far = (missing > 1) & (way > 0.8 * measurement.rate * steps)
+        # as far only if it has taken nearly the largest steps from 1 for as long as it could.
+        way, steps = np.abs(np.log(weights)), self._steps_of_full_pace(measurement)
+        share = 0.5 if self._comes_late(measurement) else 0.8
+        far = (missing > 1) & (steps > 0) & (way > share * measurement.rate * steps)
         bounded = off_floor & (np.abs(np.log(at_rest)) > 0.99 * limit)
         far, bounded = far & off_floor & ~bounded, bounded & (far | (way > 0.9 * limit))
         bounded &= self._is_out_of_scale(measurement)
@@ -280,6 +294,19 @@ class PinnRule(Rule):
             if np.abs(np.log(at_rest[good] / before)).max() < 1e-6:
                 return at_rest
 
+    def _steps_of_full_pace(self, measurement: Measurement) -> float:
+        """For how many steps a weight on its way to a far target has moved at the largest pace.
+
+        From the start; or from where a lead that comes late has grown to e, because a target within
+        a factor of e lets the weight go more slowly.
+        """
+        steps, progress = measurement.step + measurement.interval, measurement.progress
+        if not self._comes_late(measurement):
+            return steps
+        first, last = _LEAD_GROWS
+        begins = first + (last - first) / max(abs(math.log(self.lead)), 1.0)
+        return steps * max(0.0, 1 - begins / progress) if progress > 0 else 0.0
+
     def _is_out_of_scale(self, measurement: Measurement) -> np.ndarray:
         """Whether a loss is in other units than the equations, boolean, shape [T].
 
@@ -311,7 +338,8 @@ class PinnRule(Rule):
         more = float(f"{way[first[0]] / rate:.2g}")
         remedies = [f"train for {more:.0f} steps more at least"]
         # A rate at which half of the steps so far would have been enough, if it is not too high.
-        faster = 2 * np.abs(np.log(at_rest))[far].max() / steps
+        pace_for = self._steps_of_full_pace(measurement)
+        faster = 2 * np.abs(np.log(at_rest))[far].max() / pace_for
         if 1.5 * rate < faster <= 1 / measurement.interval:
             remedies.insert(more < steps, f"raise weight_lr from {rate:.2g} to {faster:.1g}")
         advice = ", or ".join(remedies)

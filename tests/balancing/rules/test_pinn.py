@@ -152,25 +152,29 @@ def test_what_is_not_met_keeps_its_lead_and_targets_below_1_stay():
 
 
 @pytest.mark.parametrize(
-    "step, share", [(0, 0), (300, 0), (425, 0.25), (550, 0.5), (800, 1), (1000, 1), (9999, 1)]
+    "progress, share", [(0, 0), (0.3, 0), (0.425, 0.25), (0.55, 0.5), (0.8, 1), (1, 1)]
 )
-def test_with_steps_the_lead_grows_between_three_and_eight_tenths_of_the_run(step, share):
-    rule = PinnRule(lead=20.0, steps=1000)
-    weights = many_updates(rule, measured([1, 1], [1, 1], [0], step=step))
-    assert weights == pytest.approx([1, 20.0**share])
+def test_the_lead_grows_between_three_and_eight_tenths_of_the_run(progress, share):
+    late = measured([1, 1], [1, 1], [0], progress=progress)
+    assert many_updates(PinnRule(lead=20.0), late) == pytest.approx([1, 20.0**share])
+    # From the start, if the run's length is not known or nobody wants it late.
+    for rule, now in [(PinnRule(late=False), late), (PinnRule(), measured([1, 1], [1, 1], [0]))]:
+        assert many_updates(rule, now) == pytest.approx([1, 20])
 
 
-def test_with_steps_norms_are_those_of_the_root_mean_squares():
-    rule = PinnRule(strength=0.5, lead=1.0, met=0, steps=1000)
+def test_norms_are_those_of_the_root_mean_squares_if_the_lead_comes_late():
+    rule = PinnRule(strength=0.5, lead=1.0, met=0)
     losses, norms = np.array([4.0, 1.0, 9.0]), np.array([8.0, 1.0, 12.0])
     of_roots = norms / np.sqrt(losses)  # 4, 1, 4
-    weights = many_updates(rule, measured(losses, norms, [0], step=900))
+    weights = many_updates(rule, measured(losses, norms, [0], progress=0.9))
     assert weights == pytest.approx((of_roots[0] / of_roots) ** 0.5)
     # So a condition's weight stays as it is while its residual becomes smaller everywhere.
     smaller = np.array([1.0, 1e-3, 1e-6])
-    later = measured(losses * smaller**2, norms * smaller, [0], step=900)
+    later = measured(losses * smaller**2, norms * smaller, [0], progress=0.9)
     assert many_updates(rule, later) == pytest.approx(weights)
-    assert rule.needs_positive_losses and not PinnRule().needs_positive_losses
+    # A loss at or below 0 has no root, and the norms are those of the losses themselves.
+    energy = measured([-4.0, 1.0, 9.0], norms, [0], progress=0.9)
+    assert many_updates(rule, energy) == pytest.approx((norms[0] / norms) ** 0.5)
 
 
 @pytest.mark.parametrize("equations", [[], [0, 1]])
@@ -368,11 +372,15 @@ def test_what_a_balancer_has_to_know_of_it():
     assert not issubclass(PinnRule, GradientRule)
     assert PinnRule.needs == {"gram"} and PinnRule.update_every == 10
     assert PinnRule.tells_equations and not PinnRule.keeps_sum and PinnRule.fewest_losses == 1
-    of_equations, of_conditions = PinnRule(lead=5.0, bound=50.0).effects
+    rule = PinnRule(lead=5.0, bound=50.0)
+    of_equations, of_conditions = rule.effects(total_steps=1000)
     assert of_equations == "keep weights near 1"
-    assert of_conditions == "get a lead of 5 and weights up to 50"
-    _, of_conditions = PinnRule(steps=1000).effects
-    assert of_conditions.endswith("up to 1000; the lead grows between steps 300 and 800")
+    grows = "get a lead of 5 that grows between steps 300 and 800, weights up to 50"
+    assert of_conditions == grows
+    advice = "(late, if you pass total_steps=, the number of steps)"
+    assert rule.effects()[1] == f"get a lead of 5 from the start {advice}, weights up to 50"
+    for steps in (None, 1000):
+        assert "lead of 20 from the start, weights" in PinnRule(late=False).effects(steps)[1]
     assert PinnRule.on_all_parameters
     assert PinnRule(alpha=1.0).needs_positive_losses and not PinnRule().needs_positive_losses
 
@@ -391,7 +399,6 @@ def test_rules_of_equal_options_are_equal():
         {"strength": 1.01},
         {"strength": np.nan},
         {"lead": 0},
-        {"steps": 0},
         {"lead": np.inf},
         {"bound": 1},
         {"bound": np.inf},
@@ -411,3 +418,5 @@ def test_options_out_of_range(options):
 def test_options_of_another_type(name):
     with pytest.raises(TypeError, match=f"{name} must be a number, got '1'"):
         PinnRule(**{name: "1"})
+    with pytest.raises(TypeError, match="late must be True or False, got 1"):
+        PinnRule(late=1)

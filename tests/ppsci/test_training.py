@@ -1,0 +1,76 @@
+"""What the aggregator finds out about the training of a real Solver."""
+
+import pytest
+
+pytest.importorskip("ppsci", reason="needs PaddleScience: pip install -e '.[ppsci]'")
+
+import ppsci
+import ppsci_problem as problem
+from ppsci_problem import pinn
+
+from paddlescience_gradnorm import LossBalancer
+from paddlescience_gradnorm.ppsci import GradNormAggregator
+from paddlescience_gradnorm.ppsci._training import training_solver
+
+
+@pytest.mark.parametrize(
+    "settings, total",
+    [
+        ({"epochs": 5}, 5),
+        ({"epochs": 4, "iters_per_epoch": 3, "batch": 8}, 12),
+        ({"epochs": 4, "iters_per_epoch": 3, "batch": 8, "update_freq": 2}, 8),
+        ({"epochs": 5, "update_freq": 4}, 5),
+    ],
+)
+def test_the_solver_tells_how_long_the_run_is(solve, solver_log, settings, total):
+    text = solver_log()
+    _, aggregator, _ = solve(pinn(), **settings)
+    balancer = aggregator.balancer
+    assert balancer.total_steps == total == balancer.step_count.item()
+    assert f"that grows between steps {round(0.3 * total)} and {round(0.8 * total)}" in text()
+
+
+def test_each_step_of_lbfgs_counts_as_the_steps_to_an_update(solve):
+    lbfgs = ppsci.optimizer.LBFGS(1.0, max_iter=15)
+    _, aggregator, _ = solve(pinn(update_every=10), optimizer=lbfgs, epochs=6)
+    assert aggregator.balancer.total_steps == 60 == aggregator.balancer.step_count.item()
+
+
+def test_a_resumed_training_has_the_length_of_the_whole(solve, tmp_path):
+    solve(pinn(), epochs=4, save_freq=2)
+    checkpoint = str(tmp_path / "run/checkpoints/epoch_2")
+    _, aggregator, _ = solve(pinn(), epochs=6, checkpoint_path=checkpoint)
+    assert aggregator.balancer.total_steps == 6 == aggregator.balancer.step_count.item()
+
+
+def test_a_second_training_is_added_to_the_first(tmp_path):
+    model, aggregator = None, None
+
+    def known(new):
+        nonlocal model, aggregator
+        if aggregator is None:
+            model, aggregator = new, pinn()(new)
+        return aggregator
+
+    for total in (3, 6):
+        solver, _ = problem.solver(tmp_path, known, lambda new: model or new, epochs=3)
+        solver.train()
+        assert aggregator.balancer.total_steps == total == aggregator.balancer.step_count.item()
+    # L-BFGS ends a run, so the lead of its conditions stays.
+    lbfgs = ppsci.optimizer.LBFGS(1.0, max_iter=2)
+    solver, _ = problem.solver(tmp_path, known, lambda new: model, optimizer=lbfgs, epochs=2)
+    solver.train()
+    assert aggregator.balancer.total_steps == 6
+
+
+def test_in_a_loop_of_ones_own_nobody_knows(fc_net, make_losses):
+    aggregator = GradNormAggregator(fc_net, 3, equations=["pde"])
+    losses = dict(zip(["pde", "bc", "data"], make_losses(fc_net)))
+    aggregator(losses).backward()
+    assert aggregator.balancer.total_steps is None and training_solver(aggregator) is None
+
+
+def test_a_number_by_the_user_stays(solve):
+    _, aggregator, _ = solve(pinn(total_steps=77))
+    assert aggregator.balancer.total_steps == 77
+    assert isinstance(aggregator.balancer, LossBalancer)
