@@ -223,7 +223,9 @@ SICK = {
         ["alone"],
     ),
     "units are wrong": (
-        lambda seed: train("poisson", seed, losses=scaled("pde", 1e7), rule=PinnRule(late=False)),
+        lambda seed: train(
+            "poisson", seed, losses=scaled("pde", 1e7), rule=PinnRule(by_root=False)
+        ),
         ["at bound"],
         ["alone"],
     ),

@@ -59,7 +59,7 @@ class AugmentedLagrangian(Rule):
         check_share("zeta", self.zeta)
         check_positive("omega", self.omega)
 
-    def effects(self, total_steps: int | None = None) -> tuple[str, str]:
+    def effects(self, n_equations: int, total_steps: int | None = None) -> tuple[str, str]:
         """See ``Rule.effects``."""
         return "keep weights of 1", "are constraints with multipliers that grow"
 

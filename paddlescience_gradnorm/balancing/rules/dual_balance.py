@@ -66,7 +66,7 @@ class DualBalance(Rule):
     def needs_positive_losses(self) -> bool:
         return True
 
-    def effects(self, total_steps: int | None = None) -> tuple[str, str]:
+    def effects(self, n_equations: int, total_steps: int | None = None) -> tuple[str, str]:
         """See ``Rule.effects``."""
         return "keep weights of 1", "share a weight by the size of their gradients"
 

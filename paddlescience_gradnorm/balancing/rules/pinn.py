@@ -34,9 +34,10 @@ class PinnRule(Rule):
     - The target is (r_i ** alpha / ||g_i||) ** strength. A strength of 1/3 is a compromise between
       equal norms and equal weights. So a loss with almost no gradient does not get a huge weight.
     - The conditions' targets are multiplied by ``lead``, because the conditions decide which of
-      the equations' many solutions is found. The lead comes late: it grows from 1 to ``lead``
-      between 0.3 and 0.8 of the run. So the equations shape the solution first. With a lead from
-      the start, a flow meets the values on its walls by a thin layer, and dies inside.
+      the equations' many solutions is found. If there are several equations, the lead comes late:
+      it grows from 1 to ``lead`` between 0.3 and 0.8 of the run. So the equations shape the
+      solution first. With a lead from the start, a flow meets the values on its walls by a thin
+      layer, and dies inside.
     - A norm is the one of the gradient of the root mean square, ||g_i|| / sqrt(L_i). So a loss does
       not gain weight because it has become small.
     - A condition that is met loses that lead again. Otherwise its weight would grow while its
@@ -68,13 +69,16 @@ class PinnRule(Rule):
             and its loss below ``met`` times the largest that it has been. Then its target falls
             with the square of its loss, but not below 1. A loss in other units never counts as
             met. At least 0. Pass 0 if a condition must keep its lead.
-        late: Whether the lead comes late, and norms are divided by sqrt(L_i). Both need to know
-            how long the run is. If nobody has said that, or with False, the lead acts from the
-            start, and norms are ||g_i||. Pass False for a single elliptic equation, such as
-            Poisson's or Helmholtz', or if the learning rate never falls.
+        late: Whether the lead comes late. By default it does if there are several equations. It
+            needs to know how long the run is; if nobody has said that, the lead acts from the
+            start. Pass True for a reaction or an ordinary differential equation, and False for
+            several elliptic equations, such as those of elasticity.
+        by_root: Whether norms are divided by sqrt(L_i). Pass False for equations that balance
+            transport and diffusion, such as Burgers', or if you are sure that the problem is
+            elliptic.
 
     Raises:
-        TypeError: An argument is not a number, or ``late`` is not a bool.
+        TypeError: An argument is not a number, or ``late`` or ``by_root`` is no bool.
         ValueError: An argument is out of range.
 
     Warns:
@@ -98,7 +102,8 @@ class PinnRule(Rule):
     bound: float = 1000.0
     memory: float = 0.99
     met: float = 0.01
-    late: bool = True
+    late: bool | None = None
+    by_root: bool = True
     update_every: ClassVar[int] = 10
     tells_equations: ClassVar[bool] = True
     fewest_losses: ClassVar[int] = 1
@@ -113,8 +118,10 @@ class PinnRule(Rule):
             raise ValueError(f"bound must be finite and above 1, got {self.bound}")
         if not 0 <= _arguments.number("met", self.met) < math.inf:
             raise ValueError(f"met must be finite and at least 0, got {self.met}")
-        if not isinstance(self.late, bool):
-            raise TypeError(f"late must be True or False, got {self.late!r}")
+        if not (self.late is None or isinstance(self.late, bool)):
+            raise TypeError(f"late must be True, False or None, got {self.late!r}")
+        if not isinstance(self.by_root, bool):
+            raise TypeError(f"by_root must be True or False, got {self.by_root!r}")
         if not 0 <= _arguments.number("memory", self.memory) < 1:
             raise ValueError(f"memory must be at least 0 and below 1, got {self.memory}")
 
@@ -122,12 +129,12 @@ class PinnRule(Rule):
     def needs_positive_losses(self) -> bool:
         return self.alpha > 0
 
-    def effects(self, total_steps: int | None = None) -> tuple[str, str]:
+    def effects(self, n_equations: int, total_steps: int | None = None) -> tuple[str, str]:
         """See ``Rule.effects``."""
         when = "from the start"
-        if self.late and total_steps is None:
+        if self._is_late(n_equations) and total_steps is None:
             when += " (late, if you pass total_steps=, the number of steps)"
-        elif self.late and total_steps is not None:
+        elif self._is_late(n_equations) and total_steps is not None:
             first, last = (round(part * total_steps) for part in _LEAD_GROWS)
             when = f"that grows between steps {first} and {last}"
         return (
@@ -135,8 +142,12 @@ class PinnRule(Rule):
             f"get a lead of {self.lead:g} {when}, weights up to {self.bound:g}",
         )
 
+    def _is_late(self, n_equations: int) -> bool:
+        return n_equations > 1 if self.late is None else self.late
+
     def _comes_late(self, measurement: Measurement) -> bool:
-        return self.late and not math.isnan(measurement.progress)
+        is_known = not math.isnan(measurement.progress)
+        return is_known and self._is_late(int(measurement.equations.sum()))
 
     def _log_lead(self, measurement: Measurement) -> float:
         share = 1.0
@@ -165,7 +176,7 @@ class PinnRule(Rule):
 
         logs = [-math.log(norm) for norm in measurement.norms.tolist()]
         # A loss at or below 0, such as an energy, is no mean square and has no root.
-        if self._comes_late(measurement) and measurement.losses.min() > 0:
+        if self.by_root and measurement.losses.min() > 0:
             logs = [log + 0.5 * math.log(x) for log, x in zip(logs, measurement.losses.tolist())]
         if self.alpha:
             # The unit cancels the mean by which r_i is divided, so L / L(0) will do. Its logarithm
