@@ -48,9 +48,7 @@ def announcement(
         conditions = [name for name, is_one in kinds.items() if not is_one]
         # A rule treats them alike if all are of one kind.
         alike = not (equations and conditions)
-        of_equations, of_conditions = (
-            ("", "") if alike else rule.effects(len(equations), total_steps)
-        )
+        of_equations, of_conditions = ("", "") if alike else rule.effects(equations, total_steps)
         groups = [
             ("equations", equations, of_equations),
             ("conditions", conditions, of_conditions),

@@ -55,11 +55,11 @@ class Rule(ABC):
         """Whether a loss at or below zero is left out, such as because the rule forms ratios."""
         return False
 
-    def effects(self, n_equations: int, total_steps: int | None = None) -> tuple[str, str]:
+    def effects(self, equations: Sequence[str], total_steps: int | None = None) -> tuple[str, str]:
         """What the rule does to equations and to conditions, for the log: two predicates.
 
         Args:
-            n_equations: Number of equations among the losses.
+            equations: Names of the losses that are equations.
             total_steps: Number of steps of the run; None if it is not known.
         """
         return "", ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,7 +60,7 @@ class AugmentedLagrangian(Rule):
         check_share("zeta", self.zeta)
         check_positive("omega", self.omega)
 
-    def effects(self, n_equations: int, total_steps: int | None = None) -> tuple[str, str]:
+    def effects(self, equations: Sequence[str], total_steps: int | None = None) -> tuple[str, str]:
         """See ``Rule.effects``."""
         return "keep weights of 1", "are constraints with multipliers that grow"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,7 +60,7 @@ class DCGD(DirectionRule):
         check_choice("form", self.form, ("center", "proj", "avg"))
         check_not_negative("eps", self.eps)
 
-    def effects(self, n_equations: int, total_steps: int | None = None) -> tuple[str, str]:
+    def effects(self, equations: Sequence[str], total_steps: int | None = None) -> tuple[str, str]:
         """See ``Rule.effects``."""
         return "act without conflict with conditions", "act without conflict with equations"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -66,7 +67,7 @@ class DualBalance(Rule):
     def needs_positive_losses(self) -> bool:
         return True
 
-    def effects(self, n_equations: int, total_steps: int | None = None) -> tuple[str, str]:
+    def effects(self, equations: Sequence[str], total_steps: int | None = None) -> tuple[str, str]:
         """See ``Rule.effects``."""
         return "keep weights of 1", "share a weight by the size of their gradients"
 

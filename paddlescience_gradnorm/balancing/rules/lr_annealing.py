@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,7 +60,7 @@ class LearningRateAnnealing(Rule):
         check_choice("statistic", self.statistic, ("max", "mean"))
         check_not_negative("eps", self.eps)
 
-    def effects(self, n_equations: int, total_steps: int | None = None) -> tuple[str, str]:
+    def effects(self, equations: Sequence[str], total_steps: int | None = None) -> tuple[str, str]:
         """See ``Rule.effects``."""
         return "keep weights of 1", "get weights by the size of their gradients"
 

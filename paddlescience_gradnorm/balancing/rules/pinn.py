@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from paddlescience_gradnorm import _arguments
+from paddlescience_gradnorm.balancing import _equations
 from paddlescience_gradnorm.balancing._diagnosis import listed
 from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import Rule, RuleState
@@ -19,6 +21,11 @@ from paddlescience_gradnorm.balancing.rules._rates import check_alpha, too_small
 
 # In which part of the run the lead grows.
 _LEAD_GROWS = (0.3, 0.8)
+
+
+@functools.lru_cache(maxsize=1000)
+def _says_condition(name: str) -> bool:
+    return _equations.is_equation(name) is False
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,11 @@ class PinnRule(Rule):
             and its loss below ``met`` times the largest that it has been. Then its target falls
             with the square of its loss, but not below 1. A loss in other units never counts as
             met. At least 0. Pass 0 if a condition must keep its lead.
-        late: Whether the lead comes late. By default it does if there are several equations. It
-            needs to know how long the run is; if nobody has said that, the lead acts from the
-            start. Pass True for a reaction or an ordinary differential equation, and False for
-            several elliptic equations, such as those of elasticity.
+        late: Whether the lead comes late. By default it does if there are several equations. (A
+            loss among them whose name says otherwise, such as ``data``, does not count.) The lead
+            needs to know how long the run is; if nobody has said that, it acts from the start.
+            Pass True for a reaction or an ordinary differential equation, and False for several
+            elliptic equations, such as those of elasticity.
         by_root: Whether norms are divided by sqrt(L_i). Pass False for equations that balance
             transport and diffusion, such as Burgers', or if you are sure that the problem is
             elliptic.
@@ -129,12 +137,12 @@ class PinnRule(Rule):
     def needs_positive_losses(self) -> bool:
         return self.alpha > 0
 
-    def effects(self, n_equations: int, total_steps: int | None = None) -> tuple[str, str]:
+    def effects(self, equations: Sequence[str], total_steps: int | None = None) -> tuple[str, str]:
         """See ``Rule.effects``."""
         when = "from the start"
-        if self._is_late(n_equations) and total_steps is None:
+        if self._is_late(equations) and total_steps is None:
             when += " (late, if you pass total_steps=, the number of steps)"
-        elif self._is_late(n_equations) and total_steps is not None:
+        elif self._is_late(equations) and total_steps is not None:
             first, last = (round(part * total_steps) for part in _LEAD_GROWS)
             when = f"that grows between steps {first} and {last}"
         return (
@@ -142,12 +150,17 @@ class PinnRule(Rule):
             f"get a lead of {self.lead:g} {when}, weights up to {self.bound:g}",
         )
 
-    def _is_late(self, n_equations: int) -> bool:
-        return n_equations > 1 if self.late is None else self.late
+    def _is_late(self, equations: Sequence[str]) -> bool:
+        if self.late is not None:
+            return self.late
+        # Noisy data may be among the equations, so that they have no lead.
+        return sum(not _says_condition(name) for name in equations) > 1
 
     def _comes_late(self, measurement: Measurement) -> bool:
-        is_known = not math.isnan(measurement.progress)
-        return is_known and self._is_late(int(measurement.equations.sum()))
+        if math.isnan(measurement.progress):
+            return False
+        names = measurement.names or ("",) * len(measurement.losses)
+        return self._is_late([n for n, is_one in zip(names, measurement.equations) if is_one])
 
     def _log_lead(self, measurement: Measurement) -> float:
         share = 1.0

@@ -167,6 +167,9 @@ def test_the_lead_grows_between_three_and_eight_tenths_of_the_run(progress, shar
     unknown = measured(ones, ones, [0, 1])
     for rule, now in [(PinnRule(), one), (PinnRule(late=False), several), (PinnRule(), unknown)]:
         assert many_updates(rule, now)[-1] == pytest.approx(20)
+    # Noisy data among the equations are no second equation.
+    noisy = measured(ones, ones, [0, 1], progress=progress, names=("pde", "data", "bc"))
+    assert many_updates(PinnRule(), noisy) == pytest.approx([1, 1, 20])
 
 
 def test_norms_are_those_of_the_root_mean_squares():
@@ -382,16 +385,17 @@ def test_what_a_balancer_has_to_know_of_it():
     assert not issubclass(PinnRule, GradientRule)
     assert PinnRule.needs == {"gram"} and PinnRule.update_every == 10
     assert PinnRule.tells_equations and not PinnRule.keeps_sum and PinnRule.fewest_losses == 1
-    rule = PinnRule(lead=5.0, bound=50.0)
-    of_equations, of_conditions = rule.effects(2, total_steps=1000)
+    rule, two = PinnRule(lead=5.0, bound=50.0), ["momentum_x", "momentum_y"]
+    of_equations, of_conditions = rule.effects(two, total_steps=1000)
     assert of_equations == "keep weights near 1"
     grows = "get a lead of 5 that grows between steps 300 and 800, weights up to 50"
     assert of_conditions == grows
     advice = "(late, if you pass total_steps=, the number of steps)"
-    assert rule.effects(2)[1] == f"get a lead of 5 from the start {advice}, weights up to 50"
+    assert rule.effects(two)[1] == f"get a lead of 5 from the start {advice}, weights up to 50"
     for steps in (None, 1000):
-        assert "lead of 20 from the start, weights" in PinnRule(late=False).effects(2, steps)[1]
-        assert "lead of 20 from the start, weights" in PinnRule().effects(1, steps)[1]
+        assert "lead of 20 from the start, weights" in PinnRule(late=False).effects(two, steps)[1]
+        for one in (["pde"], ["pde", "data"]):
+            assert "lead of 20 from the start, weights" in PinnRule().effects(one, steps)[1]
     assert PinnRule.on_all_parameters
     assert PinnRule(alpha=1.0).needs_positive_losses and not PinnRule().needs_positive_losses
 
