@@ -45,8 +45,8 @@ class PinnRule(Rule):
       of the run; if there are several equations, between 0.3 and 0.8 of it. So the equations shape
       the solution first. With a lead from the start, a flow meets the values on its walls by a
       thin layer, and dies inside.
-    - A norm is the one of the gradient of the root mean square, ||g_i|| / sqrt(L_i). So a loss does
-      not gain weight because it has become small.
+    - ||g_i|| / sqrt(L_i) stands for ||g_i||. Up to a factor of 2 it is the norm of the gradient of
+      the root mean square. So a loss does not gain weight because it has become small.
     - A condition that is met loses that lead again. Otherwise its weight would grow while its
       gradient vanishes, and would disturb the equations of a beam or of an ordinary
       differential equation.
@@ -82,9 +82,9 @@ class PinnRule(Rule):
             between 0.3 and 0.8 in any case. With False, or if nobody has said how long the run is,
             the whole lead acts from the start. Pass False if you are sure that the problem is
             elliptic.
-        by_root: Whether norms are divided by sqrt(L_i). Pass False for equations that balance
-            transport and diffusion, such as Burgers', or if you are sure that the problem is
-            elliptic.
+        by_root: Whether norms are divided by sqrt(L_i). Pass False, and ``late=False``, for
+            Burgers' equation or if you are sure that the problem is elliptic: the gain is larger
+            then. A loss at or below 0 has no root; while there is one, norms are not divided.
 
     Raises:
         TypeError: An argument is not a number, or ``late`` or ``by_root`` is no bool.
