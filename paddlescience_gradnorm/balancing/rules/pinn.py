@@ -19,8 +19,8 @@ from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import Rule, RuleState
 from paddlescience_gradnorm.balancing.rules._rates import check_alpha, too_small_references
 
-# In which part of the run the lead grows.
-_LEAD_GROWS = (0.3, 0.8)
+# In which part of the run the lead grows, with one equation and with several.
+_WITH_ONE, _WITH_SEVERAL = (0.0, 0.5), (0.3, 0.8)
 
 
 @functools.lru_cache(maxsize=1000)
@@ -41,10 +41,10 @@ class PinnRule(Rule):
     - The target is (r_i ** alpha / ||g_i||) ** strength. A strength of 1/3 is a compromise between
       equal norms and equal weights. So a loss with almost no gradient does not get a huge weight.
     - The conditions' targets are multiplied by ``lead``, because the conditions decide which of
-      the equations' many solutions is found. If there are several equations, the lead comes late:
-      it grows from 1 to ``lead`` between 0.3 and 0.8 of the run. So the equations shape the
-      solution first. With a lead from the start, a flow meets the values on its walls by a thin
-      layer, and dies inside.
+      the equations' many solutions is found. The lead grows from 1 to ``lead`` over the first half
+      of the run; if there are several equations, between 0.3 and 0.8 of it. So the equations shape
+      the solution first. With a lead from the start, a flow meets the values on its walls by a
+      thin layer, and dies inside.
     - A norm is the one of the gradient of the root mean square, ||g_i|| / sqrt(L_i). So a loss does
       not gain weight because it has become small.
     - A condition that is met loses that lead again. Otherwise its weight would grow while its
@@ -76,11 +76,12 @@ class PinnRule(Rule):
             and its loss below ``met`` times the largest that it has been. Then its target falls
             with the square of its loss, but not below 1. A loss in other units never counts as
             met. At least 0. Pass 0 if a condition must keep its lead.
-        late: Whether the lead comes late. By default it does if there are several equations. (A
-            loss among them whose name says otherwise, such as ``data``, does not count.) The lead
-            needs to know how long the run is; if nobody has said that, it acts from the start.
-            Pass True for a reaction or an ordinary differential equation, and False for several
-            elliptic equations, such as those of elasticity.
+        late: When the lead comes. By default it grows over the first half of the run if there is
+            one equation, and between 0.3 and 0.8 of the run if there are several. (A loss among
+            them whose name says otherwise, such as ``data``, does not count.) With True it is
+            between 0.3 and 0.8 in any case. With False, or if nobody has said how long the run is,
+            the whole lead acts from the start. Pass False if you are sure that the problem is
+            elliptic.
         by_root: Whether norms are divided by sqrt(L_i). Pass False for equations that balance
             transport and diffusion, such as Burgers', or if you are sure that the problem is
             elliptic.
@@ -140,32 +141,33 @@ class PinnRule(Rule):
     def effects(self, equations: Sequence[str], total_steps: int | None = None) -> tuple[str, str]:
         """See ``Rule.effects``."""
         when = "from the start"
-        if self._is_late(equations) and total_steps is None:
-            when += " (late, if you pass total_steps=, the number of steps)"
-        elif self._is_late(equations) and total_steps is not None:
-            first, last = (round(part * total_steps) for part in _LEAD_GROWS)
+        if self.late is not False and total_steps is None:
+            when += " (later, if you pass total_steps=, the number of steps)"
+        elif self.late is not False and total_steps is not None:
+            first, last = (round(part * total_steps) for part in self._grows(equations))
             when = f"that grows between steps {first} and {last}"
         return (
             "keep weights near 1",
             f"get a lead of {self.lead:g} {when}, weights up to {self.bound:g}",
         )
 
-    def _is_late(self, equations: Sequence[str]) -> bool:
-        if self.late is not None:
-            return self.late
+    def _grows(self, equations: Sequence[str]) -> tuple[float, float]:
+        """In which part of a run with these equations the lead grows."""
         # Noisy data may be among the equations, so that they have no lead.
-        return sum(not _says_condition(name) for name in equations) > 1
+        several = sum(not _says_condition(name) for name in equations) > 1
+        return _WITH_SEVERAL if self.late or several else _WITH_ONE
 
-    def _comes_late(self, measurement: Measurement) -> bool:
-        if math.isnan(measurement.progress):
-            return False
+    def _growth(self, measurement: Measurement) -> tuple[float, float] | None:
+        """In which part of the run the lead grows; None if it acts from the start."""
+        if self.late is False or math.isnan(measurement.progress):
+            return None
         names = measurement.names or ("",) * len(measurement.losses)
-        return self._is_late([n for n, is_one in zip(names, measurement.equations) if is_one])
+        return self._grows([n for n, is_one in zip(names, measurement.equations) if is_one])
 
     def _log_lead(self, measurement: Measurement) -> float:
-        share = 1.0
-        if self._comes_late(measurement):
-            first, last = _LEAD_GROWS
+        growth, share = self._growth(measurement), 1.0
+        if growth is not None:
+            first, last = growth
             share = min(max((measurement.progress - first) / (last - first), 0.0), 1.0)
         return math.log(self.lead) * share
 
@@ -273,7 +275,7 @@ class PinnRule(Rule):
         # One measurement may be noise, but the weight shows what the earlier ones were. It counts
         # as far only if it has taken nearly the largest steps from 1 for as long as it could.
         way, steps = np.abs(np.log(weights)), self._steps_of_full_pace(measurement)
-        share = 0.5 if self._comes_late(measurement) else 0.8
+        share = 0.8 if self._growth(measurement) is None else 0.5
         far = (missing > 1) & (steps > 0) & (way > share * measurement.rate * steps)
         bounded = off_floor & (np.abs(np.log(at_rest)) > 0.99 * limit)
         far, bounded = far & off_floor & ~bounded, bounded & (far | (way > 0.9 * limit))
@@ -321,15 +323,15 @@ class PinnRule(Rule):
     def _steps_of_full_pace(self, measurement: Measurement) -> float:
         """For how many steps a weight on its way to a far target has moved at the largest pace.
 
-        From the start; or from where a lead that comes late has grown to e, because a target within
-        a factor of e lets the weight go more slowly.
+        From the start; or from where a lead that grows has reached e, because a target within a
+        factor of e lets the weight go more slowly.
         """
-        steps, progress = measurement.step + measurement.interval, measurement.progress
-        if not self._comes_late(measurement):
+        steps, growth = measurement.step + measurement.interval, self._growth(measurement)
+        if growth is None:
             return steps
-        first, last = _LEAD_GROWS
+        first, last = growth
         begins = first + (last - first) / max(abs(math.log(self.lead)), 1.0)
-        return steps * max(0.0, 1 - begins / progress) if progress > 0 else 0.0
+        return steps * max(0.0, 1 - begins / max(measurement.progress, begins))
 
     def _is_out_of_scale(self, measurement: Measurement) -> np.ndarray:
         """Whether a loss is in other units than the equations, boolean, shape [T].

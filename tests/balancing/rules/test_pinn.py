@@ -154,22 +154,39 @@ def test_what_is_not_met_keeps_its_lead_and_targets_below_1_stay():
     assert (pair[0] == pair[1]).all() and pair[0][1] < 1
 
 
+ONES = [1, 1, 1]
+
+
 @pytest.mark.parametrize(
-    "progress, share", [(0, 0), (0.3, 0), (0.425, 0.25), (0.55, 0.5), (0.8, 1), (1, 1)]
+    "progress, of_one, of_several",
+    [
+        (0, 0, 0),
+        (0.25, 0.5, 0),
+        (0.3, 0.6, 0),
+        (0.425, 0.85, 0.25),
+        (0.5, 1, 0.4),
+        (0.55, 1, 0.5),
+        (0.8, 1, 1),
+        (1, 1, 1),
+    ],
 )
-def test_the_lead_grows_between_three_and_eight_tenths_of_the_run(progress, share):
-    ones = [1, 1, 1]
-    several = measured(ones, ones, [0, 1], progress=progress)
-    one = measured(ones, ones, [0], progress=progress)
-    for rule, now in [(PinnRule(), several), (PinnRule(late=True), one)]:
-        assert many_updates(rule, now)[-1] == pytest.approx(20.0**share)
-    # From the start, if there is one equation, if nobody wants it late or knows the run's length.
-    unknown = measured(ones, ones, [0, 1])
-    for rule, now in [(PinnRule(), one), (PinnRule(late=False), several), (PinnRule(), unknown)]:
-        assert many_updates(rule, now)[-1] == pytest.approx(20)
+def test_the_lead_grows_in_the_first_half_or_later_with_several_equations(
+    progress, of_one, of_several
+):
+    one, several = (measured(ONES, ONES, x, progress=progress) for x in ([0], [0, 1]))
+    assert many_updates(PinnRule(), one) == pytest.approx([1, 20**of_one, 20**of_one])
+    assert many_updates(PinnRule(), several) == pytest.approx([1, 1, 20**of_several])
+    late = many_updates(PinnRule(late=True), one)
+    assert late == pytest.approx([1, 20**of_several, 20**of_several])
+    assert many_updates(PinnRule(late=False), several) == pytest.approx([1, 1, 20])
     # Noisy data among the equations are no second equation.
-    noisy = measured(ones, ones, [0, 1], progress=progress, names=("pde", "data", "bc"))
-    assert many_updates(PinnRule(), noisy) == pytest.approx([1, 1, 20])
+    noisy = measured(ONES, ONES, [0, 1], progress=progress, names=("pde", "data", "bc"))
+    assert many_updates(PinnRule(), noisy) == pytest.approx([1, 1, 20**of_one])
+
+
+def test_the_lead_acts_from_the_start_of_a_run_whose_length_is_not_known():
+    for rule in (PinnRule(), PinnRule(late=True)):
+        assert many_updates(rule, measured(ONES, ONES, [0, 1])) == pytest.approx([1, 1, 20])
 
 
 def test_norms_are_those_of_the_root_mean_squares():
@@ -388,14 +405,14 @@ def test_what_a_balancer_has_to_know_of_it():
     rule, two = PinnRule(lead=5.0, bound=50.0), ["momentum_x", "momentum_y"]
     of_equations, of_conditions = rule.effects(two, total_steps=1000)
     assert of_equations == "keep weights near 1"
-    grows = "get a lead of 5 that grows between steps 300 and 800, weights up to 50"
-    assert of_conditions == grows
-    advice = "(late, if you pass total_steps=, the number of steps)"
+    grows = "get a lead of 5 that grows between steps {} and {}, weights up to 50"
+    assert of_conditions == grows.format(300, 800)
+    for one in (["pde"], ["pde", "data"]):
+        assert rule.effects(one, total_steps=1000)[1] == grows.format(0, 500)
+    advice = "(later, if you pass total_steps=, the number of steps)"
     assert rule.effects(two)[1] == f"get a lead of 5 from the start {advice}, weights up to 50"
     for steps in (None, 1000):
         assert "lead of 20 from the start, weights" in PinnRule(late=False).effects(two, steps)[1]
-        for one in (["pde"], ["pde", "data"]):
-            assert "lead of 20 from the start, weights" in PinnRule().effects(one, steps)[1]
     assert PinnRule.on_all_parameters
     assert PinnRule(alpha=1.0).needs_positive_losses and not PinnRule().needs_positive_losses
 
