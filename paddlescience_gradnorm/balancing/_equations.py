@@ -29,11 +29,10 @@ _LAW = frozenset(
     "volterra fredholm eikonal elasticity".split()
 )
 _CONDITION = frozenset(
-    "bc bcs boundary boundaries ic ics initial init data obs observation observations "
-    "observed measured measurement measurements sensor sensors sup supervised label "
-    "labels dirichlet neumann robin periodic periodicity slope interface symmetry wall "
-    "walls lid inlet outlet inflow outflow noslip slip edge edges end ends left right top "
-    "bottom up down upper lower".split()
+    "bc bcs boundary boundaries ic ics initial init data obs observation observations observed "
+    "measured measurement measurements sensor sensors supervised label labels dirichlet neumann "
+    "robin periodic periodicity slope interface symmetry wall walls lid inlet outlet inflow "
+    "outflow noslip slip edge edges end ends left right top bottom up down upper lower".split()
 )
 _NEUTRAL = frozenset("loss losses mse error term x y z t r mass".split())
 _OF_FIELDS = frozenset("u v w p h".split())

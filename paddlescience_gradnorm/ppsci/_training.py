@@ -20,9 +20,11 @@ def training_solver(aggregator: Any) -> Solver | None:
     """
     frame = inspect.currentframe()
     while frame is not None:
-        solver = frame.f_locals.get("solver")
-        if isinstance(solver, Solver) and solver.loss_aggregator is aggregator:
-            return solver
+        # To ask a frame for its variables keeps them alive, and those of Solver.train are few.
+        if frame.f_code.co_name == Solver.train.__name__:
+            solver = frame.f_locals.get("self")
+            if isinstance(solver, Solver) and solver.loss_aggregator is aggregator:
+                return solver
         frame = frame.f_back
     return None
 

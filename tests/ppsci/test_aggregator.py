@@ -28,11 +28,15 @@ from ppsci_problem import (
 )
 
 from paddlescience_gradnorm import FCNet, GradNorm, LossBalancer
-from paddlescience_gradnorm.balancing import RULES, Rule
+from paddlescience_gradnorm.balancing import RULES, PinnRule, Rule
 from paddlescience_gradnorm.ppsci import GradNormAggregator, build_aggregator
 
 ROOT = Path(__file__).parents[2]
 PROBLEM = Path(problem.__file__)
+
+
+# Weights that move at their full pace in runs of a few steps.
+AT_ONCE = PinnRule(late=False)
 
 
 def step_losses(solver, model):
@@ -105,7 +109,7 @@ def test_update_freq_with_one_batch_an_epoch_steps_every_time(solve):
 
 @pytest.mark.skipif(not hasattr(ppsci.optimizer, "SOAP"), reason="came with PaddleScience 1.4.0")
 def test_soap_trains_with_balanced_losses(solve):
-    _, aggregator, rows = solve(pinn(), optimizer=ppsci.optimizer.SOAP(1e-3), epochs=11)
+    _, aggregator, rows = solve(pinn(rule=AT_ONCE), optimizer=ppsci.optimizer.SOAP(1e-3), epochs=11)
     assert aggregator.get_weights()[1:] == pytest.approx(np.exp(0.2), rel=1e-5)
     assert rows[-1]["train/BC"] < rows[0]["train/BC"]
 
@@ -141,7 +145,9 @@ def test_lbfgs_sees_the_same_weights_throughout_a_step(solve):
 
 def test_the_evaluations_of_lbfgs_count_towards_the_next_update(solve):
     _, aggregator, rows = solve(
-        pinn(update_every=10), optimizer=ppsci.optimizer.LBFGS(1.0, max_iter=15), epochs=6
+        pinn(update_every=10, rule=AT_ONCE),
+        optimizer=ppsci.optimizer.LBFGS(1.0, max_iter=15),
+        epochs=6,
     )
     # Every step evaluates the losses more than ten times, so each of them updates the weights.
     steps = np.log(np.vstack([np.ones(3), weights_of(rows)])[:, 1:])

@@ -1,5 +1,7 @@
 """What the aggregator finds out about the training of a real Solver."""
 
+import weakref
+
 import pytest
 
 pytest.importorskip("ppsci", reason="needs PaddleScience: pip install -e '.[ppsci]'")
@@ -61,6 +63,23 @@ def test_a_second_training_is_added_to_the_first(tmp_path):
     solver, _ = problem.solver(tmp_path, known, lambda new: model, optimizer=lbfgs, epochs=2)
     solver.train()
     assert aggregator.balancer.total_steps == 6
+
+
+def test_looking_for_the_solver_keeps_no_losses_alive(solve):
+    kept = []
+
+    class Watched(GradNormAggregator):
+        def forward(self, losses, step=None):
+            if step == 0:
+                kept.extend(weakref.ref(loss) for loss in losses.values())
+            elif step == 2:  # the Solver itself keeps those of the step before
+                assert kept and not any(loss() for loss in kept)
+                kept.clear()
+            return super().forward(losses, step)
+
+    # All steps in one epoch, so that the function that makes them does not end between.
+    solve(lambda model: Watched(model, 3), epochs=1, iters_per_epoch=3)
+    assert not kept
 
 
 def test_in_a_loop_of_ones_own_nobody_knows(fc_net, make_losses):
