@@ -116,7 +116,8 @@ def test_the_model_trains_as_a_loop_with_a_balancer_does():
     weights = balance(model, update_every=2, weight_lr=0.3)
     trained(model, 15)
 
-    balancer = LossBalancer(other, n_loss=2, equations=[0], update_every=2, weight_lr=0.3)
+    options = {"update_every": 2, "weight_lr": 0.3, "total_steps": 15}
+    balancer = LossBalancer(other, n_loss=2, equations=[0], **options)
     optimizer = paddle.optimizer.Adam(1e-2, parameters=other.parameters())
     inside = paddle.to_tensor(model.data.train_x_all, stop_gradient=False)
     ends = paddle.to_tensor(model.data.train_x_bc)
