@@ -49,7 +49,7 @@ def run(tmp_path):
                 "outflow.v",
                 "outflow.p",
             ],
-            0.5,
+            0.7,
             ["flow.vtu"],
         ),
     ],
