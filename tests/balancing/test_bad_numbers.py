@@ -655,6 +655,8 @@ def check_that_it_goes_on(rule, weights, before, measurement, new, healthy):
         return
     limit = np.log(rule.bound)
     logs = -np.log(measurement.norms[healthy])
+    if rule.by_root and (measurement.losses[healthy] > 0).all():
+        logs = logs + 0.5 * np.log(measurement.losses[healthy])
     if rule.alpha:
         return  # the targets depend on the averages too
     has_unit = equations.any() or not np.isnan(before["log_unit"])
