@@ -278,8 +278,7 @@ class _BalancedModel(dde.Model):
         given = inspect.signature(super().train).bind(*arguments, **keywords).arguments
         steps = given.get("iterations", given.get("epochs"))  # DeepXDE's old name
         if steps is not None:  # L-BFGS needs none
-            balancer = self.balance.balancer
-            balancer._schedule.plan(balancer.step_count.item() + steps)
+            self.balance.balancer._expect_steps(steps)
         return super().train(*arguments, **keywords)
 
     def compile(self, *arguments: Any, **keywords: Any) -> None:

@@ -389,6 +389,11 @@ class LossBalancer(PreciseLayer):
     def total_steps(self, total_steps: int | None) -> None:
         self._schedule.give(total_steps)
 
+    def _expect_steps(self, left: int | None) -> None:
+        """Take over from what drives the run how many steps are to come; None if it cannot know."""
+        count = _paddle.host_count(self.step_count).value
+        self._schedule.plan(None if left is None else count + left)
+
     @property
     def rule_state(self) -> dict[str, np.ndarray]:
         """Copies of what the rule remembers, float64."""

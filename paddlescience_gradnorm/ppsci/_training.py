@@ -29,16 +29,14 @@ def training_solver(aggregator: Any) -> Solver | None:
     return None
 
 
-def planned_steps(solver: Solver, balancer: LossBalancer) -> int | None:
-    """How many steps the balancer will have counted at the end of this training.
+def expect_the_steps_of(solver: Solver, balancer: LossBalancer) -> None:
+    """Tell the balancer how many steps it will count in the rest of this training.
 
     L-BFGS evaluates the losses many times in a step, and each evaluation counts towards the next
     update. After another optimizer it changes nothing of what was planned.
     """
-    counted: int = balancer.step_count.item()
     epochs = solver.epochs - solver.global_step // solver.iters_per_epoch
     if misc.typename(solver.optimizer) != "LBFGS":  # which may be of paddle.incubate
-        return counted + epochs * math.ceil(solver.iters_per_epoch / solver.update_freq)
-    if counted:
-        return balancer.total_steps
-    return epochs * solver.iters_per_epoch * balancer.update_every
+        balancer._expect_steps(epochs * math.ceil(solver.iters_per_epoch / solver.update_freq))
+    elif not balancer.step_count.item():
+        balancer._expect_steps(epochs * solver.iters_per_epoch * balancer.update_every)

@@ -22,7 +22,7 @@ from paddlescience_gradnorm.network._shared_layer import find_shared
 from paddlescience_gradnorm.ppsci._constraints import SolverLosses, check_constraints
 from paddlescience_gradnorm.ppsci._solver_log import SolverLog, plot_weights, said_by_the_solver
 from paddlescience_gradnorm.ppsci._total import Total, with_gradient
-from paddlescience_gradnorm.ppsci._training import planned_steps, training_solver
+from paddlescience_gradnorm.ppsci._training import expect_the_steps_of, training_solver
 
 # Options of PaddleScience's aggregators that ours does not have, and what to write instead.
 _THEIR_OPTIONS = {
@@ -288,10 +288,11 @@ class GradNormAggregator(LossAggregator):
                 weights have never moved.
         """
         is_first = not self.names
-        if self._last_step is None or (step is not None and step < self._last_step):
+        # Not in a loop of the user's own, which need not give the step.
+        if step is not None and (self._last_step is None or step < self._last_step):
             solver = training_solver(self)
             if solver is not None:
-                self.balancer._schedule.plan(planned_steps(solver, self.balancer))
+                expect_the_steps_of(solver, self.balancer)
         losses = self._losses.checked(losses, self._log.solver())
         if is_first and losses:
             self._start = self.get_weights()

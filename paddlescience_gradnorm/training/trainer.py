@@ -404,9 +404,7 @@ class Trainer:
         steps = 1 if data is None else length(data)
         done = self.epoch - first if steps is None else (self.epoch - first) * steps + self._batch
         if advance is not None and isinstance(self.balancer, LossBalancer):
-            left = None if steps is None else epochs * steps - done
-            count = _paddle.host_count(self.balancer.step_count).value
-            self.balancer._schedule.plan(None if left is None else count + left)
+            self.balancer._expect_steps(None if steps is None else epochs * steps - done)
         self._bar = self._progress_bar()
         for callback in self._acting_callbacks():
             if validate is None and isinstance(callback, (EarlyStopping, ReduceLROnPlateau)):
