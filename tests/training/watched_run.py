@@ -44,7 +44,8 @@ def main(folder, epochs, every, fault=None, in_rank=None, in_step=None):
     paddle.set_default_dtype("float64")
     paddle.seed(0)
     net = FCNet(2, 1, 3, 8)
-    model = GradNorm(paddle.DataParallel(net), update_every=2)
+    # The same plan in every run, however many steps it is asked for.
+    model = GradNorm(paddle.DataParallel(net), update_every=2, total_steps=100)
     points = np.random.default_rng(0)
 
     def losses(model):
