@@ -28,7 +28,6 @@ from paddlescience_gradnorm.pde.problems import PROBLEMS
 from paddlescience_gradnorm.pde.problems import problem as problem_of
 from paddlescience_gradnorm.runtime import tune_cpu  # before Paddle multiplies
 from paddlescience_gradnorm.training import StopOnSignals, Trainer, _runs
-from paddlescience_gradnorm.training._compared import draw
 from paddlescience_gradnorm.training._course import MOMENTS, Course
 from paddlescience_gradnorm.training._runs import Run
 from paddlescience_gradnorm.training._trial import KnownProblem
@@ -229,33 +228,60 @@ def table(runs: list[dict[str, Any]], titles: dict[str, str]) -> str:
 
 
 def plot(path: Path, runs: list[Run], titles: dict[str, str]) -> None:
+    """A line for each problem: errors divided by the median error of equal weights.
+
+    Without runs with equal weights, the errors themselves.
+    """
     from matplotlib.figure import Figure
 
-    found: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    errors: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        found[run["problem"]][run["balance"]].append(run)
-    balances = list(
-        dict.fromkeys(balance for by_balance in found.values() for balance in by_balance)
-    )
-    columns = min(4, len(found))
-    rows = math.ceil(len(found) / columns)
-    figure = Figure(figsize=(3.4 * columns, 2.7 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis, (problem, by_balance) in zip(axes.flat, found.items()):
-        titled = {titles.get(balance, balance): by_balance[balance] for balance in balances}
-        draw(axis, titled, lambda run: [error for _, _, error in run["curve"]])
-        axis.set_yscale("log")
-        axis.set_title(problem, fontsize=10)
-        axis.tick_params(labelsize=8)
-    for axis in axes.flat[len(found) :]:
-        axis.axis("off")
-    handles = {}
-    for axis in axes.flat:
-        handles.update(dict(zip(*axis.get_legend_handles_labels()[::-1])))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
-    figure.supylabel(
-        "relative L2 error over the steps, median of the seeds and their range", fontsize=9
-    )
+        errors[run["balance"]][run["problem"]].append(run["error"])
+    equal = errors.pop("equal", {})
+    balances = list(errors) or ["equal"]
+    errors = errors or {"equal": equal}
+    unit = {problem: float(np.median(values)) for problem, values in equal.items()}
+
+    def median(problem: str) -> float:
+        """Of the balance that was named first."""
+        return float(np.median(errors[balances[0]][problem] or np.inf)) / unit.get(problem, 1.0)
+
+    problems = sorted({problem for of in errors.values() for problem in of}, key=median)
+    figure = Figure(figsize=(7.5, 1.6 + 0.2 * len(problems)), layout="constrained")
+    axes = figure.subplots()
+    if unit:
+        axes.axvline(1.0, color="0.3", linewidth=1)
+    for place, problem in enumerate(problems):
+        if problem in unit:
+            ends = [end(equal[problem]) / unit[problem] for end in (min, max)]
+            axes.plot(ends, [place] * 2, color="0.8", linewidth=6, solid_capstyle="butt")
+    for number, balance in enumerate(balances):
+        found = [
+            (place, np.array(errors[balance][problem]) / unit.get(problem, 1.0))
+            for place, problem in enumerate(problems)
+            if errors[balance][problem]
+        ]
+        style = {"color": f"C{number}", "linestyle": "none", "zorder": 3}
+        for place, ratios in found:
+            axes.plot(ratios, [place] * len(ratios), marker="o", markersize=3, alpha=0.5, **style)
+        axes.plot(
+            [np.median(ratios) for _, ratios in found],
+            [place for place, _ in found],
+            marker="o",
+            markersize=7,
+            label=titles.get(balance, balance),
+            **style,
+        )
+    if unit:
+        axes.plot([], [], color="0.8", linewidth=6, label="seeds of equal weights")
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(problems)), problems, fontsize=9)
+    axes.set_ylim(len(problems) - 0.5, -0.5)
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    of_equal = "relative L2 error / that of equal weights" if unit else "relative L2 error"
+    axes.set_xlabel(of_equal)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9, frameon=False)
     figure.savefig(path, dpi=110)
 
 

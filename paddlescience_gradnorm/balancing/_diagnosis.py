@@ -110,8 +110,12 @@ def diagnose(
             "learning rate or another initialisation. Or the losses are multiples of one loss: "
             "keep one of them."
         ]
+    groups = sorted(_grouped(stopped or {}).items(), key=lambda group: group[0][0])
+    lost = _lost(groups, len(names))
+    if lost:
+        return [lost]
     found = []
-    for (since, fault), group in _grouped(stopped or {}).items():
+    for (since, fault), group in groups:
         has, it = ("has", "it") if len(group) == 1 else ("have", "each of them")
         remedy = next((text for word, text in _REMEDIES.items() if word in fault), "")
         found.append(
@@ -165,6 +169,32 @@ def _grouped(left_out: Mapping[str, tuple[int, str]]) -> dict[tuple[int, str], l
     for name, reason in left_out.items():
         groups.setdefault(reason, []).append(name)
     return groups
+
+
+def _lost(groups: Sequence[tuple[tuple[int, str], list[str]]], n_loss: int) -> str:
+    """The finding that no loss is finite any more, and which began; empty if one is.
+
+    Args:
+        groups: The losses that are left out, by the step since when and the fault, the first first.
+        n_loss: How many losses there are.
+    """
+    bad = [group for group in groups if any(word in group[0][1] for word in ("nan", "inf"))]
+    if sum(len(names) for _, names in bad) < n_loss:
+        return ""
+    (since, fault), first = bad[0]
+    if len(first) == n_loss:
+        return (
+            f"All losses have been left out of the balancing since step {since}, because each of "
+            f"them {fault}. Since they failed together, look for NaN in the network's parameters "
+            "and in the points. A gradient is infinite where a root or a logarithm is taken of 0, "
+            "or where the learning rate is too high."
+        )
+    it = "it" if len(first) == 1 else "each of them"
+    remedy = next(text for word, text in _REMEDIES.items() if word in fault)
+    return (
+        f"{listed(first)} failed first, in step {since}, because {it} {fault}, and then all other "
+        f"losses, because the network's parameters are not finite any more. {remedy}"
+    )
 
 
 def _misnamed(names: Sequence[str], are_equations: np.ndarray) -> list[str]:

@@ -28,7 +28,7 @@ class Course:
     """Step, seconds, error and conflict at some moments of a run.
 
     It belongs to the run's checkpoints, so a run that goes on from one has them all. Seconds are
-    those of the training: the clock stands while something is measured.
+    those of the training: the clocks stand while something is measured.
 
     Args:
         error: The error of a network; ``None`` if no solution is known.
@@ -43,11 +43,16 @@ class Course:
         self.error, self.say = error, say
         self.points: list[list[float | None]] = []
         self.conflicts: list[float] = []
-        self._before, self._since = 0.0, time.perf_counter()
+        self._before, self._since = np.zeros(2), _clocks()
 
     def seconds(self) -> float:
         """Of training so far."""
-        return self._before + time.perf_counter() - self._since
+        return self._both_seconds()[0]
+
+    def _both_seconds(self) -> list[float]:
+        """Of training so far: that have passed, and of the CPU in this process."""
+        both: list[float] = (self._before + _clocks() - self._since).tolist()
+        return both
 
     def follow(
         self, trainer: Trainer, steps: int, folder: Path, every: int, keeps: bool = True
@@ -79,18 +84,19 @@ class Course:
 
     def measure(self, trainer: Trainer) -> None:
         """Add the run's present moment."""
-        self._before = seconds = self.seconds()
+        self._before = np.array(self._both_seconds())
         error = None if self.error is None else float(self.error(trainer.net))
-        self.points.append([trainer.step, seconds, error])
+        self.points.append([trainer.step, float(self._before[0]), error])
         self.conflicts.append(_smallest_cosine(trainer))
-        self._since = time.perf_counter()
+        self._since = _clocks()
 
     def results(self, trainer: Trainer) -> dict[str, Any]:
         """What is to be known of the run at its end, for JSON.
 
         ``curve`` has step, seconds and error of every moment, ``conflicts`` the smallest cosine
         between two losses' gradients. By the losses' names, ``loss_curves`` and ``weights`` have
-        the losses and weights of the moments, and ``losses`` the last ones.
+        the losses and weights of the moments, and ``losses`` the last ones. ``cpu_seconds`` is
+        None if the training is not on the CPU.
         """
         if not self.points or self.points[-1][0] != trainer.step:
             self.measure(trainer)
@@ -99,10 +105,12 @@ class Course:
         moments = np.array([point[0] for point in self.points], int)
         rows = np.searchsorted(history.steps, moments) - 1
         curves = {name: losses[rows].tolist() for name, losses in history.losses.items()}
+        seconds, cpu_seconds = self._both_seconds()
         return {
             "error": self.points[-1][2],
             "steps": trainer.step,
-            "seconds": self.seconds(),
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds if paddle.get_device() == "cpu" else None,
             "curve": self.points,
             "conflicts": self.conflicts,
             "losses": {name: losses[-1] for name, losses in curves.items()},
@@ -116,12 +124,17 @@ class Course:
     def state_dict(self) -> dict[str, str]:
         """All that has been measured."""
         # As text, for a checkpoint's arrays have the size of those that they replace.
-        return {"course": json.dumps([self.seconds(), self.points, self.conflicts])}
+        return {"course": json.dumps([self._both_seconds(), self.points, self.conflicts])}
 
     def set_state_dict(self, state: dict[str, str]) -> None:
         """Go on from what ``state_dict`` gave."""
-        self._before, self.points, self.conflicts = json.loads(state["course"])
-        self._since = time.perf_counter()
+        before, self.points, self.conflicts = json.loads(state["course"])
+        self._before, self._since = np.array(before), _clocks()
+
+
+def _clocks() -> np.ndarray:
+    """Seconds that have passed, and seconds of the CPU in this process, each from some start."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 class _Watched(Equal):

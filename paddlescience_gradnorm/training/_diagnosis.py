@@ -108,10 +108,16 @@ def _lost(names: Sequence[str], losses: np.ndarray, steps: np.ndarray) -> list[s
     if first and steps[first] > steps[first - 1] + 1:  # the steps between have no row
         step += f", or since one after step {steps[first - 1]}"
     cause = f"look for a division by 0, a root or a logarithm in {listed(guilty)}"
+    subject = listed(guilty)
+    if 1 < len(guilty) == len(names):
+        subject = "All losses"
+        cause = "look for NaN in the points and the network's parameters"
+        if first:  # if no loss was bad before, one of their gradients was
+            cause = "look for a root or a logarithm of 0, where a loss is finite and its slope not"
     if first:
         cause = f"go back to before that step and lower the learning rate, or {cause}"
     return [
-        f"{listed(guilty)} {has} been {losses[first, since.index(first)]} since {step}"
+        f"{subject} {has} been {losses[first, since.index(first)]} since {step}"
         f"{after}. The network does not recover from that: {cause}."
     ]
 

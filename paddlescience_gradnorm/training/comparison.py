@@ -50,7 +50,8 @@ class Comparison:
             with ``None`` where no error is known. ``conflicts`` holds the smallest cosine between
             two losses' gradients at these moments. ``loss_curves`` and ``weights`` hold, by the
             losses' names, the unweighted losses and their weights at these moments, and
-            ``losses`` the last ones. ``seconds`` are those of the training, ``diagnosis`` what
+            ``losses`` the last ones. ``seconds`` are those of the training, ``cpu_seconds`` the
+            time of the CPU in it, or ``None`` on another device. ``diagnosis`` is what
             ``Trainer.diagnose`` says at the end.
         failed: A dict for each run that has failed: ``balance``, ``seed``, and the error as
             ``failed``.

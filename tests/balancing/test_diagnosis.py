@@ -79,11 +79,22 @@ def test_what_has_stopped_is_named_with_the_step_and_a_remedy(fault, remedy):
 
 
 def test_losses_that_have_stopped_together_are_named_together():
-    stopped = {"data": (7, "is nan"), "pde": (7, "is nan"), "boundary": (8, "is nan")}
+    stopped = {"boundary": (8, "is 0"), "data": (7, "is nan"), "pde": (7, "is nan")}
     first, second = diagnosis(PinnRule(), stopped=stopped)
     assert first.startswith("'data' and 'pde' have been left out of the balancing since step 7, ")
     assert "because each of them is nan." in first
     assert second.startswith("'boundary' has been left out of the balancing since step 8, ")
+
+
+def test_of_losses_that_have_all_failed_the_first_is_named():
+    after = {"pde": (8, "is nan"), "boundary": (8, "is inf")}
+    slope = "has a gradient of norm nan"
+    (finding,) = diagnosis(PinnRule(), stopped={**after, "data": (7, slope)}, weights=(1e-3, 1, 1))
+    assert finding.startswith(f"'data' failed first, in step 7, because it {slope}, and then all ")
+    assert finding.endswith("Look for a division by 0, a root or a logarithm in it.")
+    (finding,) = diagnosis(PinnRule(), stopped=dict.fromkeys(NAMES, (8, "is nan")))
+    assert finding.startswith("All losses have been left out of the balancing since step 8, ")
+    assert "look for NaN in the network's parameters" in finding
 
 
 def test_a_loss_that_only_the_last_update_left_out_has_not_stopped():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from paddlescience_gradnorm import FCNet, _operators
 from paddlescience_gradnorm.balancing import Fixed, PinnRule
-from paddlescience_gradnorm.training import _course, compare
+from paddlescience_gradnorm.training import _compared, _course, compare
 from paddlescience_gradnorm.training._trial import KnownProblem
 from paddlescience_gradnorm.training.comparison import compare_problem
 
@@ -55,7 +55,7 @@ def make(tmp_path):
 
 
 def without_times(run):
-    run = {name: value for name, value in run.items() if name != "seconds"}
+    run = {name: value for name, value in run.items() if "seconds" not in name}
     return {**run, "curve": [[step, error] for step, _, error in run["curve"]]}
 
 
@@ -84,6 +84,19 @@ def test_rules_differ_in_nothing_but_the_rule(make):
         assert steps == tuple(range(1, 13)) and list(seconds) == sorted(seconds)
         assert errors[-1] == run["error"] and run["steps"] == 12
         assert all(-1 <= cosine <= 1 for cosine in run["conflicts"])
+
+
+def test_the_time_of_a_step_is_that_of_the_cpu_where_that_is_known(make):
+    found = make(rules=["equal"])
+    run = {**found.runs[0], "seconds": 0.6, "cpu_seconds": 0.3}
+    assert "| CPU ms a step |" in _compared.markdown([run], [])
+    assert "| 25.0 |" in _compared.markdown([run], [])
+    for on_another_device in (None, ...):
+        run["cpu_seconds"] = on_another_device
+        if on_another_device is ...:  # or of an earlier version
+            del run["cpu_seconds"]
+        table = _compared.markdown([run], [])
+        assert "| ms a step |" in table and "| 50.0 |" in table
 
 
 def test_the_conflict_is_the_cosine_of_the_losses_gradients(make):
@@ -172,7 +185,7 @@ def test_without_an_error_losses_are_compared(make, tmp_path):
     found = make()
     assert all(run["error"] is None for run in found.runs)
     table = found.table()
-    assert table.startswith("| rule | ms a step | conflict | loss pde | loss bc |\n")
+    assert table.startswith("| rule | CPU ms a step | conflict | loss pde | loss bc |\n")
     assert "error" not in table and "| equal | 1 | 1 |" in table
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert "<h2>Losses</h2>" in page and page.count("<img") == 2

@@ -326,10 +326,12 @@ def test_losses_that_are_lost_are_named_and_nothing_else(bad, first, last):
     pde, bc = np.ones((2, 400))
     pde[first:], bc[last:] = bad, bad
     (finding,) = said(pde, bc)
-    guilty = "'pde' and 'bc' have" if first == last else "'pde' has"
+    guilty = "All losses have" if first == last else "'pde' has"
     after = "" if first == last else ", and the others soon after"
     assert finding.startswith(f"{guilty} been {bad} since step {first}{after}. ")
     assert ("lower the learning rate" in finding) == (first > 0)
+    cause = "root or a logarithm" if first or first != last else "NaN in the points and the network"
+    assert cause in finding
 
 
 def test_a_loss_that_is_absent_is_not_lost():
@@ -443,4 +445,4 @@ def test_of_a_thinned_history_the_steps_are_named():
         loss = 1.0 if step < 2001 else np.nan
         history.record(["pde", "bc"], np.array([loss, loss]))
     (finding,) = history.diagnose()
-    assert "have been nan since step 2004, or since one after step 2000. The network" in finding
+    assert "All losses have been nan since step 2004, or since one after step 2000. The network" in finding
