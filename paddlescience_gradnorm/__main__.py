@@ -304,7 +304,8 @@ def _train(
         "settings": {
             "problem": problem.name,
             **settings,
-            "alpha": getattr(net, "alpha", None),
+            # By default the PINN rule has none in effect.
+            **({"alpha": net.alpha} if settings["balance"] == "published" else {}),
             "hidden_layers": HIDDEN_LAYERS,
             "width": WIDTH,
             "learning_rate": LEARNING_RATE,

@@ -382,7 +382,9 @@ class LossWeights(dde.callbacks.Callback):
         self.steps.append(step)
         self.weights.append(self.model.balance.get_weights())
         text = dde.utils.list_to_str(self.weights[-1].tolist(), precision=self.precision)
-        print(step, text, file=self.file, flush=True)
+        # On the terminal the line is between those of DeepXDE's table, which begin with a step too.
+        start = "weights at step " if self.file is sys.stdout else ""
+        print(f"{start}{step} {text}", file=self.file, flush=True)
 
     def plot(self, fname: Union[str, Path, None] = None) -> None:
         """Plot the weights over the steps; ``plt.show()`` shows the figure.

@@ -48,10 +48,10 @@ def announcement(
         conditions = [name for name, is_one in kinds.items() if not is_one]
         # A rule treats them alike if all are of one kind.
         alike = not (equations and conditions)
-        of_equations, of_conditions = ("", "") if alike else rule.effects(equations, total_steps)
+        effects = ("", "") if alike else rule.effects(equations, conditions, total_steps)
         groups = [
-            ("equations", equations, of_equations),
-            ("conditions", conditions, of_conditions),
+            ("equations", equations, effects[0]),
+            ("conditions", conditions, effects[1]),
         ]
     losses = "; ".join(
         f"{kind} {', '.join(map(repr, group))} {effect}".rstrip()

@@ -28,9 +28,12 @@ _LAW = frozenset(
     "diffusion burgers navier stokes euler darcy maxwell schrodinger bloch allen cahn kdv "
     "volterra fredholm eikonal elasticity".split()
 )
-_CONDITION = frozenset(
-    "bc bcs boundary boundaries ic ics initial init data obs observation observations observed "
-    "measured measurement measurements sensor sensors supervised label labels dirichlet neumann "
+_MEASURED = frozenset(
+    "data obs observation observations observed measured measurement measurements sensor sensors "
+    "supervised label labels".split()
+)
+_CONDITION = _MEASURED | frozenset(
+    "bc bcs boundary boundaries ic ics initial init dirichlet neumann "
     "robin periodic periodicity slope interface symmetry wall walls lid inlet outlet inflow "
     "outflow noslip slip edge edges end ends left right top bottom up down upper lower".split()
 )
@@ -43,6 +46,7 @@ _WITH_CONDITIONS = frozenset(
 _AT_THE_START = re.compile(r"[uvwpThc]t?_?0")
 # "u >= -50", "u(0) = 1": the value that a field is to have.
 _VALUE_OF_A_FIELD = re.compile(r"[uvwpThc]\d?(\([^()]*\))? *(<=|>=|==?|<|>) *[-+.\deE]+")
+_AT_GIVEN_POINTS = re.compile(r"(PointSet|Sup(?![a-z]))")
 _WORD = re.compile(r"[A-Z]{2,}s(?![a-z])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
@@ -131,6 +135,22 @@ def is_equation(name: str) -> bool | None:
     # "ode_x0" may be a value at the start, while "eq0" is the first equation.
     at_zero = len(words) > 1 and re.search(r"(?<!\d)0(?!\d)", name)
     return True if words <= known and not at_zero else None
+
+
+def is_measured(name: str) -> bool:
+    """Whether the name says that the condition's values are measured.
+
+    So do the names that DeepXDE and PaddleScience give to values at given points, ``PointSetBC``
+    and ``Sup``.
+
+    Examples:
+        >>> is_measured("data"), is_measured("Sup.u"), is_measured("boundary")
+        (True, True, False)
+    """
+    if _AT_GIVEN_POINTS.match(name):
+        return True
+    words = {word.lower() for word in _WORD.findall(name)}
+    return bool(words & _MEASURED) and is_equation(name) is False
 
 
 def by_name(

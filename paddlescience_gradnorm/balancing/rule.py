@@ -55,11 +55,17 @@ class Rule(ABC):
         """Whether a loss at or below zero is left out, such as because the rule forms ratios."""
         return False
 
-    def effects(self, equations: Sequence[str], total_steps: int | None = None) -> tuple[str, str]:
+    def effects(
+        self,
+        equations: Sequence[str],
+        conditions: Sequence[str],
+        total_steps: int | None = None,
+    ) -> tuple[str, str]:
         """What the rule does to equations and to conditions, for the log: two predicates.
 
         Args:
             equations: Names of the losses that are equations.
+            conditions: Names of the other losses.
             total_steps: Number of steps of the run; None if it is not known.
         """
         return "", ""

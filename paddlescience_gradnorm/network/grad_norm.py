@@ -12,6 +12,7 @@ import paddle
 
 from paddlescience_gradnorm import _paddle
 from paddlescience_gradnorm._layers import PICKLED_AS
+from paddlescience_gradnorm.balancing._faults import warn_the_caller
 from paddlescience_gradnorm.balancing._losses import Losses
 from paddlescience_gradnorm.balancing._options import Shared
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
@@ -20,6 +21,8 @@ from paddlescience_gradnorm.balancing.rules import find_rule
 from paddlescience_gradnorm.network._shared_layer import find_shared
 from paddlescience_gradnorm.network.network_base import NetworkBase
 
+# In so many calls a program that trains by net.backward(losses) has done so.
+_MANY_CALLS = 200
 # Default weight_lr for a rule without a gradient, whose weights no optimizer can step.
 _OWN_RATE = 0.01
 
@@ -86,6 +89,8 @@ class GradNorm(NetworkBase):
     Warns:
         UserWarning: The network has other attributes or methods whose names GradNorm has itself,
             such as ``freeze``. The network's own are ``net.net.freeze`` and so on.
+        RuntimeWarning: The network has been called 200 times for training, but ``backward(losses)``
+            never.
 
     Examples:
         >>> import paddle
@@ -130,6 +135,7 @@ class GradNorm(NetworkBase):
         )
         # Before self.net, because from then on a name that the network has is set on the network.
         self._caller_steps = weight_lr is None
+        self._calls = [0]  # before the first step; a list, because setting an attribute is slow
         self.net = net
         self._say_clashes(net)
         object.__setattr__(self, "__class__", _as_container(type(self), type(net)))
@@ -138,7 +144,21 @@ class GradNorm(NetworkBase):
         """The wrapped network's output, after the weights of the last step have been settled."""
         if self._caller_steps:  # because a loop may form the weighted sum itself after this call
             self.balancer.settle()
+        if self._calls[0] < _MANY_CALLS:
+            self._count_call()
         return super().__call__(*inputs, **kwargs)
+
+    def _count_call(self) -> None:
+        """Warn if many calls were for a training that does not balance."""
+        if not (self.training and paddle.is_grad_enabled()):
+            return
+        self._calls[0] += 1
+        if self._calls[0] == _MANY_CALLS and not self.balancer.step_count.item():
+            warn_the_caller(
+                f"the network has been called {_MANY_CALLS} times, but none of its losses has been "
+                "balanced: call net.backward(losses), with the losses in a dict or list, in place "
+                "of sum(losses).backward(). Calls under paddle.no_grad() do not count"
+            )
 
     def nn_func(self, ins: paddle.Tensor) -> paddle.Tensor:
         """The wrapped network's output, shape [N, num_outs], at inputs of shape [N, num_ins]."""

@@ -6,6 +6,7 @@ from paddlescience_gradnorm.balancing._equations import (
     by_name,
     checked,
     is_equation,
+    is_measured,
 )
 from paddlescience_gradnorm.pde.problems import PROBLEMS, problem
 
@@ -139,3 +140,13 @@ def test_one_name_in_doubt_is_enough_to_ask():
     )
     with pytest.raises(ValueError, match=r"Pass equations=\[\], with those of \['u'\]"):
         by_name(["u", "bc"], "PinnRule")
+
+
+@pytest.mark.parametrize("name", ["data", "u_obs", "Sensors", "data loss", "Sup.u", "PointSetBC 2"])
+def test_names_of_measured_data(name):
+    assert is_measured(name)
+
+
+@pytest.mark.parametrize("name", ["bc", "data_free", "Support", "pde_data", "u0", "losses[1]", ""])
+def test_names_that_do_not_say_that_data_are_measured(name):
+    assert not is_measured(name)

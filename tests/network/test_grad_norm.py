@@ -1,5 +1,6 @@
 import copy
 import pickle
+import warnings
 from collections.abc import Iterable, Sized
 
 import numpy as np
@@ -678,3 +679,28 @@ def test_by_the_pinn_rule_a_network_needs_no_shared_layer():
     assert len(GradNorm(bare, n_loss=2).balancer.shared) == 4
     with pytest.raises(ValueError, match="Sequential has neither get_last_shared_layer"):
         GradNorm(bare, n_loss=2, alpha=1.0)
+
+
+def call(net, times):
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        for _ in range(times):
+            net(paddle.ones([1, 2]))
+    return [(warning.filename, str(warning.message)) for warning in record]
+
+
+def test_a_training_that_never_balances_is_warned_of(fc_net, make_losses):
+    net = GradNorm(fc_net, n_loss=3, equations=[0])
+    with paddle.no_grad():
+        assert call(net, 300) == []
+    net.eval()
+    assert call(net, 300) == []
+    net.train()
+    assert call(net, 199) == []
+    ((file, message),) = call(net, 300)  # once, in the line of the user
+    assert file == __file__
+    assert message.startswith("the network has been called 200 times, but none of its losses has")
+
+    net = GradNorm(FCNet(2, 1, 3, 8), n_loss=3, equations=[0])
+    net.backward(make_losses(net))
+    assert call(net, 300) == []

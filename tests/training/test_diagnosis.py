@@ -445,4 +445,7 @@ def test_of_a_thinned_history_the_steps_are_named():
         loss = 1.0 if step < 2001 else np.nan
         history.record(["pde", "bc"], np.array([loss, loss]))
     (finding,) = history.diagnose()
-    assert "All losses have been nan since step 2004, or since one after step 2000. The network" in finding
+    assert (
+        "All losses have been nan since step 2004, or since one after step 2000. The network"
+        in finding
+    )

@@ -60,7 +60,12 @@ class AugmentedLagrangian(Rule):
         check_share("zeta", self.zeta)
         check_positive("omega", self.omega)
 
-    def effects(self, equations: Sequence[str], total_steps: int | None = None) -> tuple[str, str]:
+    def effects(
+        self,
+        equations: Sequence[str],
+        conditions: Sequence[str],
+        total_steps: int | None = None,
+    ) -> tuple[str, str]:
         """See ``Rule.effects``."""
         return "keep weights of 1", "are constraints with multipliers that grow"
 

@@ -60,7 +60,12 @@ class DCGD(DirectionRule):
         check_choice("form", self.form, ("center", "proj", "avg"))
         check_not_negative("eps", self.eps)
 
-    def effects(self, equations: Sequence[str], total_steps: int | None = None) -> tuple[str, str]:
+    def effects(
+        self,
+        equations: Sequence[str],
+        conditions: Sequence[str],
+        total_steps: int | None = None,
+    ) -> tuple[str, str]:
         """See ``Rule.effects``."""
         return "act without conflict with conditions", "act without conflict with equations"
 

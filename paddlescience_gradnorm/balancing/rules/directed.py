@@ -88,9 +88,14 @@ class Directed(DirectionRule):
     def needs_positive_losses(self) -> bool:
         return self.rule.needs_positive_losses or self.direction.needs_positive_losses
 
-    def effects(self, equations: Sequence[str], total_steps: int | None = None) -> tuple[str, str]:
+    def effects(
+        self,
+        equations: Sequence[str],
+        conditions: Sequence[str],
+        total_steps: int | None = None,
+    ) -> tuple[str, str]:
         """See ``Rule.effects``."""
-        return self.rule.effects(equations, total_steps)
+        return self.rule.effects(equations, conditions, total_steps)
 
     def start(self, n_loss: int) -> RuleState:
         return {

@@ -67,7 +67,12 @@ class DualBalance(Rule):
     def needs_positive_losses(self) -> bool:
         return True
 
-    def effects(self, equations: Sequence[str], total_steps: int | None = None) -> tuple[str, str]:
+    def effects(
+        self,
+        equations: Sequence[str],
+        conditions: Sequence[str],
+        total_steps: int | None = None,
+    ) -> tuple[str, str]:
         """See ``Rule.effects``."""
         return "keep weights of 1", "share a weight by the size of their gradients"
 

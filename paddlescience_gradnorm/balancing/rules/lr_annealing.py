@@ -60,7 +60,12 @@ class LearningRateAnnealing(Rule):
         check_choice("statistic", self.statistic, ("max", "mean"))
         check_not_negative("eps", self.eps)
 
-    def effects(self, equations: Sequence[str], total_steps: int | None = None) -> tuple[str, str]:
+    def effects(
+        self,
+        equations: Sequence[str],
+        conditions: Sequence[str],
+        total_steps: int | None = None,
+    ) -> tuple[str, str]:
         """See ``Rule.effects``."""
         return "keep weights of 1", "get weights by the size of their gradients"
 

@@ -19,13 +19,24 @@ from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import Rule, RuleState
 from paddlescience_gradnorm.balancing.rules._rates import check_alpha, too_small_references
 
-# In which part of the run the lead grows, with one equation and with several.
+# In which part of the run the lead grows, with one equation and with several, and in which part
+# measured data lose it.
 _WITH_ONE, _WITH_SEVERAL = (0.0, 0.5), (0.3, 0.8)
+_OF_DATA = (0.3, 0.8)
 
 
 @functools.lru_cache(maxsize=1000)
 def _says_condition(name: str) -> bool:
     return _equations.is_equation(name) is False
+
+
+_says_data = functools.lru_cache(maxsize=1000)(_equations.is_measured)
+
+
+def _share_of(part: tuple[float, float], progress: float) -> float:
+    """How much of this part of the run is over, from 0 to 1."""
+    first, last = part
+    return min(max((progress - first) / (last - first), 0.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class PinnRule(Rule):
 
     GradNorm makes the weighted norms w_i ||g_i|| follow r_i ** alpha, so its weights settle in
     proportion to r_i ** alpha / ||g_i||. This rule moves each log w_i towards the logarithm of a
-    target, by rate * clip(log target_i - log w_i, -1, 1). It differs from GradNorm in eight ways:
+    target, by rate * clip(log target_i - log w_i, -1, 1). It differs from GradNorm in nine ways:
 
     - Gradients are taken on all parameters, because an equation's derivatives act on all
       layers and a condition's value mostly on the last.
@@ -45,6 +56,9 @@ class PinnRule(Rule):
       of the run; if there are several equations, between 0.3 and 0.8 of it. So the equations shape
       the solution first. With a lead from the start, a flow meets the values on its walls by a
       thin layer, and dies inside.
+    - Measured data, which a loss's name tells, such as ``data`` or ``sensors``, have the lead from
+      the start, because unknown coefficients are found by them. Between 0.3 and 0.8 of the run
+      they lose it again, so that their noise is not learned.
     - ||g_i|| / sqrt(L_i) stands for ||g_i||. Up to a factor of 2 it is the norm of the gradient of
       the root mean square. So a loss does not gain weight because it has become small.
     - A condition that is met loses that lead again. Otherwise its weight would grow while its
@@ -80,8 +94,8 @@ class PinnRule(Rule):
             one equation, and between 0.3 and 0.8 of the run if there are several. (A loss among
             them whose name says otherwise, such as ``data``, does not count.) With True it is
             between 0.3 and 0.8 in any case. With False, or if nobody has said how long the run is,
-            the whole lead acts from the start. Pass False if you are sure that the problem is
-            elliptic.
+            the whole lead acts from the start, and measured data keep it. Pass False if you are
+            sure that the problem is elliptic, and its data exact.
         by_root: Whether norms are divided by sqrt(L_i). Pass False, and ``late=False``, for
             Burgers' equation or if you are sure that the problem is elliptic: the gain is larger
             then. A loss at or below 0 has no root; while there is one, norms are not divided.
@@ -138,7 +152,12 @@ class PinnRule(Rule):
     def needs_positive_losses(self) -> bool:
         return self.alpha > 0
 
-    def effects(self, equations: Sequence[str], total_steps: int | None = None) -> tuple[str, str]:
+    def effects(
+        self,
+        equations: Sequence[str],
+        conditions: Sequence[str],
+        total_steps: int | None = None,
+    ) -> tuple[str, str]:
         """See ``Rule.effects``."""
         when = "from the start"
         if self.late is not False and total_steps is None:
@@ -146,6 +165,13 @@ class PinnRule(Rule):
         elif self.late is not False and total_steps is not None:
             first, last = (round(part * total_steps) for part in self._grows(equations))
             when = f"that grows between steps {first} and {last}"
+            data = [name for name in conditions if _says_data(name)]
+            if data:
+                first, last = (round(part * total_steps) for part in _OF_DATA)
+                falls = f"from the start that falls between steps {first} and {last}"
+                when = (
+                    falls if len(data) == len(conditions) else f"{when} ({listed(data)}: {falls})"
+                )
         return (
             "keep weights near 1",
             f"get a lead of {self.lead:g} {when}, weights up to {self.bound:g}",
@@ -164,12 +190,15 @@ class PinnRule(Rule):
         names = measurement.names or ("",) * len(measurement.losses)
         return self._grows([n for n, is_one in zip(names, measurement.equations) if is_one])
 
-    def _log_lead(self, measurement: Measurement) -> float:
-        growth, share = self._growth(measurement), 1.0
-        if growth is not None:
-            first, last = growth
-            share = min(max((measurement.progress - first) / (last - first), 0.0), 1.0)
-        return math.log(self.lead) * share
+    def _log_leads(self, measurement: Measurement) -> list[float]:
+        """What each loss's log target would gain as a condition."""
+        growth, log_lead = self._growth(measurement), math.log(self.lead)
+        if growth is None:
+            return [log_lead] * len(measurement.losses)
+        of_most = log_lead * _share_of(growth, measurement.progress)
+        of_data = log_lead * (1.0 - _share_of(_OF_DATA, measurement.progress))
+        names = measurement.names or ("",) * len(measurement.losses)
+        return [of_data if _says_data(name) else of_most for name in names]
 
     def start(self, n_loss: int) -> RuleState:
         # An update without an equation uses the unit of the last update that had one.
@@ -214,11 +243,14 @@ class PinnRule(Rule):
             return weights, new_state
         unit = float(log_unit) if leads else sum(logs) / len(logs)
         limit = math.log(self.bound)
-        log_lead = self._log_lead(measurement)
         rate = min(1.0, measurement.rate * measurement.interval)  # 1 goes all the way
         new = []
-        for weight, log, is_equation, share in zip(
-            weights.tolist(), logs, equations, self._log_shares(weights, largest, measurement)
+        for weight, log, is_equation, log_lead, share in zip(
+            weights.tolist(),
+            logs,
+            equations,
+            self._log_leads(measurement),
+            self._log_shares(weights, largest, measurement),
         ):
             target = self.strength * (log - unit)
             if leads and not is_equation:

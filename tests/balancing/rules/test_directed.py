@@ -115,9 +115,8 @@ def test_it_asks_for_what_both_ask_for():
     alike = Directed(ReLoBRaLo(), UPGrad(), "each")
     assert alike.needs == {"gram"} and not alike.tells_equations
     assert Directed(ReLoBRaLo(), UPGrad()).tells_equations
-    assert Directed(PinnRule(lead=5.0)).effects(["a", "b"], 70) == PinnRule(lead=5.0).effects(
-        ["a", "b"], 70
-    )
+    asked, rule = (["a", "b"], ["data"], 70), PinnRule(lead=5.0)
+    assert Directed(rule).effects(*asked) == rule.effects(*asked)
     assert not Directed().needs_positive_losses
 
 

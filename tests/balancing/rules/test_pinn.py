@@ -184,6 +184,20 @@ def test_the_lead_grows_in_the_first_half_or_later_with_several_equations(
     assert many_updates(PinnRule(), noisy) == pytest.approx([1, 1, 20**of_one])
 
 
+@pytest.mark.parametrize(
+    "progress, of_data", [(0, 1), (0.3, 1), (0.425, 0.75), (0.55, 0.5), (0.8, 0), (1, 0)]
+)
+def test_measured_data_have_the_lead_from_the_start_and_lose_it(progress, of_data):
+    grown = min(1, progress / 0.5)
+    for name in ("data", "sensors_u", "PointSetBC 2"):
+        names = ("pde", name, "bc")
+        run = measured(ONES, ONES, [0], progress=progress, names=names)
+        assert many_updates(PinnRule(), run) == pytest.approx([1, 20**of_data, 20**grown])
+        assert many_updates(PinnRule(late=False), run) == pytest.approx([1, 20, 20])
+    run = measured(ONES, ONES, [0], names=("pde", "data", "bc"))  # of a length not known
+    assert many_updates(PinnRule(), run) == pytest.approx([1, 20, 20])
+
+
 def test_the_lead_acts_from_the_start_of_a_run_whose_length_is_not_known():
     for rule in (PinnRule(), PinnRule(late=True)):
         assert many_updates(rule, measured(ONES, ONES, [0, 1])) == pytest.approx([1, 1, 20])
@@ -403,16 +417,28 @@ def test_what_a_balancer_has_to_know_of_it():
     assert PinnRule.needs == {"gram"} and PinnRule.update_every == 10
     assert PinnRule.tells_equations and not PinnRule.keeps_sum and PinnRule.fewest_losses == 1
     rule, two = PinnRule(lead=5.0, bound=50.0), ["momentum_x", "momentum_y"]
-    of_equations, of_conditions = rule.effects(two, total_steps=1000)
+    of_equations, of_conditions = rule.effects(two, ["bc"], total_steps=1000)
     assert of_equations == "keep weights near 1"
     grows = "get a lead of 5 that grows between steps {} and {}, weights up to 50"
     assert of_conditions == grows.format(300, 800)
     for one in (["pde"], ["pde", "data"]):
-        assert rule.effects(one, total_steps=1000)[1] == grows.format(0, 500)
+        assert rule.effects(one, ["bc"], total_steps=1000)[1] == grows.format(0, 500)
+    falls = "from the start that falls between steps 300 and 800"
+    of_conditions = rule.effects(["pde"], ["data"], 1000)[1]
+    assert of_conditions == f"get a lead of 5 {falls}, weights up to 50"
+    of_conditions = rule.effects(["pde"], ["bc", "obs", "data"], 1000)[1]
+    assert of_conditions == (
+        f"get a lead of 5 that grows between steps 0 and 500 ('obs' and 'data': {falls}), "
+        "weights up to 50"
+    )
     advice = "(later, if you pass total_steps=, the number of steps)"
-    assert rule.effects(two)[1] == f"get a lead of 5 from the start {advice}, weights up to 50"
+    assert (
+        rule.effects(two, ["data"])[1]
+        == f"get a lead of 5 from the start {advice}, weights up to 50"
+    )
     for steps in (None, 1000):
-        assert "lead of 20 from the start, weights" in PinnRule(late=False).effects(two, steps)[1]
+        of_conditions = PinnRule(late=False).effects(two, ["data"], steps)[1]
+        assert "lead of 20 from the start, weights" in of_conditions
     assert PinnRule.on_all_parameters
     assert PinnRule(alpha=1.0).needs_positive_losses and not PinnRule().needs_positive_losses
 
