@@ -2,8 +2,8 @@
 
 Every run is a process of its own and adds a line to runs.jsonl when it is done; what is there
 already is not run again, and what was interrupted goes on from its last checkpoint. From these
-lines come a table (medians and spread over seeds) and a figure (error over the steps). Run it
-with --help for the options.
+lines come a table (medians and spread over seeds) and a figure (a dot for each problem and
+balance). Run it with --help for the options.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Callable
 
 import numpy as np
 import paddle
-from accuracy_balances import BALANCES, TITLES, balanced, renamed, without_aggregators
+from accuracy_balances import BALANCES, TITLES, balanced, without_aggregators
 from accuracy_networks import wave_net
 
 from paddlescience_gradnorm import GradNorm
@@ -47,6 +47,9 @@ class Settings:
     waves: dict[str, float] = field(default_factory=dict)  # of a network of waves, as for wave_net
     point_weights: str = ""  # of the equations
 
+
+# What a line keeps of a run: little, because lines are kept in the repository.
+KEPT = ("error", "steps", "seconds", "cpu_seconds", "losses", "paddle", "operators")
 
 # Their derivatives of third and fourth order make a step 3 to 20 times as long as others'.
 SUITE = {
@@ -145,7 +148,10 @@ def train(run: Run, folder: Path, say: Callable[[float], None], stop: StopOnSign
         return None
     if settings.lbfgs_steps:
         trainer.fit_lbfgs(epochs=1, max_iter=settings.lbfgs_steps)
-    return {**course.results(trainer), **trial.found(net)}
+    found = course.results(trainer)
+    kept = {name: found[name] for name in KEPT}
+    last = {name: weights[-1] for name, weights in found["weights"].items()}
+    return {**kept, "weights": last, **trial.found(net)}
 
 
 def run_all(options: argparse.Namespace) -> list[Run]:
@@ -164,7 +170,7 @@ def run_all(options: argparse.Namespace) -> list[Run]:
     ]
     # One thread each, also where a library looks when it is loaded.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    known = [renamed(run) for run in _runs.read_runs(options.output)]
+    known = _runs.read_runs(options.output)
     runs = _runs.run_all(plan, known, options.output, train, options.processes, described)
     return [run for run in runs if _runs.FAILED not in run]
 

@@ -71,15 +71,6 @@ def balanced(
     return GradNorm(net, len(kinds), rule=rule, **more), None
 
 
-def renamed(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run by the name that its balance has now.
-
-    Before the package had rules of these names, they were those of PaddleScience.
-    """
-    earlier = "conflicts" not in run and f"ppsci_{run['balance']}" in OF_PPSCI
-    return {**run, "balance": f"ppsci_{run['balance']}"} if earlier else dict(run)
-
-
 def without_aggregators(names: Sequence[str]) -> list[str]:
     """Those that need no PaddleScience."""
     return [name for name in names if name not in OF_PPSCI]

@@ -1,55 +1,121 @@
-"""What several processes cost: time of a step, plain and balanced, and bytes of its all-reduce.
+"""What several processes cost: a step, plain and balanced, and its all-reduces.
 
     OMP_NUM_THREADS=1 python benchmarks/several_processes.py
 
-The table's first part is measured here, with gloo on this machine's cores, 2,000 points shared out
-over the processes; the second is computed.
+Measured here, with gloo: the step in 1, 2 and 4 processes that share out 2,000 points, and the time
+of an all-reduce by its size. From the step of one process with a share of the points, and from a
+line through the all-reduces, a model on paper predicts the step of several; the table has both.
+Then the same model says what 8 to 512 GPUs would take. Nothing of that is measured: the speeds of
+GPU and network are assumptions, and options.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cost_growth import parameters, products
+from step_cost_worker import Case
 
 from paddlescience_gradnorm import FCNet, GradNorm
 from paddlescience_gradnorm.pde.problems import problem
 
 import paddle  # isort: skip, after the package that sees to its loading
 
-POINTS = 2000
-COMPUTED_RANKS = (2, 8, 64, 512)
+POINTS, LOSSES = 2000, 5
+HERE = (1, 2, 4)  # processes
+WAYS = {"plain": 0, "PINN rule": 10, "PINN rule, updated in every step": 1}  # update_every
+SIZES = (4, 4_000, 40_000, 400_000, 4_000_000)  # bytes of an all-reduce
+GPUS = (8, 64, 512)
+# Points of a GPU in a step, losses, and the network.
+LARGE = [
+    Case("laplace", 10_000, 5, 50, 5),
+    Case("laplace", 100_000, 5, 256, 9),
+    Case("laplace", 100_000, 64, 256, 9),
+]
+BYTES = 4  # of a value
+# With several processes an update needs a backward pass of its own, because DataParallel averages
+# the gradients of one pass only.
+BACKWARD = 2 / 3  # of a plain step
 
 
-def bytes_of(n_loss: int, n_shared: int, value_size: int = 4) -> int:
+@dataclass(frozen=True)
+class Network:
+    """How long an all-reduce takes.
+
+    Args:
+        latency: Seconds of a message from one process to another.
+        bandwidth: Bytes a second that a process sends.
+    """
+
+    latency: float
+    bandwidth: float
+
+    def all_reduce(self, size: float, ranks: int) -> float:
+        """Seconds: up and down a tree, and 2 (p - 1) / p of the bytes sent by each process."""
+        if ranks == 1:
+            return 0.0
+        hops = 2 * math.log2(ranks)
+        return hops * self.latency + 2 * (ranks - 1) / ranks * size / self.bandwidth
+
+
+def fitted(seconds: dict[int, float], ranks: int) -> Network:
+    """The network whose line through these all-reduces is best, in relative error."""
+    sizes, times = (np.array(list(x), float) for x in (seconds, seconds.values()))
+    hops, sent = 2 * math.log2(ranks), 2 * (ranks - 1) / ranks * sizes
+    columns = np.stack([np.full(len(sizes), hops), sent], axis=1) / times[:, None]
+    latency, per_byte = np.linalg.lstsq(columns, np.ones(len(sizes)), rcond=None)[0]
+    return Network(float(latency), float(1 / per_byte))
+
+
+def bytes_of(n_loss: int, n_shared: int) -> int:
     """What the all-reduce of an update is over: T losses and their gradients on W."""
-    return n_loss * (n_shared + 1) * value_size
+    return n_loss * (n_shared + 1) * BYTES
 
 
-def ring_traffic(size: int, ranks: int) -> float:
-    """Bytes that a process sends in an all-reduce around a ring."""
-    return 2 * size * (ranks - 1) / ranks
+def predicted(
+    computing: float, updating: float, n_loss: int, n: int, every: int, ranks: int, network: Network
+) -> float:
+    """Seconds of a step.
+
+    Args:
+        computing: Seconds of a plain step with a process's share of the points.
+        updating: Seconds that an update adds to it, in one process.
+        n_loss: Number of losses.
+        n: Number of the network's parameters, all of which are shared.
+        every: Steps from one update to the next; 0 for no balancing.
+        ranks: Number of processes.
+        network: Between them.
+    """
+    seconds = computing + network.all_reduce(n * BYTES, ranks)
+    if every:
+        seconds += (updating + network.all_reduce(bytes_of(n_loss, n), ranks)) / every
+    return seconds
 
 
-def measure(repeats: int, steps: int) -> dict[str, float]:
+def measure(points: int, repeats: int, steps: int) -> dict[str, Any]:
     """Median milliseconds of a step, the ways in turns so that a slow minute meets all."""
     ranks = paddle.distributed.get_world_size()
     if ranks > 1:
         paddle.distributed.init_parallel_env()
-    sample = problem("laplace").sample(POINTS // ranks, seed=paddle.distributed.get_rank())
+    sample = problem("laplace").sample(points, seed=paddle.distributed.get_rank())
     ways = {}
-    for way in ("plain", "GradNorm", "GradNorm, update_every=10"):
+    for way, every in WAYS.items():
         paddle.seed(0)
         net = FCNet(2, 1, 4, 50)
         parallel = paddle.DataParallel(net) if ranks > 1 else net
-        every = 10 if "10" in way else 1
-        model = parallel if way == "plain" else GradNorm(parallel, update_every=every)
+        model = GradNorm(parallel, update_every=every) if every else parallel
         ways[way] = (model, paddle.optimizer.Adam(1e-3, parameters=net.parameters()), [])
     for _ in range(repeats + 1):
         for way, (model, optimizer, times) in ways.items():
@@ -64,44 +130,128 @@ def measure(repeats: int, steps: int) -> dict[str, float]:
                 optimizer.clear_grad()
             times.append((time.perf_counter() - start) / steps * 1e3)
     # The first block is a warm-up.
-    return {way: statistics.median(times[1:]) for way, (_, _, times) in ways.items()}
+    found: dict[str, Any] = {w: statistics.median(times[1:]) for w, (_, _, times) in ways.items()}
+    if ranks > 1:
+        found["all_reduce"] = {size: _all_reduce_ms(size, 3 * repeats) for size in SIZES}
+    return found
 
 
-def launched(ranks: int, arguments: list[str]) -> dict[str, float]:
-    """What the first of this many processes measures."""
+def _all_reduce_ms(size: int, repeats: int) -> float:
+    tensor, times = paddle.zeros([size // BYTES]), []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        paddle.distributed.all_reduce(tensor)
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times[1:])
+
+
+def launched(ranks: int, points: int, arguments: list[str]) -> dict[str, Any]:
+    """What the first of this many processes measures, each with so many points."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.json")
         launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks)]
         launch += ["--backend", "gloo", "--log_dir", folder]
-        command = [sys.executable, *launch, __file__, "--result", str(result), *arguments]
+        command = [sys.executable, *launch, __file__, "--result", str(result)]
+        command += ["--points", str(points), *arguments]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        return json.loads(result.read_text())
+        found: dict[str, Any] = json.loads(result.read_text())
+        return found
+
+
+def here(options: argparse.Namespace) -> str:
+    """Two tables: the step in several processes, measured and by the model, and the all-reduces."""
+    arguments = ["--repeats", str(options.repeats), "--steps", str(options.steps)]
+    cores, n = os.cpu_count() or 1, parameters(Case("laplace", POINTS, LOSSES))
+    alone = {p: launched(1, POINTS // p, arguments) for p in HERE}  # with a share of the points
+    rows, reduced = [], []
+    for ranks in HERE:
+        many = alone[1] if ranks == 1 else launched(ranks, POINTS // ranks, arguments)
+        network = Network(0.0, math.inf)
+        if ranks > 1:
+            times = {int(size): ms / 1e3 for size, ms in many["all_reduce"].items()}
+            network = fitted(times, ranks)
+            reduced.append(
+                f"| {ranks} | "
+                + " | ".join(f"{1e3 * seconds:.2f}" for seconds in times.values())
+                + f" | {1e6 * network.latency:.0f} µs, {network.bandwidth / 1e9:.2f} GB/s |"
+            )
+        crowd = max(1.0, ranks / cores)  # processes that take turns on a core
+        one = {way: crowd * alone[ranks][way] / 1e3 for way in WAYS}
+        updating = one["PINN rule, updated in every step"] - one["plain"] + BACKWARD * one["plain"]
+        cells = []
+        for way, every in WAYS.items():
+            by_model = predicted(one["plain"], updating, LOSSES, n, every, ranks, network)
+            model = "" if ranks == 1 else f" ({1e3 * by_model:.1f})"
+            cells.append(f"{many[way]:.1f}{model}")
+        rows.append(f"| {ranks} | {' | '.join(cells)} |")
+    sizes = " | ".join(f"{size:,} B" for size in SIZES)
+    return "\n".join(
+        [
+            f"| processes | {' | '.join(WAYS)} |",
+            "|---" * (len(WAYS) + 1) + "|",
+            *rows,
+            "",
+            f"| processes | {sizes} | the line through them |",
+            "|---" * (len(SIZES) + 2) + "|",
+            *reduced,
+        ]
+    )
+
+
+def on_gpus(flops: float, network: Network) -> str:
+    """The table of what the model says of more processes, each with its own points.
+
+    Args:
+        flops: FLOP a second of a GPU.
+        network: Between the GPUs.
+    """
+    lines = [
+        "| points of a GPU | losses | network | GPUs | computing, ms | gradient, MB | all-reduce, "
+        "ms | update, MB | all-reduce, ms | balanced / plain |",
+        "|---" * 10 + "|",
+    ]
+    for case in LARGE:
+        n = parameters(case)
+        computing = products(case) / flops
+        for ranks in GPUS:
+            plain, balanced = (
+                predicted(computing, BACKWARD * computing, case.losses, n, every, ranks, network)
+                for every in (0, WAYS["PINN rule"])
+            )
+            cells = [
+                *(f"{case.points:,}", str(case.losses), f"{case.layers - 1} x {case.width}"),
+                str(ranks),
+                f"{1e3 * computing:.2f}",
+            ]
+            for size in (n * BYTES, bytes_of(case.losses, n)):
+                cells += [f"{size / 1e6:.2f}", f"{1e3 * network.all_reduce(size, ranks):.2f}"]
+            lines.append("| " + " | ".join([*cells, f"{balanced / plain:.2f}"]) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=40, help="in a block")
+    parser.add_argument("--tflops", type=float, default=5.0, help="of a GPU")
+    parser.add_argument("--latency", type=float, default=10.0, help="of a message, in µs")
+    parser.add_argument("--bandwidth", type=float, default=20.0, help="of a GPU, in GB/s")
+    parser.add_argument("--on-paper", action="store_true", help="measure nothing")
+    parser.add_argument("--points", type=int, default=POINTS, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.result:
-        found = measure(arguments.repeats, arguments.steps)
+    options = parser.parse_args()
+    if options.result:
+        found = measure(options.points, options.repeats, options.steps)
         if paddle.distributed.get_rank() == 0:
-            arguments.result.write_text(json.dumps(found))
+            options.result.write_text(json.dumps(found))
         return
-    options = ["--repeats", str(arguments.repeats), "--steps", str(arguments.steps)]
-    measured = {ranks: launched(ranks, options) for ranks in (1, 2)}
-    print(f"Paddle {paddle.__version__}, {os.cpu_count()} cores, {POINTS} points\n")
-    print("| ms per step | " + " | ".join(measured[1]) + " |\n|---|" + "---|" * len(measured[1]))
-    for ranks, of in measured.items():
-        print(f"| {ranks} process{'es' * (ranks > 1)} | ", end="")
-        print(" | ".join(f"{milliseconds:.2f}" for milliseconds in of.values()) + " |")
-    heads = " | ".join(f"{ranks} ranks" for ranks in COMPUTED_RANKS)
-    print(f"\n| T | n | bytes of the all-reduce | {heads} |\n|---|---|---|" + "---|" * 4)
-    for n_loss, n_shared in ((2, 50), (5, 50), (5, 2500), (64, 10_000)):
-        size = bytes_of(n_loss, n_shared)
-        sent = " | ".join(f"{ring_traffic(size, ranks):,.0f}" for ranks in COMPUTED_RANKS)
-        print(f"| {n_loss} | {n_shared:,} | {size:,} | {sent} |")
+    if not options.on_paper:
+        print(f"Paddle {paddle.__version__}, {os.cpu_count()} cores, {POINTS} points\n")
+        print(f"{here(options)}\n")
+    network = Network(options.latency / 1e6, options.bandwidth * 1e9)
+    print(on_gpus(options.tflops * 1e12, network))
 
 
 if __name__ == "__main__":
