@@ -599,8 +599,8 @@ def test_the_length_of_the_run_is_given_to_the_rule_and_said(fc_net, make_losses
             seen.append(balancer.last_measurement.progress)
     np.testing.assert_array_equal(seen, [np.nan, 0, 0, 0.4, 0.4, 0.8, 0.8, 1])
     (line,) = caplog.messages
-    falls = "'data': from the start that falls between steps 2 and 4"
-    assert f"a lead of 20 that grows between steps 0 and 2 ({falls}), weights" in line
+    of_data = "'data': from the start, taken back between steps 2 and 4 if noisy"
+    assert f"a lead of 20 that grows between steps 0 and 2 ({of_data}), weights" in line
     assert LossBalancer(fc_net, 3).total_steps is None
 
 

@@ -20,9 +20,14 @@ from paddlescience_gradnorm.balancing.rule import Rule, RuleState
 from paddlescience_gradnorm.balancing.rules._rates import check_alpha, too_small_references
 
 # In which part of the run the lead grows, with one equation and with several, and in which part
-# measured data lose it.
+# noisy data lose it.
 _WITH_ONE, _WITH_SEVERAL = (0.0, 0.5), (0.3, 0.8)
-_OF_DATA = (0.3, 0.8)
+_OF_NOISE = (0.3, 0.8)
+# Data are noisy if their loss is at rest: from the first of these parts of the run to the second
+# its mean falls by less than this factor. Nor may it rest where it began, because a network that
+# has learned nothing yet has a loss at rest too.
+_BEFORE, _AFTER = (0.1, 0.2), (0.2, 0.3)
+_AT_REST, _LEARNED = 1.5, 0.1
 
 
 @functools.lru_cache(maxsize=1000)
@@ -37,6 +42,30 @@ def _share_of(part: tuple[float, float], progress: float) -> float:
     """How much of this part of the run is over, from 0 to 1."""
     first, last = part
     return min(max((progress - first) / (last - first), 0.0), 1.0)
+
+
+def _summed(log_losses: np.ndarray, measurement: Measurement) -> np.ndarray:
+    """``log_losses`` with this measurement, if it is in one of the two parts of the run."""
+    for part, (first, last) in enumerate((_BEFORE, _AFTER)):
+        if first < measurement.progress <= last:
+            is_positive = measurement.losses > 0
+            logs = np.log(np.where(is_positive, measurement.losses, 1.0))
+            log_losses = log_losses.copy()
+            log_losses[:, part] += np.stack([logs, is_positive], axis=1)
+    return log_losses
+
+
+def _are_at_rest(state: RuleState) -> np.ndarray:
+    """Which losses no longer fall, though they have been learned; none before both parts are over.
+
+    While the second part lasts, this does not matter, because no lead falls yet.
+    """
+    sums, numbers = np.moveaxis(state["log_losses"], 2, 0)
+    with np.errstate(all="ignore"):
+        before, after = (sums / numbers).T
+        learned = after < np.log(_LEARNED * state["largest_losses"])
+        at_rest: np.ndarray = learned & (before - after < math.log(_AT_REST))
+    return at_rest
 
 
 @dataclass(frozen=True)
@@ -57,8 +86,9 @@ class PinnRule(Rule):
       the solution first. With a lead from the start, a flow meets the values on its walls by a
       thin layer, and dies inside.
     - Measured data, which a loss's name tells, such as ``data`` or ``sensors``, have the lead from
-      the start, because unknown coefficients are found by them. Between 0.3 and 0.8 of the run
-      they lose it again, so that their noise is not learned.
+      the start, because unknown coefficients are found by them. If their loss is at rest by 0.3 of
+      the run, what is left of it is noise. Then they lose the lead again between 0.3 and 0.8 of the
+      run, so that the noise is not learned.
     - ||g_i|| / sqrt(L_i) stands for ||g_i||. Up to a factor of 2 it is the norm of the gradient of
       the root mean square. So a loss does not gain weight because it has become small.
     - A condition that is met loses that lead again. Otherwise its weight would grow while its
@@ -167,11 +197,10 @@ class PinnRule(Rule):
             when = f"that grows between steps {first} and {last}"
             data = [name for name in conditions if _says_data(name)]
             if data:
-                first, last = (round(part * total_steps) for part in _OF_DATA)
-                falls = f"from the start that falls between steps {first} and {last}"
-                when = (
-                    falls if len(data) == len(conditions) else f"{when} ({listed(data)}: {falls})"
-                )
+                first, last = (round(part * total_steps) for part in _OF_NOISE)
+                of_data = f"from the start, taken back between steps {first} and {last} if noisy"
+                alone = len(data) == len(conditions)
+                when = of_data if alone else f"{when} ({listed(data)}: {of_data})"
         return (
             "keep weights near 1",
             f"get a lead of {self.lead:g} {when}, weights up to {self.bound:g}",
@@ -190,21 +219,26 @@ class PinnRule(Rule):
         names = measurement.names or ("",) * len(measurement.losses)
         return self._grows([n for n, is_one in zip(names, measurement.equations) if is_one])
 
-    def _log_leads(self, measurement: Measurement) -> list[float]:
+    def _log_leads(self, state: RuleState, measurement: Measurement) -> list[float]:
         """What each loss's log target would gain as a condition."""
         growth, log_lead = self._growth(measurement), math.log(self.lead)
         if growth is None:
             return [log_lead] * len(measurement.losses)
-        of_most = log_lead * _share_of(growth, measurement.progress)
-        of_data = log_lead * (1.0 - _share_of(_OF_DATA, measurement.progress))
+        grown = log_lead * _share_of(growth, measurement.progress)
+        of_noise = log_lead * (1.0 - _share_of(_OF_NOISE, measurement.progress))
         names = measurement.names or ("",) * len(measurement.losses)
-        return [of_data if _says_data(name) else of_most for name in names]
+        return [
+            grown if not _says_data(name) else of_noise if is_noisy else log_lead
+            for name, is_noisy in zip(names, _are_at_rest(state))
+        ]
 
     def start(self, n_loss: int) -> RuleState:
         # An update without an equation uses the unit of the last update that had one.
         return {
             "initial_losses": np.zeros(n_loss),
             "largest_losses": np.zeros(n_loss),
+            # Of log L in two parts of the run, by which noise is told: sums, and of how many.
+            "log_losses": np.zeros([n_loss, 2, 2]),
             "log_unit": np.array(np.nan),
         }
 
@@ -236,6 +270,7 @@ class PinnRule(Rule):
         new_state = {
             "initial_losses": np.array(initial),
             "largest_losses": largest,
+            "log_losses": _summed(state["log_losses"], measurement),
             "log_unit": log_unit,
         }
         leads = not np.isnan(log_unit)
@@ -249,7 +284,7 @@ class PinnRule(Rule):
             weights.tolist(),
             logs,
             equations,
-            self._log_leads(measurement),
+            self._log_leads(new_state, measurement),
             self._log_shares(weights, largest, measurement),
         ):
             target = self.strength * (log - unit)

@@ -18,7 +18,8 @@ def measured(losses, norms, equations=(), **others):
 
 def references(*values):
     initial = np.array(values, float)
-    return {"initial_losses": initial, "largest_losses": initial, "log_unit": np.array(np.nan)}
+    known = {"initial_losses": initial, "largest_losses": initial}
+    return {**PinnRule().start(len(values)), **known}
 
 
 def many_updates(rule, measurement, state=None, weights=None, n=3000):
@@ -184,18 +185,39 @@ def test_the_lead_grows_in_the_first_half_or_later_with_several_equations(
     assert many_updates(PinnRule(), noisy) == pytest.approx([1, 1, 20**of_one])
 
 
+def after_a_run_with_losses(before, after, largest=1.0, names=("pde", "data", "bc")):
+    """What the rule remembers at 0.3 of a run in which the second loss has these means."""
+    rule, state, others = PinnRule(), PinnRule().start(3), {"names": names}
+    losses = [(0.05, largest), (0.12, before / 2), (0.2, before * 2), (0.24, after), (0.3, after)]
+    for progress, loss in losses:
+        measurement = measured((1, loss, 1), ONES, [0], progress=progress, **others)
+        _, state = rule.weigh(np.ones(3), state, measurement)
+    return state
+
+
+@pytest.mark.parametrize("name", ["data", "sensors_u", "PointSetBC 2"])
 @pytest.mark.parametrize(
-    "progress, of_data", [(0, 1), (0.3, 1), (0.425, 0.75), (0.55, 0.5), (0.8, 0), (1, 0)]
+    "progress, of_noise", [(0, 1), (0.3, 1), (0.425, 0.75), (0.55, 0.5), (0.8, 0), (1, 0)]
 )
-def test_measured_data_have_the_lead_from_the_start_and_lose_it(progress, of_data):
+def test_data_have_the_lead_from_the_start_and_lose_it_if_they_are_noisy(progress, of_noise, name):
+    run = measured(ONES, ONES, [0], progress=progress, names=("pde", name, "bc"))
     grown = min(1, progress / 0.5)
-    for name in ("data", "sensors_u", "PointSetBC 2"):
-        names = ("pde", name, "bc")
-        run = measured(ONES, ONES, [0], progress=progress, names=names)
-        assert many_updates(PinnRule(), run) == pytest.approx([1, 20**of_data, 20**grown])
-        assert many_updates(PinnRule(late=False), run) == pytest.approx([1, 20, 20])
-    run = measured(ONES, ONES, [0], names=("pde", "data", "bc"))  # of a length not known
-    assert many_updates(PinnRule(), run) == pytest.approx([1, 20, 20])
+    for state in (None, after_a_run_with_losses(0.02, 0.013), after_a_run_with_losses(0.2, 0.15)):
+        assert many_updates(PinnRule(), run, state) == pytest.approx([1, 20, 20**grown])
+    noise = after_a_run_with_losses(0.02, 0.014)
+    assert many_updates(PinnRule(), run, noise) == pytest.approx([1, 20**of_noise, 20**grown])
+    assert many_updates(PinnRule(late=False), run, noise) == pytest.approx([1, 20, 20])
+    run = measured(ONES, ONES, [0], names=("pde", name, "bc"))  # of a length not known
+    assert many_updates(PinnRule(), run, noise) == pytest.approx([1, 20, 20])
+
+
+def test_a_loss_of_zero_is_no_part_of_the_means_by_which_noise_is_told():
+    state = PinnRule().start(2)
+    for loss in (0.1, 0.0, 0.1):
+        measurement = measured((1.0, loss), (1, 1), [0], progress=0.15, names=("pde", "data"))
+        _, state = PinnRule().weigh(np.ones(2), state, measurement)
+    np.testing.assert_allclose(state["log_losses"][1, 0], [2 * np.log(0.1), 2])
+    assert not state["log_losses"][:, 1].any()
 
 
 def test_the_lead_acts_from_the_start_of_a_run_whose_length_is_not_known():
@@ -423,12 +445,12 @@ def test_what_a_balancer_has_to_know_of_it():
     assert of_conditions == grows.format(300, 800)
     for one in (["pde"], ["pde", "data"]):
         assert rule.effects(one, ["bc"], total_steps=1000)[1] == grows.format(0, 500)
-    falls = "from the start that falls between steps 300 and 800"
+    of_data = "from the start, taken back between steps 300 and 800 if noisy"
     of_conditions = rule.effects(["pde"], ["data"], 1000)[1]
-    assert of_conditions == f"get a lead of 5 {falls}, weights up to 50"
+    assert of_conditions == f"get a lead of 5 {of_data}, weights up to 50"
     of_conditions = rule.effects(["pde"], ["bc", "obs", "data"], 1000)[1]
     assert of_conditions == (
-        f"get a lead of 5 that grows between steps 0 and 500 ('obs' and 'data': {falls}), "
+        f"get a lead of 5 that grows between steps 0 and 500 ('obs' and 'data': {of_data}), "
         "weights up to 50"
     )
     advice = "(later, if you pass total_steps=, the number of steps)"
