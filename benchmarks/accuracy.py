@@ -171,6 +171,10 @@ def run_all(options: argparse.Namespace) -> list[Run]:
     # One thread each, also where a library looks when it is loaded.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     known = _runs.read_runs(options.output)
+    if options.table:
+        asked = ("problem", "balance", "seed", "settings")
+        plan = [{name: run[name] for name in asked} for run in plan]
+        return [run for run in known if {name: run[name] for name in asked} in plan]
     runs = _runs.run_all(plan, known, options.output, train, options.processes, described)
     return [run for run in runs if _runs.FAILED not in run]
 
@@ -354,6 +358,7 @@ def parse(problems: list[str], balances: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--rule-options", type=json.loads, default={}, help="JSON, of PinnRule")
     parser.add_argument("--label", help="the name of a balance with these --rule-options")
+    parser.add_argument("--table", action="store_true", help="only of the runs that are there")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, default=Path("outputs/accuracy"))
     options = parser.parse_args()

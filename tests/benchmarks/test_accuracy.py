@@ -155,6 +155,24 @@ def test_the_table_has_medians_and_what_they_are_to_equal_weights(accuracy):
     assert "ours: geometric mean of the ratios to equal weights 0.50" in text
 
 
+def test_a_table_of_the_runs_that_are_there(accuracy, monkeypatch, tmp_path, capsys):
+    rows = [("heat", "equal", 0, 0.4), ("heat", "pinn", 0, 0.1), ("heat", "pinn", 1, 0.1)]
+    settings = accuracy.told(accuracy.Settings())
+    lines = [
+        json.dumps(
+            {**dict(zip(("problem", "balance", "seed", "error"), row)), "settings": settings}
+        )
+        for row in rows
+    ]
+    (tmp_path / "runs.jsonl").write_text("\n".join(lines) + "\n")
+    arguments = ["--output", str(tmp_path), "--table", "--seeds", "0", "--problems", "heat,burgers"]
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", *arguments])
+    accuracy.main()
+    printed = capsys.readouterr().out
+    assert "| heat | 0.4 [0.4, 0.4] | **0.1 [0.1, 0.1]**, 0.25 |" in printed
+    assert "burgers" not in printed and len((tmp_path / "runs.jsonl").read_text().split("\n")) == 4
+
+
 def test_a_name_that_is_not_known_is_one_line(tmp_path):
     result = run(tmp_path, "--problems", "heta")
     assert result.returncode == 2
