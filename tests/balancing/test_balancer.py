@@ -599,7 +599,7 @@ def test_the_length_of_the_run_is_given_to_the_rule_and_said(fc_net, make_losses
             seen.append(balancer.last_measurement.progress)
     np.testing.assert_array_equal(seen, [np.nan, 0, 0, 0.4, 0.4, 0.8, 0.8, 1])
     (line,) = caplog.messages
-    of_data = "'data': from the start, taken back between steps 2 and 4 if noisy"
+    of_data = "'data': from the start, taken back if it is noise that is left"
     assert f"a lead of 20 that grows between steps 0 and 2 ({of_data}), weights" in line
     assert LossBalancer(fc_net, 3).total_steps is None
 

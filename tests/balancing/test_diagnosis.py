@@ -27,7 +27,7 @@ def diagnosis(
         *(np.array(losses), gram), equations=np.array(equations), step=5000, floor=floor
     )
     arrays = {"initial_losses": np.array(initial), "largest_losses": np.array(initial)}
-    state = {**arrays, "log_losses": np.zeros([3, 2, 2]), "log_unit": np.array(0.0)}
+    state = {**arrays, "log_losses": np.zeros([3, 10, 2]), "log_unit": np.array(0.0)}
     return diagnose(names, np.array(weights), rule, state, measurement, stopped=stopped)
 
 

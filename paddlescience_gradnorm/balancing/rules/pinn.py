@@ -19,15 +19,15 @@ from paddlescience_gradnorm.balancing.measurement import Measurement
 from paddlescience_gradnorm.balancing.rule import Rule, RuleState
 from paddlescience_gradnorm.balancing.rules._rates import check_alpha, too_small_references
 
-# In which part of the run the lead grows, with one equation and with several, and in which part
-# noisy data lose it.
+# In which part of the run the lead grows, with one equation and with several.
 _WITH_ONE, _WITH_SEVERAL = (0.0, 0.5), (0.3, 0.8)
-_OF_NOISE = (0.3, 0.8)
-# Data are noisy if their loss is at rest: from the first of these parts of the run to the second
-# its mean falls by less than this factor. Nor may it rest where it began, because a network that
-# has learned nothing yet has a loss at rest too.
-_BEFORE, _AFTER = (0.1, 0.2), (0.2, 0.3)
-_AT_REST, _LEARNED = 1.5, 0.1
+# Data are noisy if their loss is at rest: from one tenth of the run to the next its mean changes by
+# less than this factor. Nor may it rest where it began, because a network that has learned nothing
+# yet has a loss at rest too. In later tenths other losses rest as well.
+_TENTHS = (2, 3, 4, 5)
+_AT_REST, _LEARNED = 1.2, 0.1
+# In how much of the run noisy data then lose the lead.
+_TAKEN_BACK = 0.3
 
 
 @functools.lru_cache(maxsize=1000)
@@ -45,27 +45,29 @@ def _share_of(part: tuple[float, float], progress: float) -> float:
 
 
 def _summed(log_losses: np.ndarray, measurement: Measurement) -> np.ndarray:
-    """``log_losses`` with this measurement, if it is in one of the two parts of the run."""
-    for part, (first, last) in enumerate((_BEFORE, _AFTER)):
-        if first < measurement.progress <= last:
-            is_positive = measurement.losses > 0
-            logs = np.log(np.where(is_positive, measurement.losses, 1.0))
-            log_losses = log_losses.copy()
-            log_losses[:, part] += np.stack([logs, is_positive], axis=1)
+    """``log_losses`` with this measurement, if it is known in which tenth of the run it is."""
+    if math.isnan(measurement.progress):
+        return log_losses
+    is_positive = measurement.losses > 0
+    logs = np.log(np.where(is_positive, measurement.losses, 1.0))
+    log_losses = log_losses.copy()
+    log_losses[:, min(int(10 * measurement.progress), 9)] += np.stack([logs, is_positive], axis=1)
     return log_losses
 
 
-def _are_at_rest(state: RuleState) -> np.ndarray:
-    """Which losses no longer fall, though they have been learned; none before both parts are over.
+def _noisy_since(state: RuleState) -> np.ndarray:
+    """From which part of the run on each loss is noise, as a share of the run; else infinity.
 
-    While the second part lasts, this does not matter, because no lead falls yet.
+    A tenth that is not over yet says nothing of before, because the lead is lost only after it.
     """
-    sums, numbers = np.moveaxis(state["log_losses"], 2, 0)
+    since = np.full(len(state["largest_losses"]), np.inf)
     with np.errstate(all="ignore"):
-        before, after = (sums / numbers).T
-        learned = after < np.log(_LEARNED * state["largest_losses"])
-        at_rest: np.ndarray = learned & (before - after < math.log(_AT_REST))
-    return at_rest
+        means = state["log_losses"][..., 0] / state["log_losses"][..., 1]
+        learned = means < np.log(_LEARNED * state["largest_losses"])[:, None]
+        at_rest = learned[:, 1:] & (np.abs(np.diff(means)) < math.log(_AT_REST))
+    for tenth in reversed(_TENTHS):
+        since[at_rest[:, tenth - 1]] = (tenth + 1) / 10
+    return since
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,9 @@ class PinnRule(Rule):
       the solution first. With a lead from the start, a flow meets the values on its walls by a
       thin layer, and dies inside.
     - Measured data, which a loss's name tells, such as ``data`` or ``sensors``, have the lead from
-      the start, because unknown coefficients are found by them. If their loss is at rest by 0.3 of
-      the run, what is left of it is noise. Then they lose the lead again between 0.3 and 0.8 of the
-      run, so that the noise is not learned.
+      the start, because unknown coefficients are found by them. If their loss comes to rest in the
+      first 0.6 of the run, what is left of it is noise. Then they lose the lead again within 0.3 of
+      the run, so that the noise is not learned.
     - ||g_i|| / sqrt(L_i) stands for ||g_i||. Up to a factor of 2 it is the norm of the gradient of
       the root mean square. So a loss does not gain weight because it has become small.
     - A condition that is met loses that lead again. Otherwise its weight would grow while its
@@ -197,8 +199,7 @@ class PinnRule(Rule):
             when = f"that grows between steps {first} and {last}"
             data = [name for name in conditions if _says_data(name)]
             if data:
-                first, last = (round(part * total_steps) for part in _OF_NOISE)
-                of_data = f"from the start, taken back between steps {first} and {last} if noisy"
+                of_data = "from the start, taken back if it is noise that is left"
                 alone = len(data) == len(conditions)
                 when = of_data if alone else f"{when} ({listed(data)}: {of_data})"
         return (
@@ -225,20 +226,20 @@ class PinnRule(Rule):
         if growth is None:
             return [log_lead] * len(measurement.losses)
         grown = log_lead * _share_of(growth, measurement.progress)
-        of_noise = log_lead * (1.0 - _share_of(_OF_NOISE, measurement.progress))
         names = measurement.names or ("",) * len(measurement.losses)
-        return [
-            grown if not _says_data(name) else of_noise if is_noisy else log_lead
-            for name, is_noisy in zip(names, _are_at_rest(state))
-        ]
+        leads = []
+        for name, since in zip(names, _noisy_since(state).tolist()):
+            lost = min(max((measurement.progress - since) / _TAKEN_BACK, 0.0), 1.0)
+            leads.append(log_lead * (1.0 - lost) if _says_data(name) else grown)
+        return leads
 
     def start(self, n_loss: int) -> RuleState:
         # An update without an equation uses the unit of the last update that had one.
         return {
             "initial_losses": np.zeros(n_loss),
             "largest_losses": np.zeros(n_loss),
-            # Of log L in two parts of the run, by which noise is told: sums, and of how many.
-            "log_losses": np.zeros([n_loss, 2, 2]),
+            # Of log L in each tenth of the run, by which noise is told: sums, and of how many.
+            "log_losses": np.zeros([n_loss, 10, 2]),
             "log_unit": np.array(np.nan),
         }
 
