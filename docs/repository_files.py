@@ -7,11 +7,13 @@ any other file a page that shows it.
 
 from __future__ import annotations
 
+import base64
 import json
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from mkdocs.plugins import event_priority
@@ -21,6 +23,9 @@ from mkdocs.utils import get_relative_url
 ROOT = Path(__file__).parents[1]
 FOLDER = "repository"  # of these pages on the site
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)\s#]+)")
+TITLE = re.compile(r"^# .*\n", re.MULTILINE)
+ENGLISH = "\n*本页是仓库中的文件，只有英文。*\n"  # noqa: RUF001, below the title on the Chinese site
+IN_NOTEBOOK = re.compile(r"data:image/png;base64,([\w+/=]+)")
 LANGUAGES = {".py": "python", ".cc": "cpp", ".h": "cpp", ".yaml": "yaml", ".cff": "yaml"}
 
 
@@ -38,16 +43,16 @@ def on_files(files: Any, config: Any) -> Any:
             if _is_of_docs(linked) or linked in contents or not (ROOT / linked).is_file():
                 continue  # a link that leads nowhere is left to MkDocs, which says so
             contents[linked] = _text(linked)
-            content = contents[linked] if linked.endswith(".md") else _shown(linked)
             if linked.endswith(".md"):
+                content = contents[linked]
                 to_read.append(linked)
             else:
+                content = _with_files(linked, _shown(linked), config, files)
                 contents[linked] = ""
             file = File.generated(
                 config, _on_site(linked), content=content, inclusion=InclusionLevel.NOT_IN_NAV
             )
-            if language != "en":
-                file.dest_uri = f"{language}/{file.dest_uri}"
+            _translate(file, language, config.plugins["i18n"].build_languages)
             files.append(file)
     return files
 
@@ -66,6 +71,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
             return match[0]
         return posixpath.relpath(_on_site(linked), posixpath.dirname(source) or ".")
 
+    if source.startswith(FOLDER) and config.plugins["i18n"].current_language == "zh":
+        markdown = TITLE.sub(lambda title: title[0] + ENGLISH, markdown, count=1)
     return LINK.sub(on_site, markdown)
 
 
@@ -74,6 +81,26 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     return re.sub(
         'href="original:([^"#]*)', lambda m: f'href="{get_relative_url(m[1], page.url)}', html
     )
+
+
+def _with_files(path: str, content: str, config: Any, files: Any) -> str:
+    """A page whose pictures are files of the site, to which they can be links."""
+    pictures = list(dict.fromkeys(IN_NOTEBOOK.findall(content)))
+    for number, picture in enumerate(pictures, start=1):
+        name = f"{path}.{number}.png"
+        png = base64.b64decode(picture)
+        files.append(File.generated(config, posixpath.join(FOLDER, name), content=png))
+        content = content.replace(f"data:image/png;base64,{picture}", posixpath.basename(name))
+    return content
+
+
+def _translate(file: File, language: str, languages: Iterable[str]) -> None:
+    """Move a file to the folder of the language, and tell i18n where the others have it."""
+    address = file.dest_uri
+    where = {name: address if name == "en" else f"{name}/{address}" for name in languages}
+    file.dest_uri = where[language]
+    file.locale = file.locale_alternate_of = language
+    file.alternates = {name: SimpleNamespace(url=url) for name, url in where.items()}
 
 
 def _in_repository(source: str) -> str:
@@ -105,7 +132,7 @@ def _shown(path: str) -> str:
     if path.endswith(".ipynb"):
         return "\n\n".join(_of_notebook(json.loads(_text(path))))
     language = LANGUAGES.get(Path(path).suffix, "text")
-    return f"# {path}\n\n``````{language}\n{_text(path)}\n``````\n"
+    return f"# `{path}`\n\n``````{language}\n{_text(path)}\n``````\n"
 
 
 def _of_notebook(notebook: dict[str, Any]) -> Iterator[str]:
@@ -119,4 +146,4 @@ def _of_notebook(notebook: dict[str, Any]) -> Iterator[str]:
                 yield f"![](data:image/png;base64,{data['image/png'].strip()})"
             else:
                 text = "".join(output.get("text", data.get("text/plain", "")))
-                yield f"``````text\n{text.rstrip()}\n``````"
+                yield f"``````{{.text .output .no-copy}}\n{text.rstrip()}\n``````"

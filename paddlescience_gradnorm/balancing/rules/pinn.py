@@ -21,11 +21,12 @@ from paddlescience_gradnorm.balancing.rules._rates import check_alpha, too_small
 
 # In which part of the run the lead grows, with one equation and with several.
 _WITH_ONE, _WITH_SEVERAL = (0.0, 0.5), (0.3, 0.8)
-# Data are noisy if their loss is at rest: from one tenth of the run to the next its mean changes by
-# less than this factor. Nor may it rest where it began, because a network that has learned nothing
-# yet has a loss at rest too. In later tenths other losses rest as well.
+# A loss that does not fall by this factor from one tenth of the run to the next is at rest.
+_AT_REST = 1.2
+# Data at rest are noisy, but in later tenths other losses rest as well. Nor may they rest where
+# they began, because a network that has learned nothing yet has losses at rest too.
 _TENTHS = (2, 3, 4, 5)
-_AT_REST, _LEARNED = 1.2, 0.1
+_LEARNED = 0.1
 # In how much of the run noisy data then lose the lead.
 _TAKEN_BACK = 0.3
 
@@ -55,16 +56,27 @@ def _summed(log_losses: np.ndarray, measurement: Measurement) -> np.ndarray:
     return log_losses
 
 
-def _noisy_since(state: RuleState) -> np.ndarray:
+def _means_of_tenths(state: RuleState) -> np.ndarray:
+    """Mean log L in each tenth of the run, shape [T, 10]; NaN where it is not known."""
+    with np.errstate(all="ignore"):
+        means: np.ndarray = state["log_losses"][..., 0] / state["log_losses"][..., 1]
+    return means
+
+
+def _falls(means: np.ndarray) -> np.ndarray:
+    """How much log L falls from each tenth to the next, shape [T, 9]."""
+    return -np.diff(means)
+
+
+def _noisy_since(means: np.ndarray, largest: np.ndarray) -> np.ndarray:
     """From which part of the run on each loss is noise, as a share of the run; else infinity.
 
     A tenth that is not over yet says nothing of before, because the lead is lost only after it.
     """
-    since = np.full(len(state["largest_losses"]), np.inf)
+    since = np.full(len(largest), np.inf)
     with np.errstate(all="ignore"):
-        means = state["log_losses"][..., 0] / state["log_losses"][..., 1]
-        learned = means < np.log(_LEARNED * state["largest_losses"])[:, None]
-        at_rest = learned[:, 1:] & (np.abs(np.diff(means)) < math.log(_AT_REST))
+        learned = means < np.log(_LEARNED * largest)[:, None]
+        at_rest = learned[:, 1:] & (np.abs(_falls(means)) < math.log(_AT_REST))
     for tenth in reversed(_TENTHS):
         since[at_rest[:, tenth - 1]] = (tenth + 1) / 10
     return since
@@ -76,7 +88,7 @@ class PinnRule(Rule):
 
     GradNorm makes the weighted norms w_i ||g_i|| follow r_i ** alpha, so its weights settle in
     proportion to r_i ** alpha / ||g_i||. This rule moves each log w_i towards the logarithm of a
-    target, by rate * clip(log target_i - log w_i, -1, 1). It differs from GradNorm in nine ways:
+    target, by rate * clip(log target_i - log w_i, -1, 1). It differs from GradNorm in ten ways:
 
     - Gradients are taken on all parameters, because an equation's derivatives act on all
       layers and a condition's value mostly on the last.
@@ -91,6 +103,9 @@ class PinnRule(Rule):
       the start, because unknown coefficients are found by them. If their loss comes to rest in the
       first 0.6 of the run, what is left of it is noise. Then they lose the lead again within 0.3 of
       the run, so that the noise is not learned.
+    - With several equations, a condition that is at rest before the lead begins to grow gets none,
+      because more weight would not make it fall. In the corners of a lid-driven cavity, for
+      example, boundary values contradict each other.
     - ||g_i|| / sqrt(L_i) stands for ||g_i||. Up to a factor of 2 it is the norm of the gradient of
       the root mean square. So a loss does not gain weight because it has become small.
     - A condition that is met loses that lead again. Otherwise its weight would grow while its
@@ -227,10 +242,13 @@ class PinnRule(Rule):
             return [log_lead] * len(measurement.losses)
         grown = log_lead * _share_of(growth, measurement.progress)
         names = measurement.names or ("",) * len(measurement.losses)
+        means = _means_of_tenths(state)
+        noisy_since = _noisy_since(means, state["largest_losses"]).tolist()
+        may_grow = (growth == _WITH_ONE) | ~(_falls(means)[:, 1] < math.log(_AT_REST))
         leads = []
-        for name, since in zip(names, _noisy_since(state).tolist()):
+        for name, since, grows in zip(names, noisy_since, may_grow.tolist()):
             lost = min(max((measurement.progress - since) / _TAKEN_BACK, 0.0), 1.0)
-            leads.append(log_lead * (1.0 - lost) if _says_data(name) else grown)
+            leads.append(log_lead * (1.0 - lost) if _says_data(name) else grown * grows)
         return leads
 
     def start(self, n_loss: int) -> RuleState:

@@ -185,13 +185,13 @@ def test_the_lead_grows_in_the_first_half_or_later_with_several_equations(
     assert many_updates(PinnRule(), noisy) == pytest.approx([1, 1, 20**of_one])
 
 
-def after_tenths(losses, name="data"):
+def after_tenths(losses, name="data", equations=(0,)):
     """What the rule remembers after a run in whose tenths the second loss has these means."""
     rule, state = PinnRule(), PinnRule().start(3)
     for tenth, mean in enumerate(losses):
         for progress, loss in ((tenth / 10, mean / 2), (tenth / 10 + 0.09, mean * 2)):
             measurement = measured(
-                (1, loss, 1), ONES, [0], progress=progress, names=("pde", name, "bc")
+                (1, loss, 1), ONES, equations, progress=progress, names=("pde", name, "bc")
             )
             _, state = rule.weigh(np.ones(3), state, measurement)
     return state
@@ -228,6 +228,28 @@ def test_data_have_the_lead_from_the_start_and_lose_it_if_they_are_noisy(name):
 )
 def test_data_that_are_not_at_rest_keep_the_lead(losses):
     assert lead_of_data(1.0, losses) == pytest.approx(20)
+
+
+@pytest.mark.parametrize(
+    "losses, grows",
+    [
+        ([1, 0.05, 0.041], True),
+        ([1, 0.05, 0.042], False),
+        ([1, 0.05, 0.07], False),  # whether it rises
+        ([1, 1, 1], False),  # or has never fallen
+        ([1, 0.05, 0.041, 0.041, 0.041], True),  # what comes later does not matter
+        ([1, 0.05], True),  # of a run that went on from elsewhere
+    ],
+)
+def test_with_several_equations_a_condition_at_rest_gets_no_lead(losses, grows):
+    state = after_tenths(losses, "walls", [0, 2])
+    for progress in (0.55, 0.8, 1.0):
+        run = measured(ONES, ONES, [0, 2], progress=progress, names=("pde", "walls", "energy"))
+        share = grows * min(1, (progress - 0.3) / 0.5)
+        assert many_updates(PinnRule(), run, state) == pytest.approx([1, 20**share, 1])
+        assert many_updates(PinnRule(late=False), run, state) == pytest.approx([1, 20, 1])
+    one = measured(ONES, ONES, [0], progress=1.0, names=("pde", "walls", "bc"))
+    assert many_updates(PinnRule(), one, state) == pytest.approx([1, 20, 20])
 
 
 def test_of_a_run_whose_length_is_not_known_data_keep_the_lead():

@@ -1,0 +1,32 @@
+"""MkDocs hook: numbers and options are not torn apart at the end of a line.
+
+Browsers break a line after the hyphen of ``1e-4`` and of ``--option``, and between the numbers of
+``1.07 [1.05, 1.10]``, which in a narrow column of a table are three lines.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+TAG = re.compile(r"(<!--.*?-->|<[^>]+>)", re.DOTALL)
+TORN = re.compile(r"\d[\d.]*e[-\u2212]\d+|(?<![\w-])--[a-z][\w-]*")
+NUMBERS = re.compile(r"<td([^>]*)>(?=[-\u2212\d.,; /()\[\]es%*]{5,26}</td>)")
+VERBATIM = ("pre", "script", "style", "svg")
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Mark them for the style sheet."""
+    html = NUMBERS.sub(r'<td\1 class="together">', html)
+    parts = TAG.split(html)
+    inside: list[str] = []  # elements whose text is left as it is
+    for number, part in enumerate(parts):
+        if number % 2:
+            name = part.strip("</>").partition(" ")[0]
+            if name in VERBATIM and part.startswith("</"):
+                inside.pop()
+            elif name in VERBATIM:
+                inside.append(name)
+        elif not inside:
+            parts[number] = TORN.sub(r'<span class="together">\g<0></span>', part)
+    return "".join(parts)
