@@ -36,7 +36,7 @@ LABELS = {
     "an L-shape": "L 形区域",
     "acceleration [m/s²]": "加速度 [m/s²]",
     "balanced": "平衡后",
-    "cosine between the tasks' gradients": "两个任务的梯度之间的余弦",
+    "cosine of the gradients": "梯度的余弦",
     "cosine of boundary and data": "boundary 与 data 的余弦",
     "default: strength 1/3, lead 20": "默认：strength 1/3，lead 20",
     "displacement [m]": "位移 [m]",

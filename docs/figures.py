@@ -25,6 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import sympy
+from matplotlib.colors import LogNorm
 
 from paddlescience_gradnorm import FCNet, GradNorm
 from paddlescience_gradnorm.balancing import Measurement, PinnRule
@@ -260,14 +261,14 @@ def own_loop(folder: Path, steps: int) -> None:
 
 def several_processes(folder: Path, steps: int) -> None:
     """The points of examples/several_processes: each process has its own."""
-    figure, axes = plt.subplots(figsize=(4, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(3.6, 4), layout="constrained")
     for rank in range(2):
         sampled = problem("laplace").sample(n_points=128, seed=rank)
         for k, where in enumerate(sampled.points.values()):
             label = f"process {rank}" if k == 0 else None
             axes.scatter(*where.T, s=8, color=f"C{rank}", label=label)
     axes.set(aspect="equal", xlabel="x", ylabel="y", title="points of two processes")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    legend_below(axes)
     save(folder / "several_processes.png", figure)
 
 
@@ -291,9 +292,10 @@ def deepxde(folder: Path, steps: int) -> None:
             f"DeepXDE, {name}: {np.linalg.norm(error) / np.linalg.norm(run['exact'](square)):.2g}"
         )
     figure, panels = plt.subplots(1, 2, figsize=(7.6, 3.4), sharey=True, layout="constrained")
-    limits = {"vmin": 0, "vmax": max(error.max() for error in errors.values())}
+    largest = max(error.max() for error in errors.values())
+    scale = LogNorm(largest / 1e4, largest, clip=True)  # as in the demo
     for axes, (name, error) in zip(panels, errors.items()):
-        image = axes.imshow(error, origin="lower", extent=(0, 1, 0, 1), cmap="magma", **limits)
+        image = axes.imshow(error, origin="lower", extent=(0, 1, 0, 1), cmap="magma", norm=scale)
         axes.set(title=f"error after Adam, {name}", xlabel="x", ylabel="y")
     figure.colorbar(image, cax=axes.inset_axes((1.04, 0, 0.05, 1)))
     save(folder / "deepxde_poisson.png", figure)
@@ -447,10 +449,15 @@ def smooth(values: np.ndarray, window: int = 50) -> np.ndarray:
 
 
 def draw(history: History, panels: int = 2) -> Any:
-    figure, axes = plt.subplots(1, panels, figsize=(3.6 * panels, 3), layout="constrained")
-    history.plot_losses(axes[0])
-    history.plot_weights(axes[1]).get_legend().remove()
+    figure, axes = plt.subplots(1, panels, figsize=(3.6 * panels, 3.5), layout="constrained")
+    for axis, plot in zip(axes, (history.plot_losses, history.plot_weights)):
+        legend_below(plot(axis))
     return figure
+
+
+def legend_below(axes: Any) -> None:
+    """Where it covers no curve."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, frameon=False)
 
 
 def save(path: Path, figure: Any) -> None:

@@ -269,7 +269,7 @@ def plot_gradients(path: Path, results: dict[str, dict[str, np.ndarray]]) -> Non
     axes[0, 0].legend(loc="lower left", fontsize="small")
     for row in (0, 1):
         axes[row, 0].set_ylabel("z, and its descent directions")
-    axes[2, 0].set_ylabel("cosine between the tasks' gradients")
+    axes[2, 0].set_ylabel("cosine of the gradients")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -350,7 +350,7 @@ def plot_weights(path: Path, results: dict[int, dict[str, Any]]) -> None:
     for panel, (n_tasks, result) in zip(axes, results.items()):
         result["histories"][0].plot_weights(panel)
         panel.set(title=f"T = {n_tasks}")
-        panel.legend(fontsize="small", ncols=1 + n_tasks // 6)
+        _legend_below(panel, ncols=1 + n_tasks // 2)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -368,7 +368,7 @@ def plot_test_losses(path: Path, results: dict[int, dict[str, Any]], settings: S
         panel.set(
             title=f"T = {n_tasks}", xlabel="step", ylim=(0.95 * late.min(), 1.02 * late.max())
         )
-        panel.legend()
+        _legend_below(panel)
     axes[0].set(ylabel="task-normalised test loss")
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -386,7 +386,7 @@ def plot_alphas(path: Path, results: dict[int, dict[str, Any]]) -> None:
                 result["curves"][name][:, -1].mean(), color=f"C{k}", linestyle="--", label=name
             )
         panel.set(title=f"T = {n_tasks}", xlabel="alpha")
-        panel.legend()
+        _legend_below(panel)
     axes[0].set(ylabel="task-normalised test loss at the end")
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -394,9 +394,20 @@ def plot_alphas(path: Path, results: dict[int, dict[str, Any]]) -> None:
 
 def _panels(number: int) -> Any:
     figure, axes = plt.subplots(
-        1, number, figsize=(5.5 * number, 4), layout="constrained", squeeze=False
+        1, number, figsize=(5.5 * number, 4.4), layout="constrained", squeeze=False
     )
     return figure, axes[0]
+
+
+def _legend_below(axes: Any, ncols: int = 3) -> None:
+    """Where it covers no curve."""
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.14),
+        fontsize="small",
+        ncols=min(ncols, 5),
+        frameon=False,
+    )
 
 
 def begin(options: argparse.Namespace, settings: Settings) -> None:
