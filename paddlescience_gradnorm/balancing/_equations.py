@@ -29,11 +29,11 @@ _LAW = frozenset(
     "volterra fredholm eikonal elasticity".split()
 )
 _MEASURED = frozenset(
-    "data obs observation observations observed measured measurement measurements sensor sensors "
-    "supervised label labels".split()
+    "data obs observation observations observed measured measurement measurements sensor "
+    "sensors".split()
 )
 _CONDITION = _MEASURED | frozenset(
-    "bc bcs boundary boundaries ic ics initial init dirichlet neumann "
+    "supervised label labels bc bcs boundary boundaries ic ics initial init dirichlet neumann "
     "robin periodic periodicity slope interface symmetry wall walls lid inlet outlet inflow "
     "outflow noslip slip edge edges end ends left right top bottom up down upper lower".split()
 )
@@ -46,7 +46,6 @@ _WITH_CONDITIONS = frozenset(
 _AT_THE_START = re.compile(r"[uvwpThc]t?_?0")
 # "u >= -50", "u(0) = 1": the value that a field is to have.
 _VALUE_OF_A_FIELD = re.compile(r"[uvwpThc]\d?(\([^()]*\))? *(<=|>=|==?|<|>) *[-+.\deE]+")
-_AT_GIVEN_POINTS = re.compile(r"(PointSet|Sup(?![a-z]))")
 _WORD = re.compile(r"[A-Z]{2,}s(?![a-z])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
@@ -140,14 +139,14 @@ def is_equation(name: str) -> bool | None:
 def is_measured(name: str) -> bool:
     """Whether the name says that the condition's values are measured.
 
-    So do the names that DeepXDE and PaddleScience give to values at given points, ``PointSetBC``
-    and ``Sup``.
+    So does the name of DeepXDE's class for values at given points, ``PointSetBC``. PaddleScience's
+    ``Sup`` does not, because its examples have boundary and initial values under this name.
 
     Examples:
-        >>> is_measured("data"), is_measured("Sup.u"), is_measured("boundary")
+        >>> is_measured("data"), is_measured("sensors.u"), is_measured("Sup.u")
         (True, True, False)
     """
-    if _AT_GIVEN_POINTS.match(name):
+    if name.startswith("PointSet"):
         return True
     words = {word.lower() for word in _WORD.findall(name)}
     return bool(words & _MEASURED) and is_equation(name) is False

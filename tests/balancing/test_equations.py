@@ -142,11 +142,15 @@ def test_one_name_in_doubt_is_enough_to_ask():
         by_name(["u", "bc"], "PinnRule")
 
 
-@pytest.mark.parametrize("name", ["data", "u_obs", "Sensors", "data loss", "Sup.u", "PointSetBC 2"])
+@pytest.mark.parametrize(
+    "name", ["data", "u_obs", "Sensors", "data loss", "data.u", "PointSetBC 2"]
+)
 def test_names_of_measured_data(name):
     assert is_measured(name)
 
 
-@pytest.mark.parametrize("name", ["bc", "data_free", "Support", "pde_data", "u0", "losses[1]", ""])
+@pytest.mark.parametrize(
+    "name", ["bc", "data_free", "Sup.u", "Sup_b.v", "supervised", "pde_data", "u0", "losses[1]", ""]
+)
 def test_names_that_do_not_say_that_data_are_measured(name):
     assert not is_measured(name)
