@@ -261,14 +261,14 @@ def own_loop(folder: Path, steps: int) -> None:
 
 def several_processes(folder: Path, steps: int) -> None:
     """The points of examples/several_processes: each process has its own."""
-    figure, axes = plt.subplots(figsize=(3.6, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(3.6, 3.9), layout="constrained")
     for rank in range(2):
         sampled = problem("laplace").sample(n_points=128, seed=rank)
         for k, where in enumerate(sampled.points.values()):
             label = f"process {rank}" if k == 0 else None
             axes.scatter(*where.T, s=8, color=f"C{rank}", label=label)
     axes.set(aspect="equal", xlabel="x", ylabel="y", title="points of two processes")
-    legend_below(axes)
+    legend_below(axes, distance=0.14)
     save(folder / "several_processes.png", figure)
 
 
@@ -455,9 +455,9 @@ def draw(history: History, panels: int = 2) -> Any:
     return figure
 
 
-def legend_below(axes: Any) -> None:
-    """Where it covers no curve."""
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, frameon=False)
+def legend_below(axes: Any, distance: float = 0.22) -> None:
+    """Where it covers no curve; the distance is in heights of the axes."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -distance), ncols=3, frameon=False)
 
 
 def save(path: Path, figure: Any) -> None:
