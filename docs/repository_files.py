@@ -132,7 +132,8 @@ def _shown(path: str) -> str:
     if path.endswith(".ipynb"):
         return "\n\n".join(_of_notebook(json.loads(_text(path))))
     language = LANGUAGES.get(Path(path).suffix, "text")
-    return f"# `{path}`\n\n``````{language}\n{_text(path)}\n``````\n"
+    title = path.replace("_", r"\_")  # __init__ is not bold
+    return f"# {title}\n\n``````{language}\n{_text(path)}\n``````\n"
 
 
 def _of_notebook(notebook: dict[str, Any]) -> Iterator[str]:

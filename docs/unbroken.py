@@ -1,7 +1,7 @@
 """MkDocs hook: numbers and options are not torn apart at the end of a line.
 
-Browsers break a line after the hyphen of ``1e-4`` and of ``--option``, and between the numbers of
-``1.07 [1.05, 1.10]``, which in a narrow column of a table are three lines.
+Browsers break a line after the hyphens of ``1e-4``, ``--option`` and ``-m``, and between the
+numbers of ``1.07 [1.05, 1.10]``, which in a narrow column of a table are three lines.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 TAG = re.compile(r"(<!--.*?-->|<[^>]+>)", re.DOTALL)
 TORN = re.compile(r"\d[\d.]*e[-\u2212]\d+|(?<![\w-])--[a-z][\w-]*")
+TORN_IN_CODE = re.compile(rf"{TORN.pattern}|(?<![\w-])-[a-zA-Z]\b")
 NUMBERS = re.compile(r"<td([^>]*)>(?=[-\u2212\d.,; /()\[\]es%*]{5,26}</td>)")
 VERBATIM = ("pre", "script", "style", "svg")
 
@@ -28,5 +29,6 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
             elif name in VERBATIM:
                 inside.append(name)
         elif not inside:
-            parts[number] = TORN.sub(r'<span class="together">\g<0></span>', part)
+            torn = TORN_IN_CODE if parts[max(number - 1, 0)].startswith("<code") else TORN
+            parts[number] = torn.sub(r'<span class="together">\g<0></span>', part)
     return "".join(parts)

@@ -68,7 +68,22 @@ def test_a_click_on_a_picture_shows_it_whole_and_wide_ones_scroll():
     found = pictures.on_page_content(html, page=None, config=None, files=None)
     assert found.startswith('<p><a class="picture" href="images/a.png"><img alt="a"')
     assert found.endswith('<p>text <img alt="b" src="b.png"></p>')
-    for name, kind in (("points.png", "picture wide"), ("demo.png", "picture")):
+    # Drawn for 11 and for 3.6 inches.
+    wide, narrow = 'class="picture wide" style="--width: 713px"', 'class="picture"'
+    for name, kind in (("points.png", wide), ("several_processes.png", narrow)):
         html = f'<p><img alt="a" src="../images/{name}"></p>'
         found = pictures.on_page_content(html, page=None, config=None, files=None)
-        assert found.startswith(f'<p><a class="{kind}" href="../images/{name}">')
+        assert found.startswith(f'<p><a {kind} href="../images/{name}">')
+
+
+def test_numbers_and_options_are_kept_together_but_not_in_blocks_of_code():
+    def kept(html):
+        return load("unbroken").on_page_content(html, page=None, config=None, files=None)
+
+    mark = '<span class="together">'
+    assert kept("<p>1.5e-4, a-b</p>") == f"<p>{mark}1.5e-4</span>, a-b</p>"
+    assert kept("<li>with --option</li>") == f"<li>with {mark}--option</span></li>"
+    assert kept("<code>python -m x</code>") == f"<code>python {mark}-m</span> x</code>"
+    assert kept("<td>1.07 [1.05, 1.10]</td>") == '<td class="together">1.07 [1.05, 1.10]</td>'
+    for html in ("<pre><code>f --a 1e-4</code></pre>", '<a href="--b">x -y</a>', "<td>two</td>"):
+        assert kept(html) == html
