@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/several_processes.py
 
 Measured here, with gloo: the step in 1, 2 and 4 processes that share out 2,000 points, and the time
-of an all-reduce by its size. From the step of one process with a share of the points, and from a
-line through the all-reduces, a model on paper predicts the step of several; the table has both.
+of an all-reduce by its size. From the step of as many processes that do not talk to each other, and
+from a line through the all-reduces, a model on paper predicts the step; the table has both.
 Then the same model says what 8 to 512 GPUs would take. Nothing of that is measured: the speeds of
 GPU and network are assumptions, and options.
 """
@@ -145,15 +145,28 @@ def _all_reduce_ms(size: int, repeats: int) -> float:
     return statistics.median(times[1:])
 
 
-def launched(ranks: int, points: int, arguments: list[str]) -> dict[str, Any]:
-    """What the first of this many processes measures, each with so many points."""
+def launched(ranks: int, points: int, arguments: list[str], apart: bool = False) -> dict[str, Any]:
+    """What the first of this many processes measures, each with so many points.
+
+    Args:
+        ranks: How many.
+        points: Of each.
+        arguments: Of this program.
+        apart: Whether they only run side by side, and do not talk to each other.
+    """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.json")
+        program = [__file__, "--points", str(points), *arguments, "--result"]
         launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks)]
         launch += ["--backend", "gloo", "--log_dir", folder]
-        command = [sys.executable, *launch, __file__, "--result", str(result)]
-        command += ["--points", str(points), *arguments]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        commands = [[*launch, *program, str(result)]]
+        if apart:
+            others = [Path(folder, f"{number}.json") for number in range(1, ranks)]
+            commands = [[*program, str(path)] for path in (result, *others)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        running = [subprocess.Popen([sys.executable, *command], **quiet) for command in commands]
+        if any([process.wait() for process in running]):
+            raise SystemExit(f"a run in {ranks} processes has failed")
         found: dict[str, Any] = json.loads(result.read_text())
         return found
 
@@ -161,11 +174,11 @@ def launched(ranks: int, points: int, arguments: list[str]) -> dict[str, Any]:
 def here(options: argparse.Namespace) -> str:
     """Two tables: the step in several processes, measured and by the model, and the all-reduces."""
     arguments = ["--repeats", str(options.repeats), "--steps", str(options.steps)]
-    cores, n = os.cpu_count() or 1, parameters(Case("laplace", POINTS, LOSSES))
-    alone = {p: launched(1, POINTS // p, arguments) for p in HERE}  # with a share of the points
+    n = parameters(Case("laplace", POINTS, LOSSES))
     rows, reduced = [], []
     for ranks in HERE:
-        many = alone[1] if ranks == 1 else launched(ranks, POINTS // ranks, arguments)
+        apart = launched(ranks, POINTS // ranks, arguments, apart=True)
+        many = apart if ranks == 1 else launched(ranks, POINTS // ranks, arguments)
         network = Network(0.0, math.inf)
         if ranks > 1:
             times = {int(size): ms / 1e3 for size, ms in many["all_reduce"].items()}
@@ -175,8 +188,7 @@ def here(options: argparse.Namespace) -> str:
                 + " | ".join(f"{1e3 * seconds:.2f}" for seconds in times.values())
                 + f" | {1e6 * network.latency:.0f} µs, {network.bandwidth / 1e9:.2f} GB/s |"
             )
-        crowd = max(1.0, ranks / cores)  # processes that take turns on a core
-        one = {way: crowd * alone[ranks][way] / 1e3 for way in WAYS}
+        one = {way: apart[way] / 1e3 for way in WAYS}
         updating = one["PINN rule, updated in every step"] - one["plain"] + BACKWARD * one["plain"]
         cells = []
         for way, every in WAYS.items():

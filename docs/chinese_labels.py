@@ -22,6 +22,8 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from paddlescience_gradnorm.pde.problems import PROBLEMS
+
 FONTS = (
     *("WenQuanYi Micro Hei", "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC"),
     *("SimHei", "Microsoft YaHei", "PingFang SC"),
@@ -67,6 +69,8 @@ LABELS = {
     "PINN rule": "PINN 规则",
     "published rule": "论文规则",
     "relative error": "相对误差",
+    "relative L2 error / that of equal weights": "相对 L2 误差 / 等权重的误差",
+    "seeds of equal weights": "等权重的各个种子",
     "sides": "边界点",
     "single tasks": "单任务",
     "step": "训练步",
@@ -94,6 +98,7 @@ PATTERNS = {
     r"(.*): \|error\| of u": r"\1：u 的 |误差|",
     r"([uvp]), (.*)": r"\1，\2",
     r"(\w+), step (\d+)": r"\1，第 \2 步",
+    r"GradNorm, (PINN rule)": r"\1",
     r"w ‖g‖, (.*)": r"w ‖g‖，\1",
     r"norms 1 : (.*)": r"范数 1 : \1",
     r"process (\d)": r"进程 \1",
@@ -134,7 +139,8 @@ def in_chinese(label: str) -> str:
                 translation = translation.replace(f"\\{number}", PARTS.get(group, group))
             return translation
     is_done = re.search("[\u3000-\uffef]", label)  # of a figure that is saved twice
-    if is_done or NAMES.fullmatch(label) or not re.search("[A-Za-z]", label):
+    is_name = NAMES.fullmatch(label) or label in PROBLEMS
+    if is_done or is_name or not re.search("[A-Za-z]", label):
         return label
     raise KeyError(f"no translation of {label!r}: add it to {__file__}")
 
@@ -157,14 +163,18 @@ def switch_on() -> None:
 
     def save_in_chinese(figure: Figure, path: Any, **options: Any) -> None:
         save(figure, path, **options)
+        names: set[Text] = set()
         for axes in figure.axes:
             for axis in (axes.xaxis, axes.yaxis):
                 # Labels of ticks are written anew when the figure is drawn.
                 shown = [label.get_text() for label in axis.get_ticklabels()]
+                if set(shown) <= set(PROBLEMS):  # one of which is "step"
+                    names.update(axis.get_ticklabels())
+                    continue
                 translated = list(map(in_chinese, shown))
                 if translated != shown:
                     axis.set_ticks(axis.get_ticklocs(), translated)
-        for text in figure.findobj(Text):
+        for text in set(figure.findobj(Text)) - names:
             text.set_text(in_chinese(text.get_text()))
         path = Path(path)
         save(figure, path.with_name(f"{path.stem}_zh{path.suffix}"), **options)

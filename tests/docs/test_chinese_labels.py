@@ -28,6 +28,8 @@ labels = load("chinese_labels")
         ("Paddle with operators, plain step", "Paddle + 算子，普通步"),  # noqa: RUF001
         ("scale 5", "尺度 5"),
         ("pde", "pde"),
+        ("laplace_holes", "laplace_holes"),
+        ("GradNorm, PINN rule", "PINN 规则"),
         ("$10^{-2}$", "$10^{-2}$"),
         ("0.5", "0.5"),
         ("误差，等权重", "误差，等权重"),  # noqa: RUF001
@@ -53,6 +55,19 @@ def test_both_pictures_are_saved_and_the_script_knows_nothing_of_it(tmp_path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["errors.png", "errors_zh.png"]
     assert axes.get_title() == "相对误差" and axes.get_xlabel() == "训练步"
     assert axes.get_xticklabels()[0].get_text() == "500\n个点"
+    plt.close(figure)
+
+
+def test_names_of_problems_on_an_axis_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(Figure, "savefig", Figure.savefig)
+    monkeypatch.setattr(labels, "FONTS", ("DejaVu Sans",))
+    with matplotlib.rc_context():
+        labels.switch_on()
+        figure, axes = plt.subplots()
+        axes.set(xlabel="step", yticks=[0, 1], yticklabels=["step", "heat"])
+        figure.savefig(tmp_path / "errors.png")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["step", "heat"]
+    assert axes.get_xlabel() == "训练步"
     plt.close(figure)
 
 
