@@ -165,7 +165,8 @@ def launched(ranks: int, points: int, arguments: list[str], apart: bool = False)
             commands = [[*program, str(path)] for path in (result, *others)]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         running = [subprocess.Popen([sys.executable, *command], **quiet) for command in commands]
-        if any([process.wait() for process in running]):
+        codes = [process.wait() for process in running]
+        if any(codes):
             raise SystemExit(f"a run in {ranks} processes has failed")
         found: dict[str, Any] = json.loads(result.read_text())
         return found
