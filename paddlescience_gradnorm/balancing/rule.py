@@ -43,6 +43,8 @@ class Rule(ABC):
     on_all_parameters: ClassVar[bool] = True
     # Whether equations and conditions are treated differently.
     tells_equations: ClassVar[bool] = False
+    # What the rule always does to equations and to conditions: see ``effects``.
+    always: ClassVar[tuple[str, str]] = ("", "")
     # Whether the weights always sum to T.
     keeps_sum: ClassVar[bool] = False
     # How many losses must be left in a step for the rule to be asked.
@@ -68,7 +70,7 @@ class Rule(ABC):
             conditions: Names of the other losses.
             total_steps: Number of steps of the run; None if it is not known.
         """
-        return "", ""
+        return self.always
 
     def start(self, n_loss: int) -> RuleState:
         """What the rule remembers before the first update.

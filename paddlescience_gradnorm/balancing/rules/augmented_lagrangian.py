@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -53,21 +52,16 @@ class AugmentedLagrangian(Rule):
     omega: float = 0.999
     needs: ClassVar[frozenset[str]] = frozenset()
     tells_equations: ClassVar[bool] = True
+    always: ClassVar[tuple[str, str]] = (
+        "keep weights of 1",
+        "are constraints with multipliers that grow",
+    )
     fewest_losses: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_positive("eta", self.eta)
         check_share("zeta", self.zeta)
         check_positive("omega", self.omega)
-
-    def effects(
-        self,
-        equations: Sequence[str],
-        conditions: Sequence[str],
-        total_steps: int | None = None,
-    ) -> tuple[str, str]:
-        """See ``Rule.effects``."""
-        return "keep weights of 1", "are constraints with multipliers that grow"
 
     def start(self, n_loss: int) -> RuleState:
         return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -55,19 +54,14 @@ class DCGD(DirectionRule):
     form: str = "center"
     eps: float = 0.0
     tells_equations: ClassVar[bool] = True
+    always: ClassVar[tuple[str, str]] = (
+        "act without conflict with conditions",
+        "act without conflict with equations",
+    )
 
     def __post_init__(self) -> None:
         check_choice("form", self.form, ("center", "proj", "avg"))
         check_not_negative("eps", self.eps)
-
-    def effects(
-        self,
-        equations: Sequence[str],
-        conditions: Sequence[str],
-        total_steps: int | None = None,
-    ) -> tuple[str, str]:
-        """See ``Rule.effects``."""
-        return "act without conflict with conditions", "act without conflict with equations"
 
     def weigh(
         self, weights: np.ndarray, state: RuleState, measurement: Measurement

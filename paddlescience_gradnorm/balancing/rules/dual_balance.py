@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -58,6 +57,10 @@ class DualBalance(Rule):
     by: str = "mean"
     update_every: ClassVar[int] = 10
     tells_equations: ClassVar[bool] = True
+    always: ClassVar[tuple[str, str]] = (
+        "keep weights of 1",
+        "share a weight by the size of their gradients",
+    )
 
     def __post_init__(self) -> None:
         check_choice("by", self.by, tuple(_NEEDS))
@@ -66,15 +69,6 @@ class DualBalance(Rule):
     @property
     def needs_positive_losses(self) -> bool:
         return True
-
-    def effects(
-        self,
-        equations: Sequence[str],
-        conditions: Sequence[str],
-        total_steps: int | None = None,
-    ) -> tuple[str, str]:
-        """See ``Rule.effects``."""
-        return "keep weights of 1", "share a weight by the size of their gradients"
 
     def start(self, n_loss: int) -> RuleState:
         return {"updates": np.zeros(n_loss), "mean_losses": np.zeros(n_loss)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,20 +53,15 @@ class LearningRateAnnealing(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"largest", "mean"})
     update_every: ClassVar[int] = 10
     tells_equations: ClassVar[bool] = True
+    always: ClassVar[tuple[str, str]] = (
+        "keep weights of 1",
+        "get weights by the size of their gradients",
+    )
 
     def __post_init__(self) -> None:
         check_share("memory", self.memory)
         check_choice("statistic", self.statistic, ("max", "mean"))
         check_not_negative("eps", self.eps)
-
-    def effects(
-        self,
-        equations: Sequence[str],
-        conditions: Sequence[str],
-        total_steps: int | None = None,
-    ) -> tuple[str, str]:
-        """See ``Rule.effects``."""
-        return "keep weights of 1", "get weights by the size of their gradients"
 
     def weigh(
         self, weights: np.ndarray, state: RuleState, measurement: Measurement

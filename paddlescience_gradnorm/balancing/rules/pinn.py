@@ -127,8 +127,9 @@ class PinnRule(Rule):
             loss stands still while others fall; 0 uses gradient norms only.
         strength: How far to go from equal weights towards equal norms, above 0, at most 1.
             Lower it if equal weights are nearly right.
-        lead: Factor of the conditions' targets, above 0. Lower it for noisy data and for
-            lid-driven flow.
+        lead: Factor of the conditions' targets, above 0. Raise it if the solution is
+            smooth and wrong, and its boundary values are off. Lower it if conditions contradict
+            each other.
         bound: Limit of the targets, above 1: they stay between 1 / ``bound`` and ``bound``. Lower
             it if every loss must keep some influence.
         memory: Share of the average L(0) that an update keeps, in [0, 1). At 0.99 the average
