@@ -376,6 +376,13 @@ class PinnRule(Rule):
             )
         if far.any():
             found.append(self._far_from_rest(names, weights, at_rest, far, measurement))
+        noisy = self._noise(names, state, measurement)
+        if noisy:
+            has, its = ("has", "its loss") if len(noisy) == 1 else ("have", "their losses")
+            found.append(
+                f"{listed(noisy)} {has} come to rest, so what is left of {its} counts as noise, "
+                "and loses its lead. If the data are exact, check their values, signs and units."
+            )
         ratios = too_small_references(self.alpha, state, measurement)
         if ratios:
             found.append(
@@ -384,6 +391,14 @@ class PinnRule(Rule):
                 "reset_initial_losses() to start the average anew."
             )
         return found
+
+    def _noise(self, names: Sequence[str], state: RuleState, measurement: Measurement) -> list[str]:
+        """The measured data that have begun to lose their lead."""
+        if self._growth(measurement) is None or not measurement.equations.any():
+            return []
+        since = _noisy_since(_means_of_tenths(state), state["largest_losses"])
+        lost = (since < measurement.progress) & ~measurement.equations
+        return [name for name, is_lost in zip(names, lost) if is_lost and _says_data(name)]
 
     def _at_rest(
         self, weights: np.ndarray, state: RuleState, measurement: Measurement

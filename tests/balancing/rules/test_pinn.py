@@ -252,6 +252,22 @@ def test_with_several_equations_a_condition_at_rest_gets_no_lead(losses, grows):
     assert many_updates(PinnRule(), one, state) == pytest.approx([1, 20, 20])
 
 
+def test_noise_is_found_and_what_to_check():
+    def found(progress, losses, **options):
+        names = ("pde", "data", "bc")
+        run = measured(ONES, ONES, [0], progress=progress, names=names, step=5000)
+        state = after_tenths(losses)
+        return PinnRule(**options).findings(names, np.ones(3), state, run)
+
+    noise = [1, 0.05, 0.045]
+    (finding,) = [f for f in found(0.4, noise) if "noise" in f]
+    assert finding.startswith(
+        "'data' has come to rest, so what is left of its loss counts as noise"
+    )
+    for quiet in (found(0.3, noise), found(0.4, [1, 0.05, 0.01]), found(0.4, noise, late=False)):
+        assert not any("noise" in finding for finding in quiet)
+
+
 def test_of_a_run_whose_length_is_not_known_data_keep_the_lead():
     run = measured(ONES, ONES, [0], names=("pde", "data", "bc"))
     weights = many_updates(PinnRule(), run, after_tenths([1, 0.05, 0.05]))
