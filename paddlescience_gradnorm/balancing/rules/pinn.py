@@ -26,7 +26,7 @@ _AT_REST = 1.2
 # Data at rest are noisy, but in later tenths other losses rest as well. Nor may they rest where
 # they began, because a network that has learned nothing yet has losses at rest too.
 _TENTHS = (2, 3, 4, 5)
-_LEARNED = 0.1
+_LEARNED = 0.03  # of the largest value
 # In how much of the run noisy data then lose the lead.
 _TAKEN_BACK = 0.3
 
