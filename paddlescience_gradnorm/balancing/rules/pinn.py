@@ -23,10 +23,11 @@ from paddlescience_gradnorm.balancing.rules._rates import check_alpha, too_small
 _WITH_ONE, _WITH_SEVERAL = (0.0, 0.5), (0.3, 0.8)
 # A loss that does not fall by this factor from one tenth of the run to the next is at rest.
 _AT_REST = 1.2
-# Data at rest are noisy, but in later tenths other losses rest as well. Nor may they rest where
-# they began, because a network that has learned nothing yet has losses at rest too.
+# Nor may it rest near the largest value that it has had, because a network that has learned nothing
+# yet has losses at rest too. A plateau on the way is higher than most noise.
+_LEARNED, _LEARNED_DATA = 0.3, 0.03
+# Data at rest are noisy. In later tenths other losses rest as well.
 _TENTHS = (2, 3, 4, 5)
-_LEARNED = 0.03  # of the largest value
 # In how much of the run noisy data then lose the lead.
 _TAKEN_BACK = 0.3
 
@@ -63,9 +64,17 @@ def _means_of_tenths(state: RuleState) -> np.ndarray:
     return means
 
 
-def _falls(means: np.ndarray) -> np.ndarray:
-    """How much log L falls from each tenth to the next, shape [T, 9]."""
-    return -np.diff(means)
+def _learned(means: np.ndarray, largest: np.ndarray, share: float) -> np.ndarray:
+    """Whether log L is below this share of its largest value in each tenth, shape [T, 10]."""
+    with np.errstate(all="ignore"):
+        learned: np.ndarray = means < np.log(share * largest)[:, None]
+    return learned
+
+
+def _is_stuck(means: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """Whether a condition does not fall from the second tenth to the third, shape [T]."""
+    stuck: np.ndarray = means[:, 1] - means[:, 2] < math.log(_AT_REST)
+    return stuck & _learned(means, largest, _LEARNED)[:, 2]
 
 
 def _noisy_since(means: np.ndarray, largest: np.ndarray) -> np.ndarray:
@@ -74,9 +83,8 @@ def _noisy_since(means: np.ndarray, largest: np.ndarray) -> np.ndarray:
     A tenth that is not over yet says nothing of before, because the lead is lost only after it.
     """
     since = np.full(len(largest), np.inf)
-    with np.errstate(all="ignore"):
-        learned = means < np.log(_LEARNED * largest)[:, None]
-        at_rest = learned[:, 1:] & (np.abs(_falls(means)) < math.log(_AT_REST))
+    at_rest = np.abs(np.diff(means)) < math.log(_AT_REST)
+    at_rest &= _learned(means, largest, _LEARNED_DATA)[:, 1:]
     for tenth in reversed(_TENTHS):
         since[at_rest[:, tenth - 1]] = (tenth + 1) / 10
     return since
@@ -244,8 +252,9 @@ class PinnRule(Rule):
         grown = log_lead * _share_of(growth, measurement.progress)
         names = measurement.names or ("",) * len(measurement.losses)
         means = _means_of_tenths(state)
-        noisy_since = _noisy_since(means, state["largest_losses"]).tolist()
-        may_grow = (growth == _WITH_ONE) | ~(_falls(means)[:, 1] < math.log(_AT_REST))
+        largest = state["largest_losses"]
+        noisy_since = _noisy_since(means, largest).tolist()
+        may_grow = (growth == _WITH_ONE) | ~_is_stuck(means, largest)
         leads = []
         for name, since, grows in zip(names, noisy_since, may_grow.tolist()):
             lost = min(max((measurement.progress - since) / _TAKEN_BACK, 0.0), 1.0)

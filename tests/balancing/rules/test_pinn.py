@@ -236,7 +236,7 @@ def test_data_that_are_not_at_rest_keep_the_lead(losses):
         ([1, 0.05, 0.041], True),
         ([1, 0.05, 0.042], False),
         ([1, 0.05, 0.07], False),  # whether it rises
-        ([1, 1, 1], False),  # or has never fallen
+        ([1, 0.7, 0.7], True),  # but it has not been learned yet
         ([1, 0.05, 0.041, 0.041, 0.041], True),  # what comes later does not matter
         ([1, 0.05], True),  # of a run that went on from elsewhere
     ],
