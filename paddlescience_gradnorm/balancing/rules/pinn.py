@@ -78,11 +78,11 @@ def _is_stuck(means: np.ndarray, largest: np.ndarray) -> np.ndarray:
 
 
 def _noisy_since(means: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """From which part of the run on each loss is noise, as a share of the run; else infinity.
+    """From which share of the run on each loss is noise, shape [T]; 1, its end, if it is not.
 
     A tenth that is not over yet says nothing of before, because the lead is lost only after it.
     """
-    since = np.full(len(largest), np.inf)
+    since = np.ones(len(largest))
     at_rest = np.abs(np.diff(means)) < math.log(_AT_REST)
     at_rest &= _learned(means, largest, _LEARNED_DATA)[:, 1:]
     for tenth in reversed(_TENTHS):
@@ -257,7 +257,7 @@ class PinnRule(Rule):
         may_grow = (growth == _WITH_ONE) | ~_is_stuck(means, largest)
         leads = []
         for name, since, grows in zip(names, noisy_since, may_grow.tolist()):
-            lost = min(max((measurement.progress - since) / _TAKEN_BACK, 0.0), 1.0)
+            lost = _share_of((since, since + _TAKEN_BACK), measurement.progress)
             leads.append(log_lead * (1.0 - lost) if _says_data(name) else grown * grows)
         return leads
 
