@@ -39,7 +39,7 @@ LABELS = {
     "acceleration [m/s²]": "加速度 [m/s²]",
     "balanced": "平衡后",
     "cosine of the gradients": "梯度的余弦",
-    "cosine of boundary and data": "boundary 与 data 的余弦",
+    "cosine of boundary and inner": "boundary 与 inner 的余弦",
     "default: strength 1/3, lead 20": "默认：strength 1/3，lead 20",
     "displacement [m]": "位移 [m]",
     "edge": "边界点",
@@ -120,7 +120,7 @@ PARTS |= {"exact": "精确解", "absolute error": "绝对误差"}
 # Names of coordinates, fields, losses, tasks and methods, which programs have too.
 NAMES = re.compile(
     r"[xyztuvp]|alpha|T = \d+|\$.*\$|Dirichlet|Neumann"
-    r"|pde|boundary|data|clamp|end|left|right|bottom|top|vanilla|GradNorm|Roto\w+|RotateOnly"
+    r"|pde|boundary|data|inner|clamp|end|left|right|bottom|top|vanilla|GradNorm|Roto\w+|RotateOnly"
 )
 
 

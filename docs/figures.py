@@ -110,7 +110,7 @@ def conflict(folder: Path, steps: int) -> None:
 
     def measure(step: int, net: Any, losses: Any) -> None:
         if step % 20 == 0:
-            measured.append((step, cosine(net, losses["boundary"], losses["data"])))
+            measured.append((step, cosine(net, losses["boundary"], losses["inner"])))
 
     posed = sensors(OFFSET)
     trainer = train("sensors 0.2 too high", posed, steps, measure, rule="pinn")
@@ -119,7 +119,7 @@ def conflict(folder: Path, steps: int) -> None:
     axes = figure.axes[2]
     axes.axhline(0, color="0.8", linewidth=1)
     axes.plot(at, cosines, color="0.3", linewidth=1)
-    axes.set(xlabel="step", title="cosine of boundary and data", ylim=(-1.05, 1.05))
+    axes.set(xlabel="step", title="cosine of boundary and inner", ylim=(-1.05, 1.05))
     save(folder / "curves_conflict.png", figure)
     train("sensors without a fault", sensors(0.0), steps, rule="pinn")
 
@@ -380,7 +380,7 @@ def sensors(offset: float) -> Problem:
                 "pde", "pde", Region("interior", 1000), (u(x, y).diff(x, 2) + u(x, y).diff(y, 2),)
             ),
             Condition("boundary", "boundary", edge, (u(x, y) - exact,)),
-            Condition("data", "boundary", Region("sensors", 50), (u(x, y) - exact - offset,)),
+            Condition("inner", "boundary", Region("sensors", 50), (u(x, y) - exact - offset,)),
         ),
         reference=(exact,),
     )

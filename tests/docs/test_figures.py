@@ -80,7 +80,7 @@ def test_the_solution_that_the_sensors_see_fulfils_its_conditions():
             .sample(50)
             .losses(lambda p: p[:, :1].cos() * (p[:, 1:].exp() + (-p[:, 1:]).exp()) / 2)
         )
-        assert float(losses["data"]) == pytest.approx(seen, abs=1e-5)
+        assert float(losses["inner"]) == pytest.approx(seen, abs=1e-5)
         assert float(losses["pde"]) < 1e-9 and float(losses["boundary"]) < 1e-9
 
 
