@@ -2,8 +2,8 @@
 
 Every run is a process of its own and adds a line to runs.jsonl when it is done; what is there
 already is not run again, and what was interrupted goes on from its last checkpoint. From these
-lines come a table (medians and spread over seeds) and a figure (a dot for each problem and
-balance). Run it with --help for the options.
+lines come two tables (of balances, and of problems with medians and spread over seeds) and a figure
+(a dot for each problem and balance). Run it with --help for the options.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 import os
 import platform
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable
@@ -47,6 +48,8 @@ class Settings:
     waves: dict[str, float] = field(default_factory=dict)  # of a network of waves, as for wave_net
     point_weights: str = ""  # of the equations
 
+
+COLORS = 3  # that dots on one line can have and still be told apart
 
 # What a line keeps of a run: little, because lines are kept in the repository.
 KEPT = ("error", "steps", "seconds", "cpu_seconds", "losses", "paddle", "operators")
@@ -201,7 +204,55 @@ def settings_of(name: str, options: argparse.Namespace) -> Settings:
     return replace(settings, seconds=options.seconds, point_weights=options.points or "")
 
 
-def table(runs: list[dict[str, Any]], titles: dict[str, str]) -> str:
+def medians(runs: list[Run]) -> dict[str, dict[str, float]]:
+    """The median error over seeds, by balance and problem."""
+    errors: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        errors[run["balance"]][run["problem"]].append(run["error"])
+    return {
+        balance: {problem: float(np.median(values)) for problem, values in of.items()}
+        for balance, of in errors.items()
+    }
+
+
+def mean(ratios: Iterable[float]) -> float:
+    """The geometric mean."""
+    return float(np.exp(np.mean(np.log(list(ratios)))))
+
+
+def table_of_balances(runs: list[Run], titles: dict[str, str]) -> str:
+    """Markdown: a row for each balance, the best first."""
+    found = medians(runs)
+    equal = found.get("equal", {})
+    best = {
+        problem: min(of[problem] for of in found.values() if problem in of) for problem in equal
+    }
+    rows = []
+    for balance, of in found.items():
+        ratios = np.array(
+            [error / equal[problem] for problem, error in of.items() if problem in equal]
+        )
+        if not len(ratios):
+            continue
+        near = sum(error <= 1.1 * best[problem] for problem, error in of.items() if problem in best)
+        counts = (f"{n} of {len(ratios)}" for n in ((ratios <= 0.5).sum(), near))
+        rows.append(
+            (
+                mean(ratios),
+                f"| {titles.get(balance, balance)} | {mean(ratios):.2f} | {ratios.max():.2f} | "
+                f"{' | '.join(counts)} | {(ratios > 1.05).sum()} |",
+            )
+        )
+    lines = [
+        "| error / that of equal weights | geometric mean | largest | half or less on "
+        "| best, or within 10 % of it | more than 5 % worse on |",
+        "|---" * 6 + "|",
+        *(row for _, row in sorted(rows)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def table(runs: list[Run], titles: dict[str, str]) -> str:
     """Markdown: a row for each problem, a column for each balance."""
     errors: dict[tuple[str, str], list[float]] = defaultdict(list)
     for run in runs:
@@ -210,37 +261,30 @@ def table(runs: list[dict[str, Any]], titles: dict[str, str]) -> str:
     balances = list(dict.fromkeys(balance for _, balance in errors))
     lines = ["| problem | " + " | ".join(titles.get(b, b) for b in balances) + " |"]
     lines.append("|---" * (len(balances) + 1) + "|")
-    ratios: dict[str, list[float]] = defaultdict(list)
     for problem in problems:
-        medians = {b: np.median(errors[problem, b]) for b in balances if errors[problem, b]}
-        best = np.nanmin(list(medians.values()))
+        of_problem = {b: np.median(errors[problem, b]) for b in balances if errors[problem, b]}
+        best = np.nanmin(list(of_problem.values()))
         cells = []
         for balance in balances:
             values = errors[problem, balance]
             if not values:
                 cells.append("")
                 continue
-            ratio = medians[balance] / medians.get("equal", math.nan)
-            ratios[balance].append(ratio)
-            text = f"{medians[balance]:.2g} [{min(values):.2g}, {max(values):.2g}]"
-            text = f"**{text}**" if medians[balance] <= 1.1 * best else text
+            median = of_problem[balance]
+            text = f"{median:.2g}"
+            if len(values) > 1:
+                text += f" [{min(values):.2g}, {max(values):.2g}]"
+            text = f"**{text}**" if median <= 1.1 * best else text
+            ratio = median / of_problem.get("equal", math.nan)
             cells.append(text if balance == "equal" else f"{text}, {ratio:.2f}")
         lines.append(f"| {problem} | " + " | ".join(cells) + " |")
-    summary = []
-    for balance in balances:
-        of_all = np.array(ratios[balance])
-        summary.append(
-            f"{titles.get(balance, balance)}: geometric mean of the ratios to equal weights "
-            f"{np.exp(np.mean(np.log(of_all))):.2f}, largest {of_all.max():.2f}, at most a half on "
-            f"{(of_all <= 0.5).sum()} of {len(of_all)}, more than 1.05 on {(of_all > 1.05).sum()}"
-        )
-    return "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in summary) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def plot(path: Path, runs: list[Run], titles: dict[str, str]) -> None:
-    """A line for each problem: errors divided by the median error of equal weights.
+    """Errors divided by the median error of equal weights, or the errors if there are none.
 
-    Without runs with equal weights, the errors themselves.
+    A line for each problem. With more balances than colors can tell apart, a line for each balance.
     """
     from matplotlib.figure import Figure
 
@@ -248,19 +292,38 @@ def plot(path: Path, runs: list[Run], titles: dict[str, str]) -> None:
     for run in runs:
         errors[run["balance"]][run["problem"]].append(run["error"])
     equal = errors.pop("equal", {})
-    balances = list(errors) or ["equal"]
     errors = errors or {"equal": equal}
     unit = {problem: float(np.median(values)) for problem, values in equal.items()}
-
-    def median(problem: str) -> float:
-        """Of the balance that was named first."""
-        return float(np.median(errors[balances[0]][problem] or np.inf)) / unit.get(problem, 1.0)
-
-    problems = sorted({problem for of in errors.values() for problem in of}, key=median)
-    figure = Figure(figsize=(7.5, 1.6 + 0.2 * len(problems)), layout="constrained")
+    draw = plot_problems if len(errors) <= COLORS else plot_balances
+    figure = Figure(layout="constrained")
     axes = figure.subplots()
     if unit:
         axes.axvline(1.0, color="0.3", linewidth=1)
+    lines = draw(axes, errors, equal, unit, titles)
+    figure.set_size_inches(7.5, 1.6 + 0.2 * lines)
+    axes.set_xscale("log")
+    axes.set_ylim(lines - 0.5, -0.5)
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    of_equal = "relative L2 error / that of equal weights" if unit else "relative L2 error"
+    axes.set_xlabel(of_equal)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+Errors = Mapping[str, Mapping[str, "list[float]"]]
+
+
+def plot_problems(
+    axes: Any, errors: Errors, equal: Any, unit: dict[str, float], titles: dict[str, str]
+) -> int:
+    """A line for each problem, sorted by the balance that was named first; how many there are."""
+    balances = list(errors)
+
+    def median(problem: str) -> float:
+        return float(np.median(errors[balances[0]][problem] or np.inf)) / unit.get(problem, 1.0)
+
+    problems = sorted({problem for of in errors.values() for problem in of}, key=median)
     for place, problem in enumerate(problems):
         if problem in unit:
             ends = [end(equal[problem]) / unit[problem] for end in (min, max)]
@@ -284,15 +347,41 @@ def plot(path: Path, runs: list[Run], titles: dict[str, str]) -> None:
         )
     if unit:
         axes.plot([], [], color="0.8", linewidth=6, label="seeds of equal weights")
-    axes.set_xscale("log")
     axes.set_yticks(range(len(problems)), problems, fontsize=9)
-    axes.set_ylim(len(problems) - 0.5, -0.5)
-    axes.grid(axis="x", color="0.9")
-    axes.set_axisbelow(True)
-    of_equal = "relative L2 error / that of equal weights" if unit else "relative L2 error"
-    axes.set_xlabel(of_equal)
-    figure.legend(loc="outside upper center", ncols=2, fontsize=9, frameon=False)
-    figure.savefig(path, dpi=110)
+    return len(problems)
+
+
+def plot_balances(
+    axes: Any, errors: Errors, equal: Any, unit: dict[str, float], titles: dict[str, str]
+) -> int:
+    """A line for each balance, the best first; how many there are."""
+    ratios = {
+        balance: [
+            float(np.median(values)) / unit.get(problem, 1.0)
+            for problem, values in of.items()
+            if values
+        ]
+        for balance, of in errors.items()
+    }
+    balances = sorted(ratios, key=lambda balance: mean(ratios[balance]))
+    for place, balance in enumerate(balances):
+        dots, line = ("a problem", "geometric mean") if place == 0 else (None, None)
+        style = {"linestyle": "none", "zorder": 3}
+        found = ratios[balance]
+        axes.plot(
+            found,
+            [place] * len(found),
+            "o",
+            markersize=4,
+            color="C0",
+            alpha=0.6,
+            label=dots,
+            **style,
+        )
+        at = mean(found)
+        axes.plot([at], [place], "|", markersize=14, mew=2.5, color="k", label=line, **style)
+    axes.set_yticks(range(len(balances)), [titles.get(b, b) for b in balances], fontsize=9)
+    return len(balances)
 
 
 def main() -> None:
@@ -304,7 +393,7 @@ def main() -> None:
         raise SystemExit(stopped.exit_code) from None
     if not runs:
         raise SystemExit("no run has come to its end")
-    text = table(runs, TITLES)
+    text = f"{table_of_balances(runs, TITLES)}\n{table(runs, TITLES)}"
     (options.output / "accuracy.md").write_text(text)
     plot(options.output / "accuracy.png", runs, TITLES)
     print(f"\n{text}\n{platform.processor() or platform.machine()}: {options.output}")

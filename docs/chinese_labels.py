@@ -31,6 +31,13 @@ FONTS = (
 LABELS = {
     "2 losses, disjoint": "两个损失，配点互不相同",
     "2,000 points, disjoint losses": "2,000 个点，配点互不相同",
+    "a problem": "一个问题",
+    "conditions x 50": "条件 × 50",
+    "geometric mean": "几何平均",
+    "inverse norm, as in jaxpi": "范数倒数，与 jaxpi 相同",
+    "NTK, estimated trace": "NTK，估计的迹",
+    "uncertainty (Kendall 2018)": "不确定性加权（Kendall 2018）",
+    "GradNorm as published": "论文规则",
     "a hole": "带孔区域",
     "a square": "正方形",
     "absolute error": "绝对误差",
@@ -120,7 +127,9 @@ PARTS |= {"exact": "精确解", "absolute error": "绝对误差"}
 # Names of coordinates, fields, losses, tasks and methods, which programs have too.
 NAMES = re.compile(
     r"[xyztuvp]|alpha|T = \d+|\$.*\$|Dirichlet|Neumann"
-    r"|pde|boundary|data|inner|clamp|end|left|right|bottom|top|vanilla|GradNorm|Roto\w+|RotateOnly"
+    r"|pde|boundary|data|inner|clamp|end|left|right|bottom|top|vanilla|GradNorm|SoftAdapt|ReLoBRaLo"
+    r"|PECANN-CAPU|max/mean \(Wang 2021\)|DB-PINN \(Zhou 2025\)|ConFIG|DCGD|IMTL-G|PCGrad|UPGrad"
+    r"|MGDA|Aligned-MTL|Roto\w+|RotateOnly"
 )
 
 

@@ -152,7 +152,49 @@ def test_the_table_has_medians_and_what_they_are_to_equal_weights(accuracy):
     ]
     text = accuracy.table(runs, {"equal": "equal weights", "pinn": "ours"})
     assert "| heat | 0.3 [0.2, 0.4] | **0.15 [0.1, 0.2]**, 0.50 |" in text
-    assert "ours: geometric mean of the ratios to equal weights 0.50" in text
+
+
+ERRORS = {
+    "equal": {"heat": 1.0, "wave": 0.5, "poisson": 0.1},
+    "worse": {"heat": 2.0, "wave": 0.5, "poisson": 0.1},
+    "mixed": {"heat": 0.01, "wave": 1.0},
+    "better": {"heat": 0.1, "wave": 0.46, "poisson": 0.01},
+    "alone": {"burgers": 1.0},
+}
+
+
+def runs_of(errors):
+    return [
+        {"problem": problem, "balance": balance, "seed": 0, "error": error}
+        for balance, of in errors.items()
+        for problem, error in of.items()
+    ]
+
+
+def test_the_table_of_balances_has_the_best_first(accuracy):
+    text = accuracy.table_of_balances(runs_of(ERRORS), {"better": "ours"})
+    assert text.splitlines()[2:] == [
+        "| mixed | 0.14 | 2.00 | 1 of 2 | 1 of 2 | 1 |",
+        "| ours | 0.21 | 0.92 | 2 of 3 | 2 of 3 | 0 |",
+        "| equal | 1.00 | 1.00 | 0 of 3 | 1 of 3 | 0 |",
+        "| worse | 1.26 | 2.00 | 0 of 3 | 1 of 3 | 1 |",
+    ]
+
+
+def test_many_balances_have_a_line_each_in_the_figure(accuracy, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure.axes[0]))
+    errors = {name: of for name, of in ERRORS.items() if name != "alone"}
+    titles = {"better": "ours"}
+    accuracy.plot(tmp_path / "few.png", runs_of(errors), titles)
+    accuracy.plot(tmp_path / "many.png", runs_of({**errors, "fourth": errors["equal"]}), titles)
+    few, many = ([label.get_text() for label in axes.get_yticklabels()] for axes in drawn)
+    assert set(few) == {"heat", "wave", "poisson"}
+    assert many == ["mixed", "ours", "fourth", "worse"]
+    dots = drawn[1].lines[1]  # after the line at 1
+    assert dots.get_xdata() == pytest.approx([0.01, 2.0]) and list(dots.get_ydata()) == [0, 0]
 
 
 def test_a_table_of_the_runs_that_are_there(accuracy, monkeypatch, tmp_path, capsys):
@@ -169,7 +211,8 @@ def test_a_table_of_the_runs_that_are_there(accuracy, monkeypatch, tmp_path, cap
     monkeypatch.setattr(sys, "argv", ["accuracy.py", *arguments])
     accuracy.main()
     printed = capsys.readouterr().out
-    assert "| heat | 0.4 [0.4, 0.4] | **0.1 [0.1, 0.1]**, 0.25 |" in printed
+    assert "| heat | 0.4 | **0.1**, 0.25 |" in printed
+    assert "| GradNorm, PINN rule | 0.25 | 0.25 | 1 of 1 | 1 of 1 | 0 |" in printed
     assert "burgers" not in printed and len((tmp_path / "runs.jsonl").read_text().split("\n")) == 4
 
 
