@@ -44,6 +44,15 @@ def test_links_anchors_and_images_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
+def test_chinese_pages_lead_to_chinese_pages():
+    # The site would find them by itself; who reads them in the repository would not.
+    for page in (page for page in PAGES if page.name.endswith(("_zh.md", ".zh.md"))):
+        for link in LINK.findall(INLINE.sub("", text_of(page))):
+            path = page.parent / link.partition("#")[0]
+            is_english = path.suffix == ".md" and path.with_suffix(".zh.md").is_file()
+            assert not is_english, f"{page.name}: {link}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_list_has_an_empty_line_before_it(page):
     # Without one it is a list in the repository, and a part of the paragraph on the site.
