@@ -101,7 +101,7 @@ def sentence(equal: float, pinn: float, epochs: int) -> str:
     ratio = equal / pinn
     change = f"{ratio:.2g} times smaller" if ratio >= 1 else f"{1 / ratio:.2g} times larger"
     return (
-        f"With this package's default, the PINN rule, the error is {change} than with equal "
+        f"With the PINN rule the error is {change} than with equal "
         f"weights: {pinn:.1e} instead of {equal:.1e}, after {epochs} epochs each."
     )
 

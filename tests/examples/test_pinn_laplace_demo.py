@@ -46,7 +46,7 @@ def test_both_runs_are_made_and_compared_in_a_picture_and_a_sentence(demo, tmp_p
 
 def test_the_sentence_tells_which_is_better(demo):
     assert demo.sentence(4.0e-3, 2.4e-4, 4000) == (
-        "With this package's default, the PINN rule, the error is 17 times smaller than with equal "
+        "With the PINN rule the error is 17 times smaller than with equal "
         "weights: 2.4e-04 instead of 4.0e-03, after 4000 epochs each."
     )
     assert "is 2.5 times larger than" in demo.sentence(1e-3, 2.5e-3, 10)
