@@ -112,7 +112,7 @@ def constraints(cfg: DictConfig, equation):
     supervised = ppsci.constraint.SupervisedConstraint(
         arrays(measured, values, cfg.POINTS.data),
         ppsci.loss.MSELoss(),
-        name="Sup",
+        name="data",  # a name by which the rule knows measurements
     )
     return {each.name: each for each in (inside, initial, boundary, supervised)}
 

@@ -31,8 +31,8 @@ def run(tmp_path):
         ("ppsci_laplace/laplace2d.py", ["EQ.laplace"], ["BC.u"], 0.2, ["u.vtu"]),
         (
             "ppsci_allen_cahn/allen_cahn.py",
-            ["EQ.allen_cahn", "Sup.u"],
-            ["IC.u", "BC.u"],
+            ["EQ.allen_cahn"],
+            ["IC.u", "BC.u", "data.u"],
             0.6,
             ["u_0.png", "u_1.png", "u_2.png"],
         ),
