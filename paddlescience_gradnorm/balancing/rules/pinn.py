@@ -26,6 +26,9 @@ _AT_REST = 1.2
 # Nor may it rest near the largest value that it has had, because a network that has learned nothing
 # yet has losses at rest too. A plateau on the way is higher than most noise.
 _LEARNED, _LEARNED_DATA = 0.3, 0.03
+# Conditions at rest that are more than this share of all conditions' losses are in conflict with
+# others, and then none gets a lead.
+_IN_CONFLICT = 0.1
 # Data at rest are noisy. In later tenths other losses rest as well.
 _TENTHS = (2, 3, 4, 5)
 # In how much of the run noisy data then lose the lead.
@@ -71,10 +74,21 @@ def _learned(means: np.ndarray, largest: np.ndarray, share: float) -> np.ndarray
     return learned
 
 
-def _is_stuck(means: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """Whether a condition does not fall from the second tenth to the third, shape [T]."""
-    stuck: np.ndarray = means[:, 1] - means[:, 2] < math.log(_AT_REST)
-    return stuck & _learned(means, largest, _LEARNED)[:, 2]
+def _may_gain(means: np.ndarray, largest: np.ndarray, conditions: np.ndarray) -> np.ndarray:
+    """Which of the conditions can get a lead that comes late, shape [T].
+
+    None that does not fall from the second tenth of the run to the third. If these are a large part
+    of all, they are in conflict with others, so no condition can.
+    """
+    stuck = conditions & (means[:, 1] - means[:, 2] < math.log(_AT_REST))
+    stuck &= _learned(means, largest, _LEARNED)[:, 2]
+    if not stuck.any():
+        return conditions
+    logs = np.where(conditions, np.nan_to_num(means[:, 2], nan=-np.inf), -np.inf)
+    shares = np.exp(logs - logs.max())
+    in_conflict = shares[stuck].sum() > _IN_CONFLICT * shares.sum()
+    may_gain: np.ndarray = conditions & ~stuck & ~in_conflict
+    return may_gain
 
 
 def _noisy_since(means: np.ndarray, largest: np.ndarray) -> np.ndarray:
@@ -112,8 +126,10 @@ class PinnRule(Rule):
       first 0.6 of the run, what is left of it is noise. Then they lose the lead again within 0.3 of
       the run, so that the noise is not learned.
     - With several equations, a condition that is at rest before the lead begins to grow gets none,
-      because more weight would not make it fall. In the corners of a lid-driven cavity, for
-      example, boundary values contradict each other.
+      because more weight would not make it fall. If such conditions are more than a tenth of all
+      conditions' losses, none gets a lead. In the corners of a lid-driven cavity, for example,
+      boundary values contradict each other: with more weight on the walls alone the lid would drive
+      less of the flow.
     - ||g_i|| / sqrt(L_i) stands for ||g_i||. Up to a factor of 2 it is the norm of the gradient of
       the root mean square. So a loss does not gain weight because it has become small.
     - A condition that is met loses that lead again. Otherwise its weight would grow while its
@@ -254,11 +270,14 @@ class PinnRule(Rule):
         means = _means_of_tenths(state)
         largest = state["largest_losses"]
         noisy_since = _noisy_since(means, largest).tolist()
-        may_grow = (growth == _WITH_ONE) | ~_is_stuck(means, largest)
+        is_data = [_says_data(name) for name in names]
+        may_gain = ~measurement.equations & ~np.array(is_data)
+        if growth != _WITH_ONE:
+            may_gain = _may_gain(means, largest, may_gain)
         leads = []
-        for name, since, grows in zip(names, noisy_since, may_grow.tolist()):
+        for is_measured, since, gains in zip(is_data, noisy_since, may_gain.tolist()):
             lost = _share_of((since, since + _TAKEN_BACK), measurement.progress)
-            leads.append(log_lead * (1.0 - lost) if _says_data(name) else grown * grows)
+            leads.append(log_lead * (1.0 - lost) if is_measured else grown * gains)
         return leads
 
     def start(self, n_loss: int) -> RuleState:

@@ -252,6 +252,33 @@ def test_with_several_equations_a_condition_at_rest_gets_no_lead(losses, grows):
     assert many_updates(PinnRule(), one, state) == pytest.approx([1, 20, 20])
 
 
+@pytest.mark.parametrize(
+    "lid, walls, data, gains",
+    [
+        ((0.2, 0.2), (0.2, 0.1), (1, 1), False),  # two thirds of the conditions' losses rest
+        ((0.02, 0.0111), (0.2, 0.1), (1, 1), True),  # the lid's falls
+        ((0.012, 0.012), (0.2, 0.1), (1, 1), False),
+        ((0.011, 0.011), (0.2, 0.1), (1, 1), True),  # less than a tenth: a pressure at one point
+        ((0.02, 0.012), (0.2, 0.1), (0.01, 0.01), True),  # noise is no conflict
+    ],
+)
+def test_conditions_at_rest_that_are_a_large_part_take_the_lead_from_all(lid, walls, data, gains):
+    rule, names = PinnRule(), ("pde1", "pde2", "lid", "walls", "data")
+    state = rule.start(5)
+    state["largest_losses"][:] = 1
+    for tenth in (0, 1):
+        means = np.array([1, 1, lid[tenth], walls[tenth], data[tenth]])
+        state["log_losses"][:, tenth + 1] = np.stack([3 * np.log(means), [3] * 5], axis=1)
+    run = measured([1] * 5, [1] * 5, [0, 1], progress=0.8, names=names)
+    rests = lid[0] < 1.2 * lid[1]
+    of_lid, of_walls = (20**x for x in (gains and not rests, gains))
+    weights = many_updates(rule, run, state)
+    assert weights[:4] == pytest.approx([1, 1, of_lid, of_walls])
+    # With one equation, whose lead comes early, nobody looks.
+    one = measured([1] * 5, [1] * 5, [0], progress=0.8, names=("pde1", "bc", *names[2:]))
+    assert many_updates(rule, one, state)[1:4] == pytest.approx([20, 20, 20])
+
+
 def test_noise_is_found_and_what_to_check():
     def found(progress, losses, **options):
         names = ("pde", "data", "bc")
