@@ -13,7 +13,6 @@ import json
 import math
 import os
 import platform
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -204,15 +203,19 @@ def settings_of(name: str, options: argparse.Namespace) -> Settings:
     return replace(settings, seconds=options.seconds, point_weights=options.points or "")
 
 
-def medians(runs: list[Run]) -> dict[str, dict[str, float]]:
-    """The median error over seeds, by balance and problem."""
-    errors: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+Errors = Mapping[str, "list[float]"]  # problem -> those of its seeds
+
+
+def errors_of(runs: list[Run]) -> dict[str, dict[str, list[float]]]:
+    """Balance -> problem -> the errors of all seeds."""
+    errors: dict[str, dict[str, list[float]]] = {}
     for run in runs:
-        errors[run["balance"]][run["problem"]].append(run["error"])
-    return {
-        balance: {problem: float(np.median(values)) for problem, values in of.items()}
-        for balance, of in errors.items()
-    }
+        errors.setdefault(run["balance"], {}).setdefault(run["problem"], []).append(run["error"])
+    return errors
+
+
+def medians(errors: Errors) -> dict[str, float]:
+    return {problem: float(np.median(values)) for problem, values in errors.items()}
 
 
 def mean(ratios: Iterable[float]) -> float:
@@ -220,12 +223,18 @@ def mean(ratios: Iterable[float]) -> float:
     return float(np.exp(np.mean(np.log(list(ratios)))))
 
 
+def last_if_nan(value: float) -> float:
+    """To sort by, because a run may have diverged."""
+    return math.inf if math.isnan(value) else value
+
+
 def table_of_balances(runs: list[Run], titles: dict[str, str]) -> str:
     """Markdown: a row for each balance, the best first."""
-    found = medians(runs)
+    found = {balance: medians(errors) for balance, errors in errors_of(runs).items()}
     equal = found.get("equal", {})
     best = {
-        problem: min(of[problem] for of in found.values() if problem in of) for problem in equal
+        problem: np.nanmin([of[problem] for of in found.values() if problem in of])
+        for problem in equal
     }
     rows = []
     for balance, of in found.items():
@@ -238,7 +247,7 @@ def table_of_balances(runs: list[Run], titles: dict[str, str]) -> str:
         counts = (f"{n} of {len(ratios)}" for n in ((ratios <= 0.5).sum(), near))
         rows.append(
             (
-                mean(ratios),
+                last_if_nan(mean(ratios)),
                 f"| {titles.get(balance, balance)} | {mean(ratios):.2f} | {ratios.max():.2f} | "
                 f"{' | '.join(counts)} | {(ratios > 1.05).sum()} |",
             )
@@ -254,23 +263,18 @@ def table_of_balances(runs: list[Run], titles: dict[str, str]) -> str:
 
 def table(runs: list[Run], titles: dict[str, str]) -> str:
     """Markdown: a row for each problem, a column for each balance."""
-    errors: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for run in runs:
-        errors[run["problem"], run["balance"]].append(run["error"])
-    problems = list(dict.fromkeys(problem for problem, _ in errors))
-    balances = list(dict.fromkeys(balance for _, balance in errors))
-    lines = ["| problem | " + " | ".join(titles.get(b, b) for b in balances) + " |"]
-    lines.append("|---" * (len(balances) + 1) + "|")
-    for problem in problems:
-        of_problem = {b: np.median(errors[problem, b]) for b in balances if errors[problem, b]}
+    errors = errors_of(runs)
+    lines = ["| problem | " + " | ".join(titles.get(b, b) for b in errors) + " |"]
+    lines.append("|---" * (len(errors) + 1) + "|")
+    for problem in dict.fromkeys(run["problem"] for run in runs):
+        of_problem = {b: np.median(of[problem]) for b, of in errors.items() if problem in of}
         best = np.nanmin(list(of_problem.values()))
         cells = []
-        for balance in balances:
-            values = errors[problem, balance]
-            if not values:
+        for balance, of in errors.items():
+            if problem not in of:
                 cells.append("")
                 continue
-            median = of_problem[balance]
+            values, median = of[problem], of_problem[balance]
             text = f"{median:.2g}"
             if len(values) > 1:
                 text += f" [{min(values):.2g}, {max(values):.2g}]"
@@ -288,51 +292,45 @@ def plot(path: Path, runs: list[Run], titles: dict[str, str]) -> None:
     """
     from matplotlib.figure import Figure
 
-    errors: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        errors[run["balance"]][run["problem"]].append(run["error"])
+    errors = errors_of(runs)
     equal = errors.pop("equal", {})
     errors = errors or {"equal": equal}
-    unit = {problem: float(np.median(values)) for problem, values in equal.items()}
     draw = plot_problems if len(errors) <= COLORS else plot_balances
     figure = Figure(layout="constrained")
     axes = figure.subplots()
-    if unit:
+    if equal:
         axes.axvline(1.0, color="0.3", linewidth=1)
-    lines = draw(axes, errors, equal, unit, titles)
+    lines = draw(axes, errors, equal, titles)
     figure.set_size_inches(7.5, 1.6 + 0.2 * lines)
     axes.set_xscale("log")
     axes.set_ylim(lines - 0.5, -0.5)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
-    of_equal = "relative L2 error / that of equal weights" if unit else "relative L2 error"
+    of_equal = "relative L2 error / that of equal weights" if equal else "relative L2 error"
     axes.set_xlabel(of_equal)
     figure.legend(loc="outside upper center", ncols=2, fontsize=9, frameon=False)
     figure.savefig(path, dpi=110)
 
 
-Errors = Mapping[str, Mapping[str, "list[float]"]]
-
-
 def plot_problems(
-    axes: Any, errors: Errors, equal: Any, unit: dict[str, float], titles: dict[str, str]
+    axes: Any, errors: Mapping[str, Errors], equal: Errors, titles: dict[str, str]
 ) -> int:
     """A line for each problem, sorted by the balance that was named first; how many there are."""
-    balances = list(errors)
+    unit, first = medians(equal), medians(next(iter(errors.values())))
 
     def median(problem: str) -> float:
-        return float(np.median(errors[balances[0]][problem] or np.inf)) / unit.get(problem, 1.0)
+        return first.get(problem, math.inf) / unit.get(problem, 1.0)
 
     problems = sorted({problem for of in errors.values() for problem in of}, key=median)
     for place, problem in enumerate(problems):
         if problem in unit:
             ends = [end(equal[problem]) / unit[problem] for end in (min, max)]
             axes.plot(ends, [place] * 2, color="0.8", linewidth=6, solid_capstyle="butt")
-    for number, balance in enumerate(balances):
+    for number, (balance, of) in enumerate(errors.items()):
         found = [
-            (place, np.array(errors[balance][problem]) / unit.get(problem, 1.0))
+            (place, np.array(of[problem]) / unit.get(problem, 1.0))
             for place, problem in enumerate(problems)
-            if errors[balance][problem]
+            if problem in of
         ]
         style = {"color": f"C{number}", "linestyle": "none", "zorder": 3}
         for place, ratios in found:
@@ -352,18 +350,15 @@ def plot_problems(
 
 
 def plot_balances(
-    axes: Any, errors: Errors, equal: Any, unit: dict[str, float], titles: dict[str, str]
+    axes: Any, errors: Mapping[str, Errors], equal: Errors, titles: dict[str, str]
 ) -> int:
     """A line for each balance, the best first; how many there are."""
+    unit = medians(equal)
     ratios = {
-        balance: [
-            float(np.median(values)) / unit.get(problem, 1.0)
-            for problem, values in of.items()
-            if values
-        ]
+        balance: [median / unit.get(problem, 1.0) for problem, median in medians(of).items()]
         for balance, of in errors.items()
     }
-    balances = sorted(ratios, key=lambda balance: mean(ratios[balance]))
+    balances = sorted(ratios, key=lambda balance: last_if_nan(mean(ratios[balance])))
     for place, balance in enumerate(balances):
         dots, line = ("a problem", "geometric mean") if place == 0 else (None, None)
         style = {"linestyle": "none", "zorder": 3}

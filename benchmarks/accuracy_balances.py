@@ -17,24 +17,18 @@ FIXED = 50.0  # what a user might guess
 OF_PPSCI = {"ppsci_relobralo": "Relobralo", "ppsci_gradnorm": "GradNorm", "ppsci_ntk": "NTK"}
 BALANCES = [*RULES, *OF_PPSCI]
 TITLES = {
+    **{name: rule.__name__ for name, rule in RULES.items()},
     "equal": "equal weights",
     "fixed": f"conditions x {FIXED:g}",
     "pinn": "GradNorm, PINN rule",
     "published": "GradNorm as published",
-    "softadapt": "SoftAdapt",
-    "relobralo": "ReLoBRaLo",
     "uncertainty": "uncertainty (Kendall 2018)",
     "augmented_lagrangian": "PECANN-CAPU",
     "lr_annealing": "max/mean (Wang 2021)",
     "inverse_norm": "inverse norm, as in jaxpi",
     "ntk": "NTK, estimated trace",
     "dual_balance": "DB-PINN (Zhou 2025)",
-    "config": "ConFIG",
-    "dcgd": "DCGD",
     "imtl_g": "IMTL-G",
-    "pcgrad": "PCGrad",
-    "upgrad": "UPGrad",
-    "mgda": "MGDA",
     "aligned_mtl": "Aligned-MTL",
     **{name: f"{of_ppsci} (ppsci)" for name, of_ppsci in OF_PPSCI.items()},
 }

@@ -181,6 +181,15 @@ def test_the_table_of_balances_has_the_best_first(accuracy):
     ]
 
 
+def test_a_balance_that_diverged_comes_last(accuracy):
+    errors = {"lost": {"heat": math.nan, "wave": 0.1, "poisson": 0.1}, **ERRORS}
+    rows = accuracy.table_of_balances(runs_of(errors), {}).splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == [
+        *("| mixed", "| better", "| equal", "| worse", "| lost")
+    ]
+    assert rows[1].endswith("| 2 of 3 | 1 of 3 | 0 |")  # on the wave the lost one is better
+
+
 def test_many_balances_have_a_line_each_in_the_figure(accuracy, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
