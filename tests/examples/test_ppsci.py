@@ -65,8 +65,9 @@ def test_every_mode_runs_and_agrees(run, tmp_path, example, equations, condition
     weights = dict(re.findall(r"weight/([\w.]+): ([\d.]+)", printed))  # the last of each
     assert weights.keys() == {*equations, *conditions}
     assert max(float(weights[name]) for name in equations) < 3
-    # In so few steps some conditions are at rest before the lead grows, and get none.
-    assert max(float(weights[name]) for name in conditions) > 3
+    # In so few steps one condition may be at rest before the lead grows, and get none.
+    risen = sum(float(weights[name]) > 3 for name in conditions)
+    assert risen >= max(1, len(conditions) - 1)
 
     checkpoint = tmp_path / "run/checkpoints/latest"
     code, printed = run(example, "mode=eval", f"EVAL.pretrained_model_path={checkpoint}", short[2])
