@@ -71,8 +71,8 @@ class LossBalancer(PreciseLayer):
             the loss out of this step; then losses may also join later, up to ``n_loss``.
         total_steps: Number of steps of the whole run, at least 1. ``"pinn"`` gives conditions
             their lead late in the run, if it knows how long that is. A ``Trainer``, a Solver and
-            DeepXDE's ``model.train`` tell it. In a loop of your own pass it here. By default the
-            lead acts from the start there.
+            DeepXDE's ``model.train`` tell it. In a loop of your own pass it here. Without it the
+            lead acts from the start if there is one equation, and not at all if there are several.
         **unknown: Not accepted; the error suggests the option that was meant.
 
     Raises:

@@ -586,7 +586,8 @@ def test_one_line_is_logged_on_the_first_update(fc_net, make_losses, caplog):
     assert line.startswith("loss weights by PinnRule(), updated every 2 steps: ")
     assert line.endswith(
         "equations 'pde' keep weights near 1; conditions 'boundary', 'data' get a lead of 20 from "
-        "the start (later, if you pass total_steps=, the number of steps), weights up to 1000"
+        "the start, weights up to 1000 (pass total_steps=, the number of steps, for a lead at the "
+        "right time)"
     )
 
 
@@ -599,7 +600,7 @@ def test_the_length_of_the_run_is_given_to_the_rule_and_said(fc_net, make_losses
             seen.append(balancer.last_measurement.progress)
     np.testing.assert_array_equal(seen, [np.nan, 0, 0, 0.4, 0.4, 0.8, 0.8, 1])
     (line,) = caplog.messages
-    of_data = "'data': from the start, taken back if it is noise that is left"
+    of_data = "'data': a lead of 20 from the start, taken back if it is noise that is left"
     assert f"a lead of 20 that grows between steps 0 and 2 ({of_data}), weights" in line
     assert LossBalancer(fc_net, 3).total_steps is None
 

@@ -43,6 +43,14 @@ def _says_condition(name: str) -> bool:
 _says_data = functools.lru_cache(maxsize=1000)(_equations.is_measured)
 
 
+def _names(measurement: Measurement) -> tuple[str, ...]:
+    return measurement.names or ("",) * len(measurement.losses)
+
+
+def _names_of_equations(measurement: Measurement) -> list[str]:
+    return [name for name, is_one in zip(_names(measurement), measurement.equations) if is_one]
+
+
 def _share_of(part: tuple[float, float], progress: float) -> float:
     """How much of this part of the run is over, from 0 to 1."""
     first, last = part
@@ -165,9 +173,11 @@ class PinnRule(Rule):
         late: When the lead comes. By default it grows over the first half of the run if there is
             one equation, and between 0.3 and 0.8 of the run if there are several. (A loss among
             them whose name says otherwise, such as ``data``, does not count.) With True it is
-            between 0.3 and 0.8 in any case. With False, or if nobody has said how long the run is,
-            the whole lead acts from the start, and measured data keep it. Pass False if you are
-            sure that the problem is elliptic, and its data exact.
+            between 0.3 and 0.8 in any case. With False the whole lead acts from the start, and
+            measured data keep it. Pass False if you are sure that the problem is elliptic, and its
+            data exact. If nobody has said how long the run is, measured data have the lead, and so
+            do the conditions of one equation, from the start. The conditions of several equations
+            have none then.
         by_root: Whether norms are divided by sqrt(L_i). Pass False, and ``late=False``, for
             Burgers' equation or if you are sure that the problem is elliptic: the gain is larger
             then. A loss at or below 0 has no root; while there is one, norms are not divided.
@@ -231,21 +241,25 @@ class PinnRule(Rule):
         total_steps: int | None = None,
     ) -> tuple[str, str]:
         """See ``Rule.effects``."""
-        when = "from the start"
+        lead = f"a lead of {self.lead:g}"
+        of_data = of_others = f"{lead} from the start"
+        first, last = growth = self._grows(equations)
+        advice = ""
         if self.late is not False and total_steps is None:
-            when += " (later, if you pass total_steps=, the number of steps)"
+            of_others = of_data if growth == _WITH_ONE else "no lead"
+            advice = " (pass total_steps=, the number of steps, for a lead at the right time)"
         elif self.late is not False and total_steps is not None:
-            first, last = (round(part * total_steps) for part in self._grows(equations))
-            when = f"that grows between steps {first} and {last}"
-            data = [name for name in conditions if _says_data(name)]
-            if data:
-                of_data = "from the start, taken back if it is noise that is left"
-                alone = len(data) == len(conditions)
-                when = of_data if alone else f"{when} ({listed(data)}: {of_data})"
-        return (
-            "keep weights near 1",
-            f"get a lead of {self.lead:g} {when}, weights up to {self.bound:g}",
-        )
+            steps = f"{first * total_steps:.0f} and {last * total_steps:.0f}"
+            of_others = f"{lead} that grows between steps {steps}"
+            of_data += ", taken back if it is noise that is left"
+        data = [name for name in conditions if _says_data(name)]
+        if len(data) == len(conditions):
+            given = of_data
+        elif data and of_data != of_others:
+            given = f"{of_others} ({listed(data)}: {of_data})"
+        else:
+            given = of_others
+        return "keep weights near 1", f"get {given}, weights up to {self.bound:g}{advice}"
 
     def _grows(self, equations: Sequence[str]) -> tuple[float, float]:
         """In which part of a run with these equations the lead grows."""
@@ -254,23 +268,24 @@ class PinnRule(Rule):
         return _WITH_SEVERAL if self.late or several else _WITH_ONE
 
     def _growth(self, measurement: Measurement) -> tuple[float, float] | None:
-        """In which part of the run the lead grows; None if it acts from the start."""
+        """In which part of the run the lead grows; None if it is constant."""
         if self.late is False or math.isnan(measurement.progress):
             return None
-        names = measurement.names or ("",) * len(measurement.losses)
-        return self._grows([n for n, is_one in zip(names, measurement.equations) if is_one])
+        return self._grows(_names_of_equations(measurement))
 
     def _log_leads(self, state: RuleState, measurement: Measurement) -> list[float]:
         """What each loss's log target would gain as a condition."""
         growth, log_lead = self._growth(measurement), math.log(self.lead)
+        is_data = [_says_data(name) for name in _names(measurement)]
         if growth is None:
-            return [log_lead] * len(measurement.losses)
+            is_early = (
+                self.late is False or self._grows(_names_of_equations(measurement)) == _WITH_ONE
+            )
+            return [log_lead * (is_early or is_measured) for is_measured in is_data]
         grown = log_lead * _share_of(growth, measurement.progress)
-        names = measurement.names or ("",) * len(measurement.losses)
         means = _means_of_tenths(state)
         largest = state["largest_losses"]
         noisy_since = _noisy_since(means, largest).tolist()
-        is_data = [_says_data(name) for name in names]
         may_gain = ~measurement.equations & ~np.array(is_data)
         if growth != _WITH_ONE:
             may_gain = _may_gain(means, largest, may_gain)

@@ -42,6 +42,7 @@ def steps(draw):
         lead=draw(st.floats(0.1, 30)),
         bound=1e6,
         met=0,
+        late=False,
         by_root=draw(st.booleans()),
     )
     equations = draw(st.sets(st.integers(0, n_loss - 1)))
@@ -112,7 +113,7 @@ def test_equal_norms_and_rates_leave_equal_weights():
 
 def test_conditions_have_a_lead_over_equations_which_are_the_unit():
     norms = np.array([4.0, 1.0, 1.0, 0.25])
-    rule = PinnRule(strength=0.5, lead=3.0)
+    rule = PinnRule(strength=0.5, lead=3.0, late=False)
     weights = many_updates(rule, measured(np.ones(4), norms, [0, 1]))
     expected = norms**-0.5 * [1, 1, 3, 3]
     np.testing.assert_allclose(weights, expected / np.sqrt(expected[0] * expected[1]), rtol=1e-6)
@@ -312,9 +313,20 @@ def test_a_loss_of_zero_is_no_part_of_the_means_by_which_noise_is_told():
     assert state["log_losses"][:, [0, *range(2, 10)]].sum() == 0
 
 
-def test_the_lead_acts_from_the_start_of_a_run_whose_length_is_not_known():
-    for rule in (PinnRule(), PinnRule(late=True)):
-        assert many_updates(rule, measured(ONES, ONES, [0, 1])) == pytest.approx([1, 1, 20])
+def test_a_lead_that_must_come_late_does_not_come_if_nobody_knows_when_that_is():
+    several, one = measured(ONES, ONES, [0, 1]), measured(ONES, ONES, [0])
+    from_the_start, none = pytest.approx([1, 1, 20]), pytest.approx([1, 1, 1])
+    assert many_updates(PinnRule(), several) == none == many_updates(PinnRule(late=True), one)
+    assert many_updates(PinnRule(late=False), several) == from_the_start
+    assert many_updates(PinnRule(), one) == pytest.approx([1, 20, 20])
+    # Gradients still count, and so do measured data.
+    smaller = measured(ONES, [1, 1, 1 / 8], [0, 1])
+    assert many_updates(PinnRule(), smaller) == pytest.approx([1, 1, 2])
+    data = measured(ONES, ONES, [0, 1], names=("continuity", "momentum", "data"))
+    assert many_updates(PinnRule(), data) == from_the_start
+    # Noise that counts as an equation, so that it has no lead, is not a second one.
+    noise = measured(ONES, ONES, [0, 1], names=("pde", "data", "bc"))
+    assert many_updates(PinnRule(), noise) == from_the_start
 
 
 def test_norms_are_those_of_the_root_mean_squares():
@@ -342,7 +354,7 @@ def test_without_two_kinds_of_losses_there_is_no_lead(equations):
 
 
 def test_without_an_equation_the_unit_is_that_of_the_last_update_with_one():
-    rule = PinnRule(strength=0.5, lead=3.0)
+    rule = PinnRule(strength=0.5, lead=3.0, late=False)
     equations, conditions = measured([1, 1], [4, 1], [0, 1]), measured([1, 1], [1, 0.25])
     _, state = rule.weigh(np.ones(2), rule.start(2), equations)
     assert state["log_unit"] == -np.log(2)  # of a norm of 2
@@ -537,19 +549,23 @@ def test_what_a_balancer_has_to_know_of_it():
     assert of_conditions == grows.format(300, 800)
     for one in (["pde"], ["pde", "data"]):
         assert rule.effects(one, ["bc"], total_steps=1000)[1] == grows.format(0, 500)
-    of_data = "from the start, taken back if it is noise that is left"
+    of_data = "a lead of 5 from the start, taken back if it is noise that is left"
     of_conditions = rule.effects(["pde"], ["data"], 1000)[1]
-    assert of_conditions == f"get a lead of 5 {of_data}, weights up to 50"
+    assert of_conditions == f"get {of_data}, weights up to 50"
     of_conditions = rule.effects(["pde"], ["bc", "obs", "data"], 1000)[1]
     assert of_conditions == (
         f"get a lead of 5 that grows between steps 0 and 500 ('obs' and 'data': {of_data}), "
         "weights up to 50"
     )
-    advice = "(later, if you pass total_steps=, the number of steps)"
-    assert (
-        rule.effects(two, ["data"])[1]
-        == f"get a lead of 5 from the start {advice}, weights up to 50"
-    )
+    advice = " (pass total_steps=, the number of steps, for a lead at the right time)"
+    for conditions, given in (
+        (["bc"], "no lead"),
+        (["data"], "a lead of 5 from the start"),
+        (["bc", "data"], "no lead ('data': a lead of 5 from the start)"),
+    ):
+        assert rule.effects(two, conditions)[1] == f"get {given}, weights up to 50{advice}"
+        of_one = rule.effects(["pde"], conditions)[1]
+        assert of_one == f"get a lead of 5 from the start, weights up to 50{advice}"
     for steps in (None, 1000):
         of_conditions = PinnRule(late=False).effects(two, ["data"], steps)[1]
         assert "lead of 20 from the start, weights" in of_conditions
