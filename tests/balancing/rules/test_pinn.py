@@ -159,174 +159,45 @@ def test_what_is_not_met_keeps_its_lead_and_targets_below_1_stay():
 ONES = [1, 1, 1]
 
 
-@pytest.mark.parametrize(
-    "progress, of_one, of_several",
-    [
-        (0, 0, 0),
-        (0.25, 0.5, 0),
-        (0.3, 0.6, 0),
-        (0.425, 0.85, 0.25),
-        (0.5, 1, 0.4),
-        (0.55, 1, 0.5),
-        (0.8, 1, 1),
-        (1, 1, 1),
-    ],
-)
-def test_the_lead_grows_in_the_first_half_or_later_with_several_equations(
-    progress, of_one, of_several
-):
-    one, several = (measured(ONES, ONES, x, progress=progress) for x in ([0], [0, 1]))
-    assert many_updates(PinnRule(), one) == pytest.approx([1, 20**of_one, 20**of_one])
-    assert many_updates(PinnRule(), several) == pytest.approx([1, 1, 20**of_several])
-    late = many_updates(PinnRule(late=True), one)
-    assert late == pytest.approx([1, 20**of_several, 20**of_several])
-    assert many_updates(PinnRule(late=False), several) == pytest.approx([1, 1, 20])
-    # Noisy data among the equations are no second equation.
-    noisy = measured(ONES, ONES, [0, 1], progress=progress, names=("pde", "data", "bc"))
-    assert many_updates(PinnRule(), noisy) == pytest.approx([1, 1, 20**of_one])
+def test_the_conditions_have_the_lead_that_the_run_gives_them():
+    # When and to whom is tested with the lead.
+    for progress, of_one, of_several in ((0, 0, 0), (0.5, 1, 0.4), (1, 1, 1)):
+        one, several = (measured(ONES, ONES, x, progress=progress) for x in ([0], [0, 1]))
+        assert many_updates(PinnRule(), one) == pytest.approx([1, 20**of_one, 20**of_one])
+        assert many_updates(PinnRule(), several) == pytest.approx([1, 1, 20**of_several])
+        late = many_updates(PinnRule(late=True), one)
+        assert late == pytest.approx([1, 20**of_several, 20**of_several])
+        assert many_updates(PinnRule(late=False), several) == pytest.approx([1, 1, 20])
+    unknown = measured(ONES, ONES, [0, 1])
+    assert many_updates(PinnRule(), unknown) == pytest.approx([1, 1, 1])
+    assert many_updates(PinnRule(late=False), unknown) == pytest.approx([1, 1, 20])
+    # Without a lead gradients still count.
+    smaller = measured(ONES, [1, 1, 1 / 8], [0, 1])
+    assert many_updates(PinnRule(), smaller) == pytest.approx([1, 1, 2])
 
 
-def after_tenths(losses, name="data", equations=(0,)):
-    """What the rule remembers after a run in whose tenths the second loss has these means."""
-    rule, state = PinnRule(), PinnRule().start(3)
-    for tenth, mean in enumerate(losses):
-        for progress, loss in ((tenth / 10, mean / 2), (tenth / 10 + 0.09, mean * 2)):
-            measurement = measured(
-                (1, loss, 1), ONES, equations, progress=progress, names=("pde", name, "bc")
-            )
-            _, state = rule.weigh(np.ones(3), state, measurement)
-    return state
-
-
-def lead_of_data(progress, losses, name="data", **options):
-    run = measured(ONES, ONES, [0], progress=progress, names=("pde", name, "bc"))
-    weights = many_updates(PinnRule(**options), run, after_tenths(losses, name))
-    grown = 1 if options else min(1, progress / 0.5)
-    assert weights[[0, 2]] == pytest.approx([1, 20**grown])
-    return weights[1]
-
-
-@pytest.mark.parametrize("name", ["data", "sensors_u", "PointSetBC 2"])
-def test_data_have_the_lead_from_the_start_and_lose_it_if_they_are_noisy(name):
-    noise, later = [1, 0.03, 0.0252], [1, 0.5, 0.2, 0.06, 0.01, 0.0118]
-    for progress, lost in ((0, 0), (0.3, 0), (0.45, 0.5), (0.6, 1), (1, 1)):
-        assert lead_of_data(progress, noise, name) == pytest.approx(20 ** (1 - lost))
-    for progress, lost in ((0.6, 0), (0.75, 0.5), (0.9, 1)):
-        assert lead_of_data(progress, later, name) == pytest.approx(20 ** (1 - lost))
-    assert lead_of_data(0.9, noise, name, late=False) == pytest.approx(20)
-
-
-@pytest.mark.parametrize(
-    "losses",
-    [
-        [1, 0.02, 0.016, 0.013, 0.01, 0.008],  # they fall
-        [1, 0.008, 0.01, 0.013, 0.016, 0.02],  # or rise
-        [1, 0.07, 0.07, 0.07, 0.07, 0.07],  # nothing has been learned
-        [1, 0.5, 0.4, 0.3, 0.02, 0.01, 0.01, 0.01],  # at rest only when others are, too
-        [1, 0.05],
-        [],
-    ],
-)
-def test_data_that_are_not_at_rest_keep_the_lead(losses):
-    assert lead_of_data(1.0, losses) == pytest.approx(20)
-
-
-@pytest.mark.parametrize(
-    "losses, grows",
-    [
-        ([1, 0.05, 0.041], True),
-        ([1, 0.05, 0.042], False),
-        ([1, 0.05, 0.07], False),  # whether it rises
-        ([1, 0.7, 0.7], True),  # but it has not been learned yet
-        ([1, 0.05, 0.041, 0.041, 0.041], True),  # what comes later does not matter
-        ([1, 0.05], True),  # of a run that went on from elsewhere
-    ],
-)
-def test_with_several_equations_a_condition_at_rest_gets_no_lead(losses, grows):
-    state = after_tenths(losses, "walls", [0, 2])
-    for progress in (0.55, 0.8, 1.0):
-        run = measured(ONES, ONES, [0, 2], progress=progress, names=("pde", "walls", "energy"))
-        share = grows * min(1, (progress - 0.3) / 0.5)
-        assert many_updates(PinnRule(), run, state) == pytest.approx([1, 20**share, 1])
-        assert many_updates(PinnRule(late=False), run, state) == pytest.approx([1, 20, 1])
-    one = measured(ONES, ONES, [0], progress=1.0, names=("pde", "walls", "bc"))
-    assert many_updates(PinnRule(), one, state) == pytest.approx([1, 20, 20])
-
-
-@pytest.mark.parametrize(
-    "lid, walls, data, gains",
-    [
-        ((0.2, 0.2), (0.2, 0.1), (1, 1), False),  # two thirds of the conditions' losses rest
-        ((0.02, 0.0111), (0.2, 0.1), (1, 1), True),  # the lid's falls
-        ((0.012, 0.012), (0.2, 0.1), (1, 1), False),
-        ((0.011, 0.011), (0.2, 0.1), (1, 1), True),  # less than a tenth: a pressure at one point
-        ((0.02, 0.012), (0.2, 0.1), (0.01, 0.01), True),  # noise is no conflict
-    ],
-)
-def test_conditions_at_rest_that_are_a_large_part_take_the_lead_from_all(lid, walls, data, gains):
-    rule, names = PinnRule(), ("pde1", "pde2", "lid", "walls", "data")
-    state = rule.start(5)
-    state["largest_losses"][:] = 1
-    for tenth in (0, 1):
-        means = np.array([1, 1, lid[tenth], walls[tenth], data[tenth]])
-        state["log_losses"][:, tenth + 1] = np.stack([3 * np.log(means), [3] * 5], axis=1)
-    run = measured([1] * 5, [1] * 5, [0, 1], progress=0.8, names=names)
-    rests = lid[0] < 1.2 * lid[1]
-    of_lid, of_walls = (20**x for x in (gains and not rests, gains))
-    weights = many_updates(rule, run, state)
-    assert weights[:4] == pytest.approx([1, 1, of_lid, of_walls])
-    # With one equation, whose lead comes early, nobody looks.
-    one = measured([1] * 5, [1] * 5, [0], progress=0.8, names=("pde1", "bc", *names[2:]))
-    assert many_updates(rule, one, state)[1:4] == pytest.approx([20, 20, 20])
+def test_losses_are_remembered_by_tenths_of_the_run():
+    rule, names = PinnRule(), ("pde", "data", "bc")
+    state = rule.start(3)
+    for progress, loss in ((0.0, 1.0), (0.1, 0.02), (0.2, 0.02)):
+        now = measured([1, loss, 1], ONES, [0], progress=progress, names=names)
+        _, state = rule.weigh(np.ones(3), state, now)
+    run = measured(ONES, ONES, [0], progress=0.6, names=names)
+    assert many_updates(rule, run, state) == pytest.approx([1, 1, 20])  # the data are noisy
+    assert many_updates(PinnRule(late=False), run, state) == pytest.approx([1, 20, 20])
 
 
 def test_noise_is_found_and_what_to_check():
-    def found(progress, losses, **options):
-        names = ("pde", "data", "bc")
+    names, state = ("pde", "data", "bc"), PinnRule().start(3)
+    state["largest_losses"][:] = 1
+    state["log_losses"][1, 1:3] = [np.log(0.02), 1]
+    for progress, is_found in ((0.4, True), (0.3, False)):
         run = measured(ONES, ONES, [0], progress=progress, names=names, step=5000)
-        state = after_tenths(losses)
-        return PinnRule(**options).findings(names, np.ones(3), state, run)
-
-    noise = [1, 0.02, 0.019]
-    (finding,) = [f for f in found(0.4, noise) if "noise" in f]
-    assert finding.startswith(
-        "'data' has come to rest, so what is left of its loss counts as noise"
-    )
-    for quiet in (found(0.3, noise), found(0.4, [1, 0.02, 0.01]), found(0.4, noise, late=False)):
-        assert not any("noise" in finding for finding in quiet)
-
-
-def test_of_a_run_whose_length_is_not_known_data_keep_the_lead():
-    run = measured(ONES, ONES, [0], names=("pde", "data", "bc"))
-    weights = many_updates(PinnRule(), run, after_tenths([1, 0.02, 0.02]))
-    assert weights == pytest.approx([1, 20, 20])
-    _, state = PinnRule().weigh(np.ones(3), PinnRule().start(3), run)
-    assert not state["log_losses"].any()
-
-
-def test_a_loss_of_zero_is_no_part_of_the_means_by_which_noise_is_told():
-    state = PinnRule().start(2)
-    for loss in (0.1, 0.0, 0.1):
-        measurement = measured((1.0, loss), (1, 1), [0], progress=0.15, names=("pde", "data"))
-        _, state = PinnRule().weigh(np.ones(2), state, measurement)
-    np.testing.assert_allclose(state["log_losses"][1, 1], [2 * np.log(0.1), 2])
-    assert state["log_losses"][:, [0, *range(2, 10)]].sum() == 0
-
-
-def test_a_lead_that_must_come_late_does_not_come_if_nobody_knows_when_that_is():
-    several, one = measured(ONES, ONES, [0, 1]), measured(ONES, ONES, [0])
-    from_the_start, none = pytest.approx([1, 1, 20]), pytest.approx([1, 1, 1])
-    assert many_updates(PinnRule(), several) == none == many_updates(PinnRule(late=True), one)
-    assert many_updates(PinnRule(late=False), several) == from_the_start
-    assert many_updates(PinnRule(), one) == pytest.approx([1, 20, 20])
-    # Gradients still count, and so do measured data.
-    smaller = measured(ONES, [1, 1, 1 / 8], [0, 1])
-    assert many_updates(PinnRule(), smaller) == pytest.approx([1, 1, 2])
-    data = measured(ONES, ONES, [0, 1], names=("continuity", "momentum", "data"))
-    assert many_updates(PinnRule(), data) == from_the_start
-    # Noise that counts as an equation, so that it has no lead, is not a second one.
-    noise = measured(ONES, ONES, [0, 1], names=("pde", "data", "bc"))
-    assert many_updates(PinnRule(), noise) == from_the_start
+        found = PinnRule().findings(names, np.ones(3), state, run)
+        noise = [finding for finding in found if "noise" in finding]
+        assert bool(noise) == is_found
+        expected = "'data' has come to rest, so what is left of its loss counts as noise"
+        assert all(finding.startswith(expected) for finding in noise)
 
 
 def test_norms_are_those_of_the_root_mean_squares():
@@ -542,33 +413,12 @@ def test_what_a_balancer_has_to_know_of_it():
     assert not issubclass(PinnRule, GradientRule)
     assert PinnRule.needs == {"gram"} and PinnRule.update_every == 10
     assert PinnRule.tells_equations and not PinnRule.keeps_sum and PinnRule.fewest_losses == 1
-    rule, two = PinnRule(lead=5.0, bound=50.0), ["momentum_x", "momentum_y"]
-    of_equations, of_conditions = rule.effects(two, ["bc"], total_steps=1000)
+    of_equations, of_conditions = PinnRule(lead=5.0, bound=50.0).effects(["pde"], ["bc"], 1000)
     assert of_equations == "keep weights near 1"
-    grows = "get a lead of 5 that grows between steps {} and {}, weights up to 50"
-    assert of_conditions == grows.format(300, 800)
-    for one in (["pde"], ["pde", "data"]):
-        assert rule.effects(one, ["bc"], total_steps=1000)[1] == grows.format(0, 500)
-    of_data = "a lead of 5 from the start, taken back if it is noise that is left"
-    of_conditions = rule.effects(["pde"], ["data"], 1000)[1]
-    assert of_conditions == f"get {of_data}, weights up to 50"
-    of_conditions = rule.effects(["pde"], ["bc", "obs", "data"], 1000)[1]
-    assert of_conditions == (
-        f"get a lead of 5 that grows between steps 0 and 500 ('obs' and 'data': {of_data}), "
-        "weights up to 50"
-    )
-    advice = " (pass total_steps=, the number of steps, for a lead at the right time)"
-    for conditions, given in (
-        (["bc"], "no lead"),
-        (["data"], "a lead of 5 from the start"),
-        (["bc", "data"], "no lead ('data': a lead of 5 from the start)"),
-    ):
-        assert rule.effects(two, conditions)[1] == f"get {given}, weights up to 50{advice}"
-        of_one = rule.effects(["pde"], conditions)[1]
-        assert of_one == f"get a lead of 5 from the start, weights up to 50{advice}"
-    for steps in (None, 1000):
-        of_conditions = PinnRule(late=False).effects(two, ["data"], steps)[1]
-        assert "lead of 20 from the start, weights" in of_conditions
+    grows = "a lead of 5 that grows between steps 0 and 500"
+    assert of_conditions == f"get {grows}, weights up to 50"
+    unknown = PinnRule(bound=50.0).effects(["pde"], ["bc"])[1]
+    assert unknown.startswith("get a lead of 20 from the start, weights up to 50 (pass total_steps")
     assert PinnRule.on_all_parameters
     assert PinnRule(alpha=1.0).needs_positive_losses and not PinnRule().needs_positive_losses
 
