@@ -42,6 +42,8 @@ class Measurement:
         floor: The smallest weight allowed.
         progress: Share of the run that is over, from 0 to 1; NaN if nobody has said how many steps
             it has.
+        all_equations: Names of the equations, also of those that ``of`` has left out. By default
+            the names of those that are here, "" for each if they are not known.
 
     Examples:
         >>> measured = Measurement(np.array([1.0, 2.0]), gram=np.array([[4.0, -3.0], [-3.0, 9.0]]))
@@ -62,10 +64,15 @@ class Measurement:
     rate: float = 0.01
     floor: float = 1e-3
     progress: float = math.nan
+    all_equations: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(self.equations) != len(self.losses):
             object.__setattr__(self, "equations", np.zeros(len(self.losses), bool))
+        if self.all_equations is None:
+            names = self.names or ("",) * len(self.losses)
+            found = tuple(name for name, is_one in zip(names, self.equations) if is_one)
+            object.__setattr__(self, "all_equations", found)
 
     @cached_property
     def norms(self) -> np.ndarray:

@@ -30,6 +30,17 @@ def test_norms_are_those_of_the_gradients(measurement):
     assert measurement.norms.tolist() == [5, 2, 10, 5]
 
 
+def test_equations_that_are_left_out_stay_known(measurement):
+    assert measurement.all_equations == ("pde", "ode")
+    left = measurement.of(np.array([True, True, False, True]))
+    assert left.equations.tolist() == [True, False, False] and left.names == ("pde", "bc", "ic")
+    assert left.all_equations == ("pde", "ode")
+    assert (
+        Measurement(np.ones(3), equations=np.array([True, False, True])).all_equations == ("",) * 2
+    )
+    assert Measurement(np.ones(3)).all_equations == ()
+
+
 def test_cosines_are_those_of_the_angles_between_the_gradients(measurement):
     expected = [[1, 0, -1, 0.8], [0, 1, 0, 0], [-1, 0, 1, -0.8], [0.8, 0, -0.8, 1]]
     np.testing.assert_allclose(measurement.cosines, expected, rtol=1e-15)

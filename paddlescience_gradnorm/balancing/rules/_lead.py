@@ -79,15 +79,16 @@ class Lead:
         """In which part of the run the lead grows, from 0 to 1; None if it is constant."""
         if self.late is False or math.isnan(measurement.progress):
             return None
-        return self._grows(_names_of_equations(measurement))
+        return self._grows(measurement.all_equations or ())
 
     def logs(self, state: RuleState, measurement: Measurement) -> list[float]:
         """What each loss's log target would gain as a condition, T numbers."""
         growth, log_lead = self.growth(measurement), math.log(self.factor)
-        is_data = [_says_data(name) for name in _names(measurement)]
+        names = measurement.names or ("",) * len(measurement.losses)
+        is_data = [_says_data(name) for name in names]
         if growth is None:
             # A lead that must come late does not come if nobody knows when that is.
-            grows = self._grows(_names_of_equations(measurement))
+            grows = self._grows(measurement.all_equations or ())
             waits = self.late is not False and grows != _WITH_ONE
             return [log_lead * (is_measured or not waits) for is_measured in is_data]
         grown = log_lead * _share_of(growth, measurement.progress)
@@ -134,14 +135,6 @@ class Lead:
         tenth = min(int(10 * measurement.progress), 9)
         log_losses[:, tenth] += np.stack([logs, is_positive], axis=1)
         return log_losses
-
-
-def _names(measurement: Measurement) -> tuple[str, ...]:
-    return measurement.names or ("",) * len(measurement.losses)
-
-
-def _names_of_equations(measurement: Measurement) -> list[str]:
-    return [name for name, is_one in zip(_names(measurement), measurement.equations) if is_one]
 
 
 def _share_of(part: tuple[float, float], progress: float) -> float:

@@ -64,6 +64,13 @@ def test_one_that_must_come_late_does_not_come_if_nobody_knows_when_that_is():
     assert leads(noisy)[2] == pytest.approx(20)
 
 
+def test_an_equation_that_an_update_leaves_out_still_counts():
+    both = measured([1] * 3, [0, 1], progress=0.25)
+    for left in ([True, False, True], [False, False, True]):
+        assert leads(both.of(np.array(left)))[-1] == 1
+    assert leads(measured([1] * 2, [0], progress=0.25))[1] == pytest.approx(20**0.5)
+
+
 def lead_of_data(progress, losses, name="data", lead=DEFAULT):
     run = measured([1] * 3, [0], progress=progress, names=("pde", name, "bc"))
     return leads(run, remembered([], losses, []), lead)[1]
