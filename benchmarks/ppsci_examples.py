@@ -271,6 +271,39 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
     return text
 
 
+def summary(rows: Iterable[dict[str, Any]]) -> str:
+    """Markdown: a balance a line, with its medians beside the original's; "" without an original.
+
+    The mean is over the examples in which no run of any balance fails. A median of runs of which
+    most fail is infinite, so it is never the best.
+    """
+    errors: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        errors[row["example"]][row["balance"]].append(math.inf if row["fails"] else row["error"])
+    used = [name for name in COLUMNS if any(name in found for found in errors.values())]
+    if "original" not in used or len(used) == 1:
+        return ""
+    medians = {
+        example: {balance: statistics.median(found[balance]) for balance in used}
+        for example, found in errors.items()
+        if all(balance in found for balance in used)
+    }
+    whole = [
+        name for name in medians if all(max(runs) < math.inf for runs in errors[name].values())
+    ]
+    lines = [
+        f"| balance | error / original, on {len(whole)} examples | best, or within 5 % of it, of "
+        f"{len(medians)} |",
+        "|---|---|---|",
+    ]
+    for balance in used:
+        ratios = [medians[name][balance] / medians[name]["original"] for name in whole]
+        mean = f"{statistics.geometric_mean(ratios):.2f}" if ratios else "-"
+        near = sum(of[balance] <= 1.05 * min(of.values()) < math.inf for of in medians.values())
+        lines.append(f"| {BALANCES[balance]} | {mean} | {near} |")
+    return "\n".join(lines)
+
+
 def setting() -> dict[str, Any]:
     """Versions and machine, for every line."""
     versions = {}
@@ -289,6 +322,10 @@ def listed(text: str, known: Iterable[str], what: str) -> list[str]:
     if unknown:
         raise SystemExit(f"{what}: there is no {', '.join(unknown)}; there are {', '.join(known)}")
     return names
+
+
+def report(rows: Sequence[dict[str, Any]]) -> None:
+    print(table(rows), summary(rows), sep="\n\n")
 
 
 def main() -> None:
@@ -316,7 +353,7 @@ def main() -> None:
     path = args.work.absolute() / "runs.jsonl"
     if args.table:
         finished = read(path)
-        print(table(finished[run] for run in runs if run in finished))
+        report([finished[run] for run in runs if run in finished])
         return
 
     snapshot = args.snapshot.absolute()
@@ -358,7 +395,7 @@ def main() -> None:
             if isinstance(error, KeyboardInterrupt):
                 raise SystemExit("stopped; the same command goes on from here") from None
             raise
-    print(table(row for run, row in read(path).items() if run in set(runs)))
+    report([row for run, row in read(path).items() if run in set(runs)])
 
 
 if __name__ == "__main__":

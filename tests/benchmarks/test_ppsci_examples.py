@@ -199,6 +199,29 @@ def test_the_table_has_medians_spread_seconds_failures_and_a_verdict(examples):
     ]
 
 
+def test_the_summary_compares_medians_where_nothing_fails(examples):
+    rows = [
+        *(row("laplace2d", "original", seed, error) for seed, error in enumerate((0.1, 0.4, 0.9))),
+        *(row("laplace2d", "of", seed, error) for seed, error in enumerate((0.01, 0.1, 0.2))),
+        *(row("laplace2d", "NTK", seed, error) for seed, error in enumerate((0.3, 0.8, 0.9))),
+        row("viv", "original", 0, 0.02),
+        row("viv", "of", 0, 0.02),
+        row("viv", "NTK", 0, 0.01),
+        row("darcy2d", "original", 0, 0.104),
+        row("darcy2d", "of", 0, 0.1),
+        row("darcy2d", "NTK", 0, fails="a loss is NaN"),
+        row("euler_beam", "of", 0, 0.1),  # nothing to compare it with
+    ]
+    assert examples.summary(rows).splitlines() == [
+        "| balance | error / original, on 2 examples | best, or within 5 % of it, of 3 |",
+        "|---|---|---|",
+        "| `of` | 0.50 | 2 |",
+        "| original | 1.00 | 1 |",
+        "| its NTK | 1.00 | 1 |",
+    ]
+    assert examples.summary(rows[-1:]) == examples.summary(rows[:3]) == ""
+
+
 def command(snapshot, work, *options):
     text = f"""
 import sys
