@@ -224,6 +224,14 @@ def test_without_two_kinds_of_losses_there_is_no_lead(equations):
     np.testing.assert_allclose(weights, [2, 0.5], rtol=1e-6)
 
 
+@pytest.mark.parametrize("by_root, left", [(True, 5 / 6), (False, 2 / 3)])
+def test_how_much_of_a_factor_within_a_loss_is_left(by_root, left):
+    # As docs/troubleshooting.md tells it.
+    rule = PinnRule(lead=1.0, met=0, by_root=by_root)
+    weights = many_updates(rule, measured([1, 1000], [1, 1000], [0]))
+    assert 1000 * weights[1] == pytest.approx(1000**left)
+
+
 def test_without_an_equation_the_unit_is_that_of_the_last_update_with_one():
     rule = PinnRule(strength=0.5, lead=3.0, late=False)
     equations, conditions = measured([1, 1], [4, 1], [0, 1]), measured([1, 1], [1, 0.25])
