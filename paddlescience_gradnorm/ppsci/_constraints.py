@@ -32,10 +32,11 @@ class SolverLosses:
     """The losses that a Solver gives, checked in every step."""
 
     def __init__(self, balancer: LossBalancer, model: paddle.nn.Layer) -> None:
-        self.names: list[str] = []  # in the order of the first step
+        self.names: list[str] = []  # in the order of the first step, or of a checkpoint before it
         self.have_joined = False  # since this was last set False; or some have been absent
         self.equations: tuple[str, ...] = ()
         self._balancer, self._model = balancer, model
+        self._expected: list[str] = []  # what the first step has to give, after a checkpoint
         # Those that ``take`` has got, and the equation that each expression is a part of.
         self._constraint: Mapping[str, Any] = {}
         self._equation_of: Mapping[str, str] = {}
@@ -49,12 +50,17 @@ class SolverLosses:
             inner = each.loss.inner if isinstance(each.loss, _LossOfOne) else each.loss
             each.loss = _LossOfOne(inner, name)
 
+    def expect(self, names: list[str]) -> None:
+        """Before the first step: its losses must be those of a checkpoint, in whatever order."""
+        self._expected = names
+
     def checked(self, losses: Mapping[str, paddle.Tensor], solver: Any) -> NamedLosses:
         """The losses of a step in the order of ``names``, with those that are equations.
 
         If no constraints have been taken, the Solver's are asked, unless it is None.
         """
-        names = [*self.names, *(name for name in losses if name not in self.names)]
+        known = self.names or self._expected
+        names = [*known, *(name for name in losses if name not in known)]
         if len(names) > len(self.names) or len(losses) < len(names):
             self._check_names(names, losses)
             try:
@@ -92,6 +98,12 @@ class SolverLosses:
                 )
         if may_be_absent and (n_loss is None or len(names) <= n_loss):
             return
+        if self._expected and not self.names and set(losses) != set(self._expected):
+            raise ValueError(
+                f"the checkpoint has weights of the losses {', '.join(self._expected)}, but the "
+                f"constraints give {', '.join(losses)}: resume with constraints of the same names, "
+                "or make a new GradNormAggregator and load only the model"
+            )
         if self.names:
             raise ValueError(
                 f"the constraints give the losses {', '.join(losses)}, but before they gave "

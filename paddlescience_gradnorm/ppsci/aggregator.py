@@ -33,6 +33,8 @@ _THEIR_OPTIONS = {
 # If one step of the optimizer evaluates the losses so often, and the weights are still those of the
 # start, they are likely to stay so. L-BFGS in short steps makes up to 25 evaluations.
 _EVALUATIONS_TO_MOVE = 50
+# What a checkpoint has besides the balancer's tensors.
+_NAMES, _FROZEN = "names", "frozen"
 
 
 class GradNormAggregator(LossAggregator):
@@ -382,14 +384,43 @@ class GradNormAggregator(LossAggregator):
         return self.balancer.diagnose()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Weights, rule state and step count, because the Solver saves the model itself."""
+        """Names, weights, rule state and step count, because the Solver saves the model itself."""
         self._last_step = None  # the step is over, though the next one may have its number
-        return self.balancer.state_dict()
+        more = {_NAMES: list(self.names), _FROZEN: self.balancer._schedule.frozen}
+        return {**self.balancer.state_dict(), **more}
 
     def set_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load what ``state_dict`` returned."""
+        """Load what ``state_dict`` returned. The constraints may be in another order by now.
+
+        Raises:
+            ValueError: Here, or in the first step, if the state is of losses of other names.
+        """
         self._last_step = None
-        return self.balancer.set_state_dict(state_dict)
+        state = dict(state_dict)
+        names, frozen = state.pop(_NAMES, []), state.pop(_FROZEN, None)
+        if self.names and names and names != self.names:
+            state = _in_order(state, names, self.names)
+        elif not self.names:
+            self._losses.expect(names)
+        found = self.balancer.set_state_dict(state)
+        if frozen is not None:  # an older version did not save it
+            self.balancer._schedule.frozen = frozen
+        return found
+
+
+def _in_order(state: dict[str, Any], before: list[str], now: list[str]) -> dict[str, Any]:
+    """A balancer's state, of losses in the order ``before``, for losses in the order ``now``."""
+    if sorted(before) != sorted(now):
+        raise ValueError(
+            f"the state has weights of the losses {', '.join(before)}, but this aggregator has "
+            f"{', '.join(now)}"
+        )
+    numbers = [before.index(name) for name in now]
+    arrays = {name: np.asarray(value) for name, value in state.items()}
+    return {
+        name: array[numbers] if array.ndim and len(array) == len(now) else array
+        for name, array in arrays.items()
+    }
 
 
 def build_aggregator(

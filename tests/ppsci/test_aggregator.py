@@ -298,7 +298,8 @@ def test_a_resumed_run_goes_on_as_if_never_interrupted(solve, tmp_path, lr, wrap
 def test_a_checkpoint_of_the_aggregator_holds_no_copy_of_the_model(solve, tmp_path):
     _, aggregator, _ = solve()
     state = paddle.load(str(tmp_path / "run/checkpoints/latest.pdagg"))
-    assert set(state) == {"loss_weights", "initial_losses", "step_count", "missed"}
+    of_balancer = {"loss_weights", "initial_losses", "step_count", "missed"}
+    assert set(state) == of_balancer | {"names", "frozen"}
     assert (np.asarray(state["loss_weights"]) == aggregator.get_weights()).all()
 
 

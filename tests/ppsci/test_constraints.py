@@ -85,6 +85,63 @@ def test_the_order_of_the_constraints_does_not_matter(solve, tmp_path, optimizer
         np.testing.assert_allclose(mine, others, rtol=1e-4, atol=1e-6)
 
 
+def run_of_three(
+    steps,
+    kinds=("EQ", "left", "right"),
+    aggregate=GradNormAggregator.of,
+    weight_lr=0.2,
+    **settings,
+):
+    """As in a process of its own, because optimizers know parameters by name."""
+    with paddle.utils.unique_name.guard():
+        model, constraint, equation = apart(kinds)
+        aggregator = aggregate(model, constraint, equation, weight_lr=weight_lr, update_every=1)
+        return aggregator, trained(model, constraint, equation, aggregator, steps, **settings)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Of a run of 12 steps with three losses: where it is, and the weights by name."""
+    aggregator, _ = run_of_three(12, output=tmp_path / "first", save_freq=12)
+    weights = dict(zip(aggregator.names, aggregator.get_weights().tolist()))
+    assert len({round(weight, 2) for weight in weights.values()}) == 3
+    return str(tmp_path / "first/checkpoints/latest"), weights
+
+
+@pytest.mark.parametrize("kinds", list(itertools.permutations(("EQ", "left", "right"))))
+def test_a_resumed_run_finds_its_weights_by_name(checkpoint, kinds):
+    path, weights = checkpoint
+    _, (row,) = run_of_three(13, kinds, weight_lr=1e-9, checkpoint_path=path)
+    assert {name: row[f"train/weight/{name}"] for name in weights} == pytest.approx(weights)
+    # And in a process that has made steps already.
+    aggregator, _ = run_of_three(1, kinds)
+    aggregator.set_state_dict(paddle.load(f"{path}.pdagg"))
+    assert dict(zip(aggregator.names, aggregator.get_weights())) == pytest.approx(weights)
+
+
+def test_a_resumed_run_with_other_losses_is_refused(checkpoint):
+    path, _ = checkpoint
+    with pytest.raises(ValueError, match=r"has weights of .* right.u, but .* give .* slope.q: res"):
+        run_of_three(13, ("EQ", "left", "slope"), checkpoint_path=path)
+    aggregator, _ = run_of_three(1, ("EQ", "left", "slope"))
+    with pytest.raises(
+        ValueError, match=r"weights of .* right.u, but this aggregator has .* slope"
+    ):
+        aggregator.set_state_dict(paddle.load(f"{path}.pdagg"))
+
+
+def test_frozen_weights_stay_so_in_a_resumed_run(tmp_path):
+    def frozen(*arguments, **options):
+        aggregator = GradNormAggregator.of(*arguments, **options)
+        aggregator.balancer.freeze()
+        return aggregator
+
+    run_of_three(3, aggregate=frozen, output=tmp_path)
+    path = str(tmp_path / "checkpoints/latest")
+    aggregator, rows = run_of_three(6, checkpoint_path=path)
+    assert len(rows) == 3 and aggregator.get_weights().tolist() == [1, 1, 1]
+
+
 def test_a_loss_may_be_absent_from_a_step(fc_net, make_losses):
     options = {"equations": ["a"], "update_every": 1, "absent": "skip"}
     aggregator = GradNormAggregator(fc_net, 3, **options)
