@@ -256,7 +256,8 @@ class Balance:
 
     def _add_to(self, state_dict: dict[str, Any]) -> None:
         """Add the names and the balancer's state to a network's state dict."""
-        state = {"names": list(self.names), **self.balancer.state_dict()}
+        frozen = self.balancer._schedule.frozen
+        state = {"names": list(self.names), "frozen": frozen, **self.balancer.state_dict()}
         state_dict.update({_IN_CHECKPOINTS + name: value for name, value in state.items()})
 
     def _load(self, state_dict: dict[str, Any]) -> None:
@@ -266,7 +267,10 @@ class Balance:
             for name, value in state_dict.items()
             if name.startswith(_IN_CHECKPOINTS)
         }
+        frozen = state.pop("frozen", None)  # an older version did not save it
         self.balancer.set_state_dict({n: value for n, value in state.items() if n != "names"})
+        if frozen is not None:
+            self.balancer._schedule.frozen = frozen
 
 
 class _BalancedModel(dde.Model):
@@ -275,11 +279,14 @@ class _BalancedModel(dde.Model):
     balance: Balance
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
-        given = inspect.signature(super().train).bind(*arguments, **keywords).arguments
-        steps = given.get("iterations", given.get("epochs"))  # DeepXDE's old name
+        given = inspect.signature(super().train).bind(*arguments, **keywords)
+        path = given.arguments.pop("model_restore_path", None)
+        if path is not None:  # first, because the checkpoint tells how many steps there were
+            self.restore(path, verbose=1)
+        steps = given.arguments.get("iterations", given.arguments.get("epochs"))  # the old name
         if steps is not None:  # L-BFGS needs none
             self.balance.balancer._expect_steps(steps)
-        return super().train(*arguments, **keywords)
+        return super().train(*given.args, **given.kwargs)
 
     def compile(self, *arguments: Any, **keywords: Any) -> None:
         given = inspect.signature(super().compile).bind(*arguments, **keywords).arguments

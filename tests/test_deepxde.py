@@ -583,6 +583,35 @@ def test_a_restored_run_goes_on_to_the_same_numbers(tmp_path):
         np.testing.assert_array_equal(ours, its)
 
 
+def test_a_training_that_restores_counts_the_steps_of_the_checkpoint(tmp_path):
+    with paddle.utils.unique_name.guard():  # as in a process of its own
+        first = compiled()
+        balance(first)
+        trained(first, 15, model_save_path=str(tmp_path / "run"))
+    with paddle.utils.unique_name.guard():
+        model = compiled()
+        balancer = balance(model).balancer
+        path = str(tmp_path / "run-15.pdparams")
+        model.train(20, None, 1000, model_restore_path=path, verbose=0)
+    assert balancer.step_count.item() == balancer.total_steps == 35
+
+
+def test_frozen_weights_stay_so_in_a_restored_model(tmp_path):
+    with paddle.utils.unique_name.guard():
+        first = compiled()
+        weights = balance(first)
+        trained(first, 15)
+        weights.balancer.freeze()
+        trained(first, 5, model_save_path=str(tmp_path / "run"))
+    with paddle.utils.unique_name.guard():
+        model = compiled()
+        balance(model)
+        model.restore(str(tmp_path / "run-20.pdparams"))
+        trained(model, 20)
+    assert (weights.get_weights() != 1).any()
+    np.testing.assert_array_equal(model.balance.get_weights(), weights.get_weights())
+
+
 def test_a_new_model_takes_weights_from_a_file(tmp_path):
     model = compiled()
     balance(model)

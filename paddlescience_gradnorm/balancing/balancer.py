@@ -393,6 +393,10 @@ class LossBalancer(PreciseLayer):
         """Take over from what drives the run how many steps are to come; None if it cannot know."""
         count = _paddle.host_count(self.step_count).value
         self._schedule.plan(None if left is None else count + left)
+        said = self._run.said and self._announcement()
+        if said != self._run.said:  # such as because a training in several parts goes on
+            steps, self._run.said = self._schedule.total_steps, said
+            _log.info("%s: %s", f"the run has {steps} steps now" if steps else "from now on", said)
 
     @property
     def rule_state(self) -> dict[str, np.ndarray]:
@@ -671,9 +675,15 @@ class LossBalancer(PreciseLayer):
             if first is not None:
                 overwrite(self.loss_weights, first)
         self._run.equations, self._run.names = np.array(are_equations), order.names
-        total_steps = self._schedule.total_steps
-        said = announcement(self.rule, self.update_every, known, are_equations, total_steps)
-        _log.info("%s", said)
+        self._run.said = self._announcement()
+        _log.info("%s", self._run.said)
+
+    def _announcement(self) -> str:
+        order, total_steps = self._run.order, self._schedule.total_steps
+        kinds = self._run.equations.tolist()
+        return announcement(
+            self.rule, self.update_every, order.known or order.names, kinds, total_steps
+        )
 
     def _end(
         self,

@@ -605,6 +605,17 @@ def test_the_length_of_the_run_is_given_to_the_rule_and_said(fc_net, make_losses
     assert LossBalancer(fc_net, 3).total_steps is None
 
 
+def test_a_run_that_gets_longer_says_again_when_the_lead_comes(fc_net, make_losses, caplog):
+    balancer = LossBalancer(fc_net, 3, equations=["pde"], update_every=2)
+    with caplog.at_level("INFO", "paddlescience_gradnorm"):
+        for left in (10, 9, 49, 48):  # the second and the last change nothing
+            balancer._expect_steps(left)
+            balancer.backward(dict(zip(NAMES, make_losses(fc_net))))
+    first, second = caplog.messages
+    assert "between steps 0 and 5 " in first and second.startswith("the run has 51 steps now: loss")
+    assert "between steps 0 and 26 " in second
+
+
 @pytest.mark.parametrize(
     "total_steps, error, match",
     [(0, ValueError, "total_steps must be .* 1, got 0"), (1.5, TypeError, "total_steps .* 1.5")],
