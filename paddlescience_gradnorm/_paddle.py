@@ -131,15 +131,17 @@ def overwrite_sparse(gradient: paddle.Tensor, values: np.ndarray) -> None:
 
 
 def is_in_a_closure() -> bool:
-    """Whether an L-BFGS of Paddle's is calling, which evaluates one step several times.
+    """Whether an L-BFGS of Paddle's or SciPy's is calling, which evaluates one step several times.
 
-    An optimizer does not tell whoever computes its losses. So this looks for its ``step`` among
-    the functions that are running. A closure that is told about the evaluation would replace it.
+    An optimizer does not tell whoever computes its losses. So this looks for it among the functions
+    that are running. A closure that is told about the evaluation would replace it.
     """
     frame = sys._getframe(1).f_back
     while frame is not None:
         module = str(frame.f_globals.get("__name__"))
         if frame.f_code.co_name == "step" and re.fullmatch(r"paddle\..*lbfgs", module):
+            return True
+        if module.startswith("scipy.optimize."):
             return True
         frame = frame.f_back
     return False

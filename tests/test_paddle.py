@@ -79,6 +79,17 @@ def test_the_closure_of_lbfgs_is_told_from_a_plain_step(net):
     assert not _paddle.is_in_a_closure()
 
 
+def test_so_is_a_function_that_scipy_minimises():
+    optimize, found = pytest.importorskip("scipy.optimize"), []
+
+    def squared(x):
+        found.append(_paddle.is_in_a_closure())
+        return float(x @ x), 2 * x
+
+    optimize.minimize(squared, np.ones(2), jac=True, method="L-BFGS-B")
+    assert found and all(found) and not _paddle.is_in_a_closure()
+
+
 def test_a_sparse_gradient_becomes_dense():
     table = paddle.nn.Embedding(5, 2, sparse=True)
     dense = paddle.nn.Embedding(5, 2)

@@ -32,6 +32,8 @@ _MEASURED = frozenset(
     "data obs observation observations observed measured measurement measurements sensor "
     "sensors".split()
 )
+# With these the words above mean something else: "data_free", "pde_data".
+_NO_DATA = _EQUATION | {"free"}
 _CONDITION = _MEASURED | frozenset(
     "supervised label labels bc bcs boundary boundaries ic ics initial init dirichlet neumann "
     "robin periodic periodicity slope interface symmetry wall walls lid inlet outlet inflow "
@@ -124,6 +126,8 @@ def is_equation(name: str) -> bool | None:
     if _AT_THE_START.fullmatch(name) or _VALUE_OF_A_FIELD.fullmatch(name):
         return False
     words = {word.lower() for word in _WORD.findall(name)}
+    if not name.isascii():  # a word that is not known
+        return None
     if words & _CONDITION:
         known = _CONDITION | _NEUTRAL | _OF_FIELDS | _WITH_CONDITIONS
         return False if words <= known else None
@@ -137,19 +141,19 @@ def is_equation(name: str) -> bool | None:
 
 
 def is_measured(name: str) -> bool:
-    """Whether the name says that the condition's values are measured.
+    """Whether the name of a condition says that its values are measured.
 
     So does the name of DeepXDE's class for values at given points, ``PointSetBC``. PaddleScience's
     ``Sup`` does not, because its examples have boundary and initial values under this name.
 
     Examples:
-        >>> is_measured("data"), is_measured("sensors.u"), is_measured("Sup.u")
+        >>> is_measured("data"), is_measured("noisy_sensors.u"), is_measured("Sup.u")
         (True, True, False)
     """
     if name.startswith("PointSet"):
         return True
     words = {word.lower() for word in _WORD.findall(name)}
-    return bool(words & _MEASURED) and is_equation(name) is False
+    return bool(words & _MEASURED) and not words & _NO_DATA
 
 
 def by_name(

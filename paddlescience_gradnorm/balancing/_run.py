@@ -32,6 +32,7 @@ class Run:
     acted: np.ndarray | None = None
     names: list[str] | None = None  # those for which ``equations`` has been found
     equations: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    idle: int = 0  # number of updates, up to the last, that have balanced no loss
     said: str = ""  # to the log, of what the rule does to them
     accumulation: Accumulation = field(default_factory=Accumulation)
     # Number and losses of a step between updates, until they have been checked.

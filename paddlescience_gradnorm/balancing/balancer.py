@@ -36,6 +36,8 @@ from paddlescience_gradnorm.balancing.rules import find_rule
 from paddlescience_gradnorm.balancing.rules._rates import inverse_training_rates
 
 _log = logging.getLogger("paddlescience_gradnorm")
+# After how many updates without enough losses a user is told.
+_IDLE = 20
 
 
 class LossBalancer(PreciseLayer):
@@ -262,6 +264,8 @@ class LossBalancer(PreciseLayer):
             scaling = None if scaler is None else loss_scaling(scaler, weights.dtype)
             multiplier = scale if scaling is None else scaling * scale
             may_not_stand = scaling is not None or scale != 1
+            if may_not_stand and not isinstance(scale, paddle.Tensor):
+                _check_scale(scale)
             combines = due and self.rule.acts_now
             factors = paddle.ones_like(weights) if combines else weights
             if may_not_stand:
@@ -449,7 +453,15 @@ class LossBalancer(PreciseLayer):
         left_out = self._schedule.left_out
         lasting = {n: reason for n, reason in left_out.items() if reason[0] < run.last.step}
         names = run.order.names
-        return diagnose(names, weights, self.rule, self.rule_state, run.last, lasting)
+        found = diagnose(names, weights, self.rule, self.rule_state, run.last, lasting)
+        never = [n for n in self.equations or () if isinstance(n, str) and n not in names]
+        if never:
+            found.append(
+                f"equations names {', '.join(map(repr, never))}, but the losses so far are "
+                f"{', '.join(map(repr, run.order.known))}, and those that are not named count as "
+                "conditions. Check the spelling."
+            )
+        return found
 
     def take_back(self) -> None:
         """Undo the last step, and let the next ``backward`` add to its micro-batches.
@@ -771,6 +783,16 @@ class LossBalancer(PreciseLayer):
         )
         if scaling is None and (any(update.faults) or not update.balanced.any()):
             self._report(step, update, losses)  # a scaler reports overflows itself
+        run.idle = 0 if update.balanced.any() else run.idle + 1
+        if run.idle == _IDLE and any(map(run.order.is_absent, losses)):
+            self._faults.report(
+                step,
+                str(self.rule),
+                f"has had too few losses at a time in {_IDLE} updates",
+                consequence=f"it needs {self.rule.fewest_losses} in one step, so the weights rest. "
+                "Give backward the losses of several batches together, or take a rule that "
+                "balances a loss by itself, such as the default",
+            )
         if run.caller is None:
             overwrite(self.loss_weights, update.values)
         else:
@@ -841,6 +863,15 @@ class LossBalancer(PreciseLayer):
                 self._faults.report(step, f"loss {name!r}", fault)
         if not any(update.faults):
             self._faults.report(step, str(self.rule), "gives no finite weights")
+
+
+def _check_scale(scale: Any) -> None:
+    value = _arguments.number("scale", scale)
+    if not math.isfinite(value) or not value:
+        raise ValueError(
+            f"scale must be finite and not 0, got {scale}: it multiplies the gradients, such as "
+            "1 / k for each of k micro-batches"
+        )
 
 
 def _registered(layer: paddle.nn.Layer, rule: Rule, n_loss: int) -> tuple[str, ...]:

@@ -43,7 +43,8 @@ class Measurement:
         progress: Share of the run that is over, from 0 to 1; NaN if nobody has said how many steps
             it has.
         all_equations: Names of the equations, also of those that ``of`` has left out. By default
-            the names of those that are here, "" for each if they are not known.
+            the names of those that are here, "" for each if they are not known. If you replace
+            ``equations``, pass these too, or None.
 
     Examples:
         >>> measured = Measurement(np.array([1.0, 2.0]), gram=np.array([[4.0, -3.0], [-3.0, 9.0]]))

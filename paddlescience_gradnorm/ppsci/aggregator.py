@@ -124,6 +124,7 @@ class GradNormAggregator(LossAggregator):
         self._acting = self._start = np.ones(0)
         # The parameters with a gradient after a scaled pass, which may be of a micro-batch.
         self._with_gradient: list[paddle.Tensor] = []
+        self._adds_to: list[paddle.Tensor] = []  # those whose gradient a micro-batch adds to
 
     @classmethod
     def of(
@@ -311,10 +312,10 @@ class GradNormAggregator(LossAggregator):
             else:
                 # If no gradient has been cleared, this is another micro-batch. All of them count,
                 # because the optimizer clears only those of the parameters that it holds.
-                known = self._with_gradient
+                known, self._adds_to, self._with_gradient = self._with_gradient, [], []
                 if known and len(with_gradient(known)) == len(known):
                     self.balancer.take_back()
-                self._with_gradient = []
+                    self._adds_to = known
                 self._acting = self.balancer.get_weights()
                 self._log.record(self._acting)
             run = self._backward_at_rest if again else self._backward
@@ -323,6 +324,13 @@ class GradNormAggregator(LossAggregator):
             return Total(paddle.dot(weights, values), functools.partial(run, losses))
 
     def _backward(self, losses: Mapping[str, paddle.Tensor], scale: float) -> None:
+        if self._adds_to and not with_gradient(self._adds_to):
+            raise RuntimeError(
+                "the gradients were there when the aggregator was given the losses, which makes "
+                "them a micro-batch's, and are cleared now: call optimizer.clear_grad() before the "
+                "aggregator or after optimizer.step(), not between aggregator(losses) and "
+                "backward()"
+            )
         # The Solver numbers its steps, so the balancer need not find out whether L-BFGS calls.
         self.balancer._schedule.knows_steps = self._last_step is not None
         if self._losses.have_joined:

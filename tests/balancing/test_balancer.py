@@ -574,6 +574,40 @@ def test_resetting_the_reference_reports_again(fc_net, balancer, make_losses, re
     assert sum(w.category is RuntimeWarning for w in recorded_warnings) == 2
 
 
+def test_a_rule_that_never_has_enough_losses_says_so(fc_net, make_losses, recorded_warnings):
+    options = {"absent": "skip", "update_every": 1, "equations": ["pde"]}
+    for rule, expected in (("relobralo", 1), ("pinn", 0)):
+        recorded_warnings.clear()
+        balancer = LossBalancer(fc_net, 2, rule=rule, **options)
+        for step in range(60):
+            losses = dict(zip(NAMES, make_losses(fc_net, seed=step)))
+            name = ("pde", "boundary")[step % 2]
+            balancer.backward({name: losses[name]})
+        told = [str(w.message) for w in recorded_warnings if "too few losses" in str(w.message)]
+        assert len(told) == expected
+        assert all("it needs 2 in one step, so the weights rest. Give" in text for text in told)
+
+
+def test_an_equation_that_never_comes_is_a_finding(fc_net, make_losses):
+    balancer = LossBalancer(fc_net, 3, equations=["pde"], absent="skip", update_every=1)
+    losses = make_losses(fc_net)
+    balancer.backward({"residuum": losses[0], "boundary": losses[1]})
+    (finding,) = [text for text in balancer.diagnose() if "Check the spelling" in text]
+    assert finding.startswith("equations names 'pde', but the losses so far are 'residuum', 'bou")
+    complete = LossBalancer(fc_net, 3, equations=["pde"], absent="skip", update_every=1)
+    complete.backward(dict(zip(NAMES, make_losses(fc_net))))
+    assert not any("Check the spelling" in text for text in complete.diagnose())
+
+
+@pytest.mark.parametrize(
+    "scale, error", [(0, ValueError), (np.nan, ValueError), ("a", TypeError), (None, TypeError)]
+)
+def test_a_scale_that_is_none_is_named(fc_net, make_losses, scale, error):
+    balancer = LossBalancer(fc_net, 3, equations=["pde"])
+    with pytest.raises(error, match=f"^scale must be .*, got {scale!r}"):
+        balancer.backward(dict(zip(NAMES, make_losses(fc_net))), scale=scale)
+
+
 # What says which rule runs.
 
 

@@ -101,7 +101,7 @@ C1_continuity convection reaction kl_divergence KLDivergence eq_constraint pde_p
 pde_solution ode_solution pde_exact ode_start ode_x0 ode_u0 ode_at_0 eq_u0 pde_T0
 pde_surface eq_jump velocity_residual residual_velocity ns0 de0
 constraint PDEloss NS gpinn""".split()
-DOUBTFUL += ["u_x = 0", "u_t + u u_x = 0", ""]
+DOUBTFUL += ["u_x = 0", "u_t + u u_x = 0", "", "pde边界", "PDE_∂Ω", "eq_Γ"]
 
 
 @pytest.mark.parametrize("name", EQUATIONS)
@@ -143,7 +143,11 @@ def test_one_name_in_doubt_is_enough_to_ask():
 
 
 @pytest.mark.parametrize(
-    "name", ["data", "u_obs", "Sensors", "data loss", "data.u", "PointSetBC 2"]
+    "name",
+    [
+        *("data", "u_obs", "Sensors", "data loss", "data.u", "PointSetBC 2"),
+        *("noisy_data", "data_phi", "train_data", "heat_data"),  # in doubt, but not if a condition
+    ],
 )
 def test_names_of_measured_data(name):
     assert is_measured(name)

@@ -37,6 +37,29 @@ def test_a_network_that_the_optimizer_does_not_hold_ends_no_update(tmp_path):
     assert all((parameter.grad != 0).any() for parameter in other.parameters())
 
 
+def test_gradients_that_are_cleared_within_a_scaled_step_are_refused(fc_net, make_losses):
+    aggregator = GradNormAggregator(fc_net, 3, equations=[0])
+    optimizer = paddle.optimizer.SGD(1e-3, parameters=fc_net.parameters())
+    names = ("pde", "boundary", "data")
+    for order in ("first", "last"):
+        for step in range(3):
+            if order == "first":
+                optimizer.clear_grad()
+            total = aggregator(dict(zip(names, make_losses(fc_net, seed=step)))) * 0.5
+            total.backward()
+            optimizer.step()
+            if order == "last":
+                optimizer.clear_grad()
+        optimizer.clear_grad()
+    assert aggregator.balancer.step_count.item() == 6
+    total = aggregator(dict(zip(names, make_losses(fc_net)))) * 0.5
+    total.backward()
+    total = aggregator(dict(zip(names, make_losses(fc_net)))) * 0.5
+    optimizer.clear_grad()
+    with pytest.raises(RuntimeError, match="and are cleared now: call optimizer.clear_grad"):
+        total.backward()
+
+
 def test_sparse_gradients_tell_micro_batches_too():
     net = paddle.nn.Sequential(paddle.nn.Embedding(5, 3, sparse=True), paddle.nn.Linear(3, 1))
     optimizer = paddle.optimizer.Adam(1e-2, parameters=net.parameters())

@@ -82,9 +82,9 @@ class PinnRule(Rule):
             them whose name says otherwise, such as ``data``, does not count.) With True it is
             between 0.3 and 0.8 in any case. With False the whole lead acts from the start, and
             measured data keep it. Pass False if you are sure that the problem is elliptic, and its
-            data exact. If nobody has said how long the run is, measured data have the lead, and so
-            do the conditions of one equation, from the start. The conditions of several equations
-            have none then.
+            data exact. If nobody has said how long the run is, measured data have the lead from the
+            start, and so have the conditions of one equation, unless ``late`` is True. The
+            conditions of several equations have none then.
         by_root: Whether norms are divided by sqrt(L_i). Pass False, and ``late=False``, for
             Burgers' equation or if you are sure that the problem is elliptic: the gain is larger
             then. A loss at or below 0 has no root; while there is one, norms are not divided.
