@@ -122,6 +122,7 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.balance == "published" and options.alpha is None:
         options.alpha = ALPHA
+    _check_operators(options)
     _check_point_weights(options)
     output = options.output or Path("outputs", f"{options.problem.name}_{options.balance}")
     try:  # before the training
@@ -178,6 +179,7 @@ def compare(options: argparse.Namespace) -> int:
     from paddlescience_gradnorm.training._trial import KnownProblem
     from paddlescience_gradnorm.training.comparison import compare_problem
 
+    _check_operators(options)
     _check_point_weights(options)
     problem = options.problem
     folder = options.output or Path("outputs", f"{problem.name}_comparison")
@@ -205,6 +207,15 @@ def compare(options: argparse.Namespace) -> int:
         options.parser.exit(1, f"{options.parser.prog}: {error}\n")
     print(f"\n{comparison.table()}\ncomparison.md, comparison.png, comparison.html in {folder}")
     return 1 if comparison.failed else 0
+
+
+def _check_operators(options: argparse.Namespace) -> None:
+    from paddlescience_gradnorm import _operators
+
+    try:
+        _operators.choice()
+    except ValueError as error:
+        options.parser.exit(2, f"{options.parser.prog}: {error}\n")
 
 
 def _check_point_weights(options: argparse.Namespace) -> None:

@@ -78,6 +78,13 @@ def wrong_dtype(name: str, dtype: Any, own: Any) -> TypeError:
     )
 
 
+def check_columns(name: str, ins: paddle.Tensor, columns: int) -> None:
+    """Raise the error of ``wrong_shape`` unless the last axis has so many columns."""
+    shape = ins.shape
+    if not shape or shape[-1] not in (columns, -1):  # -1 is any, in a static graph
+        raise wrong_shape(name, shape, columns)
+
+
 def wrong_shape(name: str, shape: Sequence[int], columns: int) -> ValueError:
     """The error for points that are not a row each, with a column for each coordinate."""
     advice = f"; use {name}.reshape([-1, {columns}])" if len(shape) == 1 else ""

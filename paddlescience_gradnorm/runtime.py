@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import paddle
 
 from paddlescience_gradnorm import _arguments, _operators, _paddle
 from paddlescience_gradnorm._machine import Machine, find_machine
+from paddlescience_gradnorm.command_line import at_least, non_negative
 from paddlescience_gradnorm.network import FCNet
 
 # Option numbers from glibc's malloc.h, with values that keep freed memory in the process.
@@ -348,7 +350,13 @@ def _measure_in_fresh_process(tuned: bool, points: Sequence[int], seconds: float
         env=_environment_of_user(os.environ),
     )
     if result.returncode:
-        raise RuntimeError(f"the measurement failed:\n{result.stderr}")
+        # Of Paddle's many lines. A signal that has killed the process leaves none.
+        errors = re.findall(r"^\w+Error: .+$", result.stderr, re.MULTILINE)
+        why = errors[-1] if errors else f"exit code {result.returncode}"
+        raise RuntimeError(
+            f"the measurement with --points {' '.join(map(str, points))} failed ({why}); "
+            "--repetitions 0 prints the settings without it"
+        )
     return json.loads(result.stdout.splitlines()[-1])
 
 
@@ -373,17 +381,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``report``."""
     parser.add_argument(
-        "--repetitions", type=int, default=3, help="fresh processes of each kind; 0: no speed"
+        "--repetitions",
+        type=at_least(0),
+        default=3,
+        help="fresh processes of each kind; 0: no speed",
     )
-    parser.add_argument("--points", type=int, nargs="+", default=_POINTS)
-    parser.add_argument("--seconds", type=float, default=0.7, help="for each size and process")
+    parser.add_argument("--points", type=at_least(1), nargs="+", default=_POINTS)
+    parser.add_argument(
+        "--seconds", type=non_negative, default=0.7, help="for each size and process"
+    )
     parser.add_argument("--build", action="store_true", help="build the operators first")
 
 
 def report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Print machine, settings and speed; the parser reports wrong options."""
-    if options.repetitions < 0 or min(options.points) < 1:
-        parser.error("--repetitions must be at least 0 and --points at least 1")
+    """Print machine, settings and speed; the parser reports what goes wrong."""
+    try:
+        _operators.choice()
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
     print(find_machine(), end="\n\n", flush=True)
     if options.build:
         try:
@@ -394,9 +409,12 @@ def report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         print(tune_cpu(build=False))
         return
     before, after = [], []
-    for _ in range(options.repetitions):  # in turn, so that both see the same machine
-        before.append(_measure_in_fresh_process(False, options.points, options.seconds))
-        after.append(_measure_in_fresh_process(True, options.points, options.seconds))
+    try:
+        for _ in range(options.repetitions):  # in turn, so that both see the same machine
+            before.append(_measure_in_fresh_process(False, options.points, options.seconds))
+            after.append(_measure_in_fresh_process(True, options.points, options.seconds))
+    except RuntimeError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
     print(after[0]["report"], end="\n\n")
     print("ms a step, median (lowest to highest process): Laplace, 4 hidden layers of 50, Adam")
     print(f"{'points':>8}{'before':>26}{'after':>26}{'ratio':>8}")

@@ -326,6 +326,8 @@ def test_doctor_prints_versions_settings_and_speed(tmp_path):
         (["compare", "heat", "--balance", ""], "--balance: must name rules of .*, got ''"),
         (["compare", "heat", "--seeds", "0,x"], "--seeds: must be an integer from 0 .*, got 'x'"),
         (["compare", "heat", "--jobs", "0"], "--jobs: must be an integer from 1 .*, got '0'"),
+        (["doctor", "--seconds", "nan"], "--seconds: must be a finite number .*, got 'nan'"),
+        (["doctor", "--points", "0"], "--points: must be an integer from 1 .*, got '0'"),
     ],
 )
 def test_mistakes_are_named_in_one_line(capsys, arguments, message):
@@ -391,6 +393,21 @@ def test_a_view_that_is_not_installed_is_named(
     assert stopped.value.code == 2 and captured.err.count("\n") == 1
     assert f": pip install {package};" in captured.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run", "heat"], ["compare", "heat"], ["doctor"], ["doctor", "--repetitions", "0"]],
+)
+def test_a_wrong_choice_in_the_environment_is_one_line(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRADNORM_OPERATORS", "maybe")
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.endswith(" GRADNORM_OPERATORS must be 'on' or 'off', got 'maybe'\n")
+    assert said.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 def test_a_mistake_has_no_traceback(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -204,11 +205,41 @@ def test_without_repetitions_it_says_how_everything_stands(machine, monkeypatch,
     assert [x.split()[0] for x in lines[2:]] == ["kernels", "memory", "threads", "operators"]
 
 
-@pytest.mark.parametrize("arguments", [["--repetitions", "-1"], ["--points", "0"]])
-def test_the_command_line_refuses_to_measure_nothing(arguments, capsys):
-    with pytest.raises(SystemExit):
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--repetitions", "-1"], "--repetitions: must be an integer from 0 .* got '-1'"),
+        (["--points", "10", "0"], "--points: must be an integer from 1 .* got '0'"),
+        (["--seconds", "nan"], "--seconds: must be a finite number of at least 0, got 'nan'"),
+        (["--seconds", "-3"], "--seconds: must be a finite number of at least 0, got '-3'"),
+        (["--seconds", "inf"], "--seconds: must be a finite number of at least 0, got 'inf'"),
+    ],
+)
+def test_the_command_line_refuses_to_measure_nothing(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit:
         runtime.main(arguments)
-    assert "--points at least 1" in capsys.readouterr().err
+    assert exit.value.code == 2
+    assert re.search(f"argument {message}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "last, why",
+    [
+        ("raise MemoryError('no room')", "MemoryError: no room"),
+        ("import os, sys; print('  [Hint: x]', file=sys.stderr); os._exit(3)", "exit code 3"),
+    ],
+)
+def test_a_measurement_that_fails_is_a_line(last, why, monkeypatch, capsys):
+    real = subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **more: real([sys.executable, "-c", last], **more)
+    )
+    with pytest.raises(SystemExit) as exit:
+        runtime.main(["--repetitions", "1", "--points", "10", "20"])
+    assert exit.value.code == 1
+    said = capsys.readouterr().err
+    assert f"the measurement with --points 10 20 failed ({why}); --repetitions 0 prints" in said
+    assert said.count("\n") == 1
 
 
 def test_the_command_line_says_in_a_line_why_it_cannot_build(monkeypatch, capsys, tmp_path):

@@ -50,6 +50,14 @@ class _NotRead(Exception):
     """Why a network cannot be read."""
 
 
+class _PiecewiseLinear(_NotRead):
+    """It is piecewise linear in its inputs, by this activation."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__(_not_known(activation))
+        self.activation = activation
+
+
 _ACTIVATIONS: dict[Any, str] = {
     paddle.nn.Tanh: "tanh",
     paddle.nn.Sigmoid: "sigmoid",
@@ -57,6 +65,8 @@ _ACTIVATIONS: dict[Any, str] = {
     paddle.nn.Swish: "silu",
     paddle.nn.GELU: "gelu",
     paddle.nn.Softplus: "softplus",
+    paddle.nn.ReLU: "relu",
+    paddle.nn.LeakyReLU: "leaky_relu",
 }
 _FUNCTIONS: dict[Any, str] = {
     paddle.tanh: "tanh",
@@ -67,8 +77,13 @@ _FUNCTIONS: dict[Any, str] = {
     paddle.nn.functional.swish: "silu",
     paddle.nn.functional.gelu: "gelu",
     paddle.nn.functional.softplus: "softplus",
+    paddle.nn.functional.relu: "relu",
+    paddle.nn.functional.leaky_relu: "leaky_relu",
 }
-_FUNCTIONS_OF_DEEPXDE = ("tanh", "sin", "sigmoid", "silu", "gelu")
+_FUNCTIONS_OF_DEEPXDE = ("tanh", "sin", "sigmoid", "silu", "gelu", "relu")
+# Known only to be refused: Paddle gives 0 for their second derivatives. Of hardtanh and the like
+# it gives none.
+_PIECEWISE_LINEAR = ("relu", "leaky_relu")
 _METHODS = ("forward", "nn_func", "forward_tensor")
 _HARD_CONSTRAINT = ("paddlescience_gradnorm.network.hard_constraint", "HardConstraint")
 # Networks of other packages whose own values have been compared with those of their layers.
@@ -87,6 +102,21 @@ def find_layers(network: Any) -> Layers | str:
         return _of_mlp(network) if takes_dicts(network) else _joined(_steps(network))
     except _NotRead as reason:
         return str(reason)
+
+
+def piecewise_linear_activation(network: Any) -> str | None:
+    """The activation of a network whose second derivatives in its inputs are 0 everywhere.
+
+    None for other networks, and for those that cannot be read.
+    """
+    network = unwrapped(network)
+    try:
+        _of_mlp(network) if takes_dicts(network) else _joined(_steps(network))
+    except _PiecewiseLinear as found:
+        return found.activation
+    except _NotRead:
+        pass
+    return None
 
 
 def unwrapped(network: Any) -> Any:
@@ -192,8 +222,8 @@ def _of_fc_net(network: Any, plain: Any) -> list[_Step]:
     ):
         raise _NotRead(f"{_name(network)} has a forward of its own")
     activation = {"swish": "silu"}.get(network.activation, network.activation)
-    if activation not in ACTIVATIONS:
-        raise _NotRead(f"the activation {activation} is none of {', '.join(ACTIVATIONS)}")
+    if activation not in (*ACTIVATIONS, *_PIECEWISE_LINEAR):
+        raise _NotRead(_not_known(activation))
     *hidden, last = network.linears
     return [step for x in hidden for step in (_linear(x), activation)] + [_linear(last)]
 
@@ -354,7 +384,13 @@ def _unscaled(activation: Any) -> str:
     *scales, last = _known_activation(activation)
     if scales or not isinstance(last, str):
         raise _NotRead(f"ModifiedMLP has {_name(activation)}, an activation with a scale")
+    if last in _PIECEWISE_LINEAR:  # not so their products
+        raise _NotRead(_not_known(last))
     return last
+
+
+def _not_known(activation: Any) -> str:
+    return f"the activation {activation} is none of {', '.join(ACTIVATIONS)}"
 
 
 def _activation(activation: Any) -> list[_Step]:
@@ -367,9 +403,10 @@ def _activation(activation: Any) -> list[_Step]:
     kind: Any = type(activation)
     if kind in _ACTIVATIONS:
         _check_unchanged(activation)
-        if activation_options(activation) != _defaults(kind):
+        name = _ACTIVATIONS[kind]
+        if name in ACTIVATIONS and activation_options(activation) != _defaults(kind):
             raise _NotRead(f"{_name(activation)} has other options than the default")
-        return [_ACTIVATIONS[kind]]
+        return [name]
     if kind.__module__ != "ppsci.arch.activation" or not _is(
         activation, kind.__module__, _name(kind)
     ):
@@ -395,6 +432,12 @@ def _defaults(kind: Any) -> dict[str, Any]:
 
 def _joined(steps: Sequence[_Step]) -> Layers:
     """The steps as layers, if they are linear, activation, ..., linear."""
+    names = {step for step in steps if isinstance(step, str)}
+    refused = sorted(names - set(ACTIVATIONS))
+    if refused:
+        if refused == sorted(names) and not any(isinstance(step, _Periodic) for step in steps):
+            raise _PiecewiseLinear(refused[0])
+        raise _NotRead(_not_known(refused[0]))
     tensors = [x for step in steps if not isinstance(step, str) for x in _tensors(step)]
     dtypes = {x.dtype for x in tensors}
     if len(dtypes) != 1:
@@ -447,6 +490,9 @@ def _tensors(step: _Linear | _Scale | _Periodic) -> list[paddle.Tensor]:
 def _one(first: _Linear | _Scale, then: _Linear | _Scale) -> _Linear | _Scale:
     """Two steps in a row as one."""
     if isinstance(then, _Scale):
+        both = (*first, *then) if isinstance(first, _Scale) else ()
+        if len({x.shape[0] for x in both if x is not None and x.ndim}) > 1:
+            raise _NotRead("the sizes of its layers do not match")
         shift = _sum(_product(first[1], then.factor), then.shift)
         if isinstance(first, _Scale):
             return _Scale(_product(first.factor, then.factor), shift)

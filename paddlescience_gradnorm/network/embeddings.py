@@ -9,7 +9,7 @@ from typing import Union
 import numpy as np
 import paddle
 
-from paddlescience_gradnorm import _arguments
+from paddlescience_gradnorm import _arguments, _inputs
 
 Numbers = Union[float, Sequence[float], np.ndarray]
 
@@ -18,11 +18,11 @@ class Scaling(paddle.nn.Layer):
     """A fixed linear scaling of each column: ``ins * factor + shift``.
 
     Args:
-        factor: A number, or one for each column.
+        factor: A number, which holds for all columns, or one for each column.
         shift: The same.
 
     Raises:
-        ValueError: They are neither, or not finite.
+        ValueError: They are neither, not finite, or for different numbers of columns.
 
     Examples:
         >>> import paddle
@@ -42,6 +42,13 @@ class Scaling(paddle.nn.Layer):
                 )
             dtype = paddle.get_default_dtype()
             self.register_buffer(name, paddle.to_tensor(values, dtype))
+        sizes = {x.shape[0] for x in (self.factor, self.shift) if x.ndim}
+        if len(sizes) > 1:
+            raise ValueError(
+                "factor and shift must be for the same number of columns, got "
+                f"{factor!r} and {shift!r}"
+            )
+        self._columns = sizes.pop() if sizes else None  # any
 
     @classmethod
     def of_box(cls, low: Sequence[float], high: Sequence[float]) -> Scaling:
@@ -58,7 +65,13 @@ class Scaling(paddle.nn.Layer):
         return cls(2 / (upper - lower), -(upper + lower) / (upper - lower))
 
     def forward(self, ins: paddle.Tensor) -> paddle.Tensor:
-        """Of shape [N, d] like the inputs."""
+        """Of shape [N, d] like the inputs.
+
+        Raises:
+            ValueError: The inputs have another number of columns than factor or shift.
+        """
+        if self._columns is not None:  # one column would be broadcast to all
+            _inputs.check_columns("ins", ins, self._columns)
         return ins * self.factor + self.shift
 
 
@@ -76,6 +89,7 @@ class PeriodicEmbedding(paddle.nn.Layer):
         trainable: Whether the frequencies 2 pi / P are learned.
 
     Raises:
+        TypeError: ``periods`` is no list, tuple or array, or holds something else than numbers.
         ValueError: A period is not positive and finite, or there is none.
 
     Examples:
@@ -89,6 +103,11 @@ class PeriodicEmbedding(paddle.nn.Layer):
 
     def __init__(self, periods: Sequence[float | None], trainable: bool = False) -> None:
         super().__init__()
+        if not isinstance(periods, (list, tuple, np.ndarray)):
+            raise TypeError(
+                "periods must be a list with a number or None for each input, such as "
+                f"[2.0, None], got {periods!r}"
+            )
         given = [p for p in periods if p is not None]
         if not given or not all(0 < _arguments.number("periods", p) < math.inf for p in given):
             raise ValueError(
@@ -108,11 +127,16 @@ class PeriodicEmbedding(paddle.nn.Layer):
         return [next(of_periodic) if periodic else None for periodic in self._is_periodic]
 
     def forward(self, ins: paddle.Tensor) -> paddle.Tensor:
-        """Shape [N, number of inputs + number of periods] of inputs [N, number of inputs]."""
+        """Shape [N, number of inputs + number of periods] of inputs [N, number of inputs].
+
+        Raises:
+            ValueError: The inputs have another number of columns than there are periods and Nones.
+        """
+        _inputs.check_columns("ins", ins, len(self._is_periodic))
         columns = []
-        for x, w in zip(paddle.split(ins, ins.shape[1], axis=1), self.frequencies()):
+        for x, w in zip(paddle.split(ins, len(self._is_periodic), axis=-1), self.frequencies()):
             columns += [x] if w is None else [paddle.cos(w * x), paddle.sin(w * x)]
-        return paddle.concat(columns, axis=1)
+        return paddle.concat(columns, axis=-1)
 
 
 class FourierFeatures(paddle.nn.Layer):
@@ -147,6 +171,11 @@ class FourierFeatures(paddle.nn.Layer):
         self.register_buffer("kernel", scale * paddle.randn([num_ins, num_features]))
 
     def forward(self, ins: paddle.Tensor) -> paddle.Tensor:
-        """Shape [N, 2 num_features] of inputs [N, num_ins]."""
+        """Shape [N, 2 num_features] of inputs [N, num_ins].
+
+        Raises:
+            ValueError: The inputs do not have ``num_ins`` columns.
+        """
+        _inputs.check_columns("ins", ins, self.kernel.shape[0])
         phases = paddle.matmul(ins, self.kernel)
-        return paddle.concat([paddle.cos(phases), paddle.sin(phases)], axis=1)
+        return paddle.concat([paddle.cos(phases), paddle.sin(phases)], axis=-1)

@@ -25,7 +25,8 @@ class FCNet(NetworkBase):
         num_outs: Number of outputs, the fields.
         num_layers: Number of linear layers, at least 2.
         hidden_size: Width of the hidden layers.
-        activation: Name of a function in ``paddle.nn.functional``, or ``"sin"``.
+        activation: Name of a function in ``paddle.nn.functional``, or ``"sin"``. An equation of
+            second or higher order needs a smooth one; ``"relu"`` is not.
 
     Raises:
         TypeError: A size is not an integer, or ``activation`` is not a string.
@@ -128,9 +129,7 @@ class FCNet(NetworkBase):
         """Inputs that the first layer takes."""
         ins = _inputs.as_input("ins", ins, self)
         if type(first) is paddle.nn.Linear:  # or it has been replaced, and takes who knows what
-            shape, columns = ins.shape, first.weight.shape[0]
-            if not shape or shape[-1] not in (columns, -1):  # -1 is any, in a static graph
-                raise _inputs.wrong_shape("ins", shape, columns)
+            _inputs.check_columns("ins", ins, first.weight.shape[0])
             if not _inputs.fits(ins.dtype, first.weight.dtype):
                 raise _inputs.wrong_dtype("ins", ins.dtype, first.weight.dtype)
         return ins

@@ -27,8 +27,8 @@ def derivative_path(network: Any) -> str:
         >>> layers = [paddle.nn.Linear(2, 8), paddle.nn.Silu(), paddle.nn.Linear(8, 1)]
         >>> derivative_path(paddle.nn.Sequential(*layers))
         'Taylor propagation up to order 4: linear layers with silu'
-        >>> derivative_path(paddle.nn.Sequential(*layers, paddle.nn.ReLU()))
-        'nested paddle.grad: ReLU is none of the networks and layers that can be read'
+        >>> derivative_path(paddle.nn.Sequential(*layers, paddle.nn.ELU()))
+        'nested paddle.grad: ELU is none of the networks and layers that can be read'
     """
     constraint = constraint_of(network)
     if constraint is not None:

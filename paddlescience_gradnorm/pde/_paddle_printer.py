@@ -43,10 +43,7 @@ class PaddlePrinter(StrPrinter):
         return self._print_Float(expr)
 
     def _print_Piecewise(self, expr: sympy.Piecewise) -> str:
-        if expr.args[-1].cond != True:  # noqa: E712, a sympy truth value
-            raise ValueError(
-                f"{expr} is not defined everywhere; end it with a branch (value, True)"
-            )
+        check_defined_everywhere(expr)
         text = self._tensor(expr.args[-1].expr)
         for value, condition in reversed(expr.args[:-1]):
             text = f"where({self._print(condition)}, {self._tensor(value)}, {text})"
@@ -70,6 +67,12 @@ class PaddlePrinter(StrPrinter):
     def _fold(self, name: str, arguments: Sequence[Any]) -> str:
         texts = [self._print(a) if isinstance(a, Boolean) else self._tensor(a) for a in arguments]
         return functools.reduce(lambda a, b: f"{name}({a}, {b})", texts)
+
+
+def check_defined_everywhere(expr: sympy.Piecewise) -> None:
+    """Raise a ``ValueError`` unless the last branch holds wherever the others do not."""
+    if expr.args[-1].cond != True:  # noqa: E712, a sympy truth value
+        raise ValueError(f"{expr} is not defined everywhere; end it with a branch (value, True)")
 
 
 _NAMES: dict[str, Any] = {

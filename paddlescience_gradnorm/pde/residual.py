@@ -13,7 +13,13 @@ import sympy
 from sympy.core.function import AppliedUndef, UndefinedFunction
 
 from paddlescience_gradnorm import _arguments, _inputs
-from paddlescience_gradnorm.network._structure import by_name, constraint_of, takes_dicts, unwrapped
+from paddlescience_gradnorm.network._structure import (
+    by_name,
+    constraint_of,
+    piecewise_linear_activation,
+    takes_dicts,
+    unwrapped,
+)
 from paddlescience_gradnorm.network._taylor import HIGHEST_ORDER, Layers, propagate
 from paddlescience_gradnorm.pde._derivative_path import way_of
 from paddlescience_gradnorm.pde._paddle_printer import compile_expressions
@@ -120,7 +126,8 @@ class Residual(paddle.nn.Layer):
             TypeError: The points are a tensor of another dtype than the network's, or neither a
                 tensor nor an array of real numbers.
             ValueError: The points' or the network's columns, or the names of PaddleScience's
-                network, do not match inputs and outputs.
+                network, do not match inputs and outputs. Or the expression has a second derivative
+                and the network is piecewise linear, as with ReLU.
         """
         points = _inputs.as_input("points", points, network)
         dimension = len(self._fields[0].args)
@@ -179,6 +186,7 @@ class Residual(paddle.nn.Layer):
             return None
         way = way_of(network)
         if isinstance(way, str):
+            _check_not_zero(network, max(map(len, indices)))
             return None
         if not isinstance(way, Layers):
             derivatives = _called(network, way, points, indices)
@@ -233,6 +241,17 @@ def _called(network: Any, function: Callable[..., Any], points: paddle.Tensor, *
         if form is not None and not _inputs.fits(points.dtype, form.dtype):
             raise _inputs.wrong_dtype("points", points.dtype, form.dtype) from error
         raise
+
+
+def _check_not_zero(network: Any, order: int) -> None:
+    """An equation of second order would be trained on a constant, and nothing would tell."""
+    activation = piecewise_linear_activation(network) if order > 1 else None
+    if activation is not None:
+        raise ValueError(
+            f"the network's activation {activation!r} is piecewise linear, so its derivatives of "
+            f"order 2 and above are 0 everywhere, and the expression has one of order {order}; "
+            "use a smooth activation, such as 'tanh'"
+        )
 
 
 class _DerivativeTable:
@@ -346,10 +365,27 @@ def _check_explained(
             raise ValueError(f"expression {expression} has none of the outputs {list(fields)}")
 
 
-def _checked_expression(expression: Any) -> sympy.Expr:
+def check_expression(name: str, expression: Any) -> None:
+    """Raise a ``TypeError`` that has the name, unless it is a scalar expression of sympy."""
+    if isinstance(expression, sympy.Eq):
+        raise TypeError(
+            f"{name} must be a sympy expression, which is to vanish, got {expression!r}; write "
+            f"the left side minus the right side, {expression.lhs - expression.rhs}"
+        )
     if not isinstance(expression, sympy.Expr) or expression.is_Matrix:
-        raise TypeError(f"expression must be a sympy expression, got {expression!r}")
-    return expression.doit()
+        raise TypeError(f"{name} must be a sympy expression, got {expression!r}")
+
+
+def _checked_expression(expression: Any) -> sympy.Expr:
+    check_expression("expression", expression)
+    done: sympy.Expr = expression.doit()
+    if done.has(sympy.re, sympy.im):
+        raise ValueError(
+            f"expression {expression} has real or imaginary parts, because sympy takes fields and "
+            'coordinates for complex; make them real, sympy.Function("u", real=True) and '
+            'sympy.symbols("x y", real=True)'
+        )
+    return done
 
 
 def _parameter(name: str, value: Union[float, paddle.Tensor]) -> paddle.Tensor:

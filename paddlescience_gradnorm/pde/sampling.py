@@ -113,6 +113,7 @@ def sample_face(
         The points, float64, shape [n, d].
 
     Raises:
+        TypeError: ``fixed`` is no dict of integers and numbers.
         ValueError: As for ``sample_interior``, or ``fixed`` leaves the box.
 
     Examples:
@@ -120,7 +121,14 @@ def sample_face(
         [2.0, 2.0, 2.0]
     """
     lower, upper = _box(low, high)
+    if not isinstance(fixed, Mapping):
+        raise TypeError(
+            f"fixed must be a dict, number of a coordinate -> its value, such as {{0: {low[0]}}}, "
+            f"got {fixed!r}"
+        )
     for k, value in fixed.items():
+        _arguments.integer("a coordinate number of fixed", k, at_least=0)
+        _arguments.number(f"fixed[{k}]", value)
         if k not in range(len(lower)) or not lower[k] <= value <= upper[k]:
             raise ValueError(
                 f"fixed must have coordinate numbers below {len(lower)} and values between "

@@ -64,10 +64,20 @@ def test_they_are_part_of_a_state_dict():
     [
         (lambda: Scaling([[1.0]]), ValueError, r"factor must be a finite number.*got \[\[1.0\]\]"),
         (lambda: Scaling(1.0, np.nan), ValueError, "shift must be a finite number"),
+        (
+            lambda: Scaling([2.0, 3.0], [1.0]),
+            ValueError,
+            r"factor and shift must be for the same number.*got \[2.0, 3.0\] and \[1.0\]",
+        ),
         (lambda: Scaling.of_box([0, 1], [1, 1]), ValueError, r"low must lie below high.*\[0, 1\]"),
         (lambda: PeriodicEmbedding([None]), ValueError, r"periods must hold.*got \[None\]"),
         (lambda: PeriodicEmbedding([0.0]), ValueError, r"periods must hold.*got \[0.0\]"),
         (lambda: PeriodicEmbedding(["1"]), TypeError, "periods must be a number, got '1'"),
+        (
+            lambda: PeriodicEmbedding(1.0),
+            TypeError,
+            r"periods must be a list with a number or None for each input, .*got 1.0",
+        ),
         (lambda: FourierFeatures(0, 3), ValueError, "num_ins must be at least 1, got 0"),
         (lambda: FourierFeatures(2, 3, -1.0), ValueError, "scale must be above 0.*got -1.0"),
     ],
@@ -75,3 +85,30 @@ def test_they_are_part_of_a_state_dict():
 def test_bad_arguments_are_named(make, error, match):
     with pytest.raises(error, match=match):
         make()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        PeriodicEmbedding([1.0]),
+        PeriodicEmbedding([1.0, None, None]),
+        Scaling.of_box([0], [2]),
+        Scaling([2.0]),
+        Scaling(2.0, [1.0]),
+        Scaling([1.0, 2.0, 3.0]),
+        FourierFeatures(1, 3),
+    ],
+)
+def test_another_number_of_columns_is_refused(layer):
+    for ins in paddle.rand([7, 2]), paddle.rand([2]), paddle.rand([4, 3, 2]):
+        with pytest.raises(ValueError, match=r"ins must have shape \[N, [13]\], got \[.*2\]"):
+            layer(ins)
+
+
+@pytest.mark.parametrize(
+    "layer", [PeriodicEmbedding([0.7, None]), Scaling([2.0, 3.0]), FourierFeatures(2, 3)]
+)
+def test_points_may_have_axes_before_that_of_the_columns(layer):
+    ins = paddle.rand([4, 3, 2])
+    each = np.stack([layer(part).numpy() for part in ins])
+    np.testing.assert_allclose(layer(ins).numpy(), each, rtol=1e-6)

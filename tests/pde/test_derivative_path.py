@@ -8,7 +8,7 @@ from paddle.nn import GELU, Dropout, Linear, Sequential, Sigmoid, Silu, Softplus
 
 from paddlescience_gradnorm import FCNet, GradNorm
 from paddlescience_gradnorm.network import FourierFeatures, PeriodicEmbedding, Scaling
-from paddlescience_gradnorm.network._structure import find_layers
+from paddlescience_gradnorm.network._structure import find_layers, piecewise_linear_activation
 from paddlescience_gradnorm.pde import Residual, derivative_path, residual
 
 x, y = sympy.symbols("x y")
@@ -229,8 +229,17 @@ def test_the_sizes_of_layers_that_become_one_are_checked_too():
         Sequential(Scaling([1.0, 2.0, 3.0]), Linear(2, 8), Tanh(), Linear(8, 1)),
         Sequential(Linear(2, 8), Tanh(), Linear(8, 1), Scaling([1.0, 2.0])),
         Sequential(PeriodicEmbedding([2.0, None]), FCNet(2, 1, 3, 8)),
+        Sequential(Scaling([2.0]), Scaling([1.0, 2.0]), FCNet(2, 1, 3, 8)),
+        Sequential(Scaling([1.0, 2.0]), Scaling([1.0, 2.0, 3.0]), FCNet(2, 1, 3, 8)),
     ):
         assert find_layers(wrong) == "the sizes of its layers do not match"
+
+
+def test_relu_is_piecewise_linear_but_not_of_cosines_and_sines():
+    relu = FCNet(4, 1, 3, 8, "relu")
+    assert piecewise_linear_activation(relu) == "relu"
+    for curved in FourierFeatures(2, 2), PeriodicEmbedding([1.0, 2.0]):
+        assert piecewise_linear_activation(Sequential(curved, relu)) is None
 
 
 def test_parameters_of_several_dtypes_are_left_to_paddle():
@@ -244,6 +253,7 @@ def test_the_other_paths_are_named():
     assert approximate == "nested paddle.grad: GELU has other options than the default"
     assert "layers with tanh" in derivative_path(FCNet(2, 1, 3, 8))
     assert "the activation elu is none of tanh, sin" in derivative_path(FCNet(2, 1, 3, 8, "elu"))
+    assert "the activation relu is none of tanh, sin" in derivative_path(FCNet(2, 1, 3, 8, "relu"))
     periodic = derivative_path(PLAIN["one periodic input"]())
     assert periodic.endswith("linear layers with tanh after periodic inputs")
     assert derivative_path(lambda ins: ins) == (

@@ -8,8 +8,10 @@ import numpy as np
 import paddle
 import pytest
 import sympy
+from paddle.nn import LeakyReLU, Linear, ReLU, Sequential, Tanh
 
 from paddlescience_gradnorm import FCNet, GradNorm
+from paddlescience_gradnorm.network import HardConstraint, Scaling
 from paddlescience_gradnorm.pde import Residual, sample_interior
 
 x, y, t, k = sympy.symbols("x y t k")
@@ -392,6 +394,74 @@ def test_a_network_that_cannot_be_differentiated_often_enough_is_explained():
     net = FCNet(2, 1, 3, 8, activation="softsign")
     with pytest.raises(RuntimeError, match="cannot differentiate often enough"):
         Residual(laplacian(U), (x, y), (u,))(net, paddle.rand([4, 2]))
+
+
+def relu_of_its_own():
+    net = FCNet(2, 1, 3, 8, activation="relu")
+    net.nn_func = lambda ins: FCNet.nn_func(net, ins) + ins[:, :1] ** 2
+    return net
+
+
+PIECEWISE_LINEAR = {
+    "relu": lambda: FCNet(2, 1, 3, 8, activation="relu"),
+    "leaky_relu": lambda: FCNet(2, 1, 3, 8, activation="leaky_relu"),
+    "relu, wrapped": lambda: GradNorm(FCNet(2, 1, 3, 8, activation="relu"), 2),
+    "relu, scaled": lambda: Sequential(Scaling(2.0), Linear(2, 8), ReLU(), Linear(8, 1)),
+    "relu, last": lambda: Sequential(Linear(2, 8), ReLU(), Linear(8, 1), ReLU()),
+    "leaky_relu, with a slope": lambda: Sequential(Linear(2, 8), LeakyReLU(0.2), Linear(8, 1)),
+    "relu, constrained": lambda: HardConstraint(FCNet(2, 1, 3, 8, "relu"), (x, y), [x * y]),
+}
+
+
+@pytest.mark.parametrize("name", PIECEWISE_LINEAR)
+def test_second_derivatives_of_a_piecewise_linear_network_are_refused(name):
+    net, points = PIECEWISE_LINEAR[name](), paddle.rand([4, 2])
+    for order in 2, 3:
+        match = f"activation '{name.split(',')[0]}' is .* one of order {order}; use .* 'tanh'"
+        with pytest.raises(ValueError, match=match):
+            Residual(U.diff(x, order) - U, (x, y), (u,))(net, points)
+    assert Residual(U.diff(x) + U * U.diff(y), (x, y), (u,))(net, points).shape == [4, 1]
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        Sequential(Linear(2, 8), Tanh(), Linear(8, 8), ReLU(), Linear(8, 1)),
+        relu_of_its_own(),
+        lambda ins: paddle.nn.functional.relu(ins[:, :1]) + ins[:, :1] ** 2,
+    ],
+)
+def test_a_network_with_relu_that_is_not_piecewise_linear_is_left_alone(net):
+    second = Residual(U.diff(x, 2), (x, y), (u,))(net, paddle.rand([16, 2]) + 0.1)
+    assert second.abs().max().item() > 0
+
+
+@pytest.mark.parametrize(
+    "make, error, match",
+    [
+        (
+            lambda: Residual(sympy.Eq(U.diff(x, 2), 1), (x, y), (u,)),
+            TypeError,
+            r"got Eq\(.*; write the left side minus the right side, Derivative\(.*\) - 1$",
+        ),
+        (
+            lambda: Residual(abs(U).diff(x), (x, y), (u,)),
+            ValueError,
+            r'real or imaginary parts.*Function\("u", real=True\) and sympy.symbols\("x y", real=T',
+        ),
+    ],
+)
+def test_slips_in_an_expression_come_with_the_remedy(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
+
+
+def test_a_real_field_may_have_a_derivative_of_its_absolute_value():
+    a, b = sympy.symbols("x y", real=True)
+    field = sympy.Function("u", real=True)
+    residual = Residual(abs(field(a, b)).diff(a), (a, b), (field,))
+    found = residual(lambda points: -(points[:, :1] ** 2), paddle.to_tensor([[3.0, 0.0]]))
+    assert found.tolist() == [[6.0]]
 
 
 @pytest.mark.parametrize("name", ["\\nu", "lambda", "nu_{1}"])

@@ -89,3 +89,17 @@ def test_face_points_have_some_coordinates_fixed(method):
 def test_faces_outside_the_box_are_named(fixed):
     with pytest.raises(ValueError, match=r"fixed must have coordinate numbers below 3 .* got \{"):
         sample_face(4, LOW, HIGH, fixed)
+
+
+@pytest.mark.parametrize(
+    "fixed, error, match",
+    [
+        ([0], TypeError, r"fixed must be a dict, .* such as \{0: 0.0\}, got \[0\]"),
+        ({0.0: 1.0}, TypeError, "a coordinate number of fixed must be an integer, got 0.0"),
+        ({-1: 1.0}, ValueError, "a coordinate number of fixed must be at least 0, got -1"),
+        ({0: None}, TypeError, r"fixed\[0\] must be a number, got None"),
+    ],
+)
+def test_what_fixes_no_coordinate_is_named(fixed, error, match):
+    with pytest.raises(error, match=match):
+        sample_face(3, [0.0, 0.0], [1.0, 1.0], fixed)

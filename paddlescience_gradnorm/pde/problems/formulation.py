@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Callable, Union
@@ -19,7 +20,7 @@ from paddlescience_gradnorm.pde.problems.sampled_problem import (
     SampledProblem,
     numerical,
 )
-from paddlescience_gradnorm.pde.residual import Network, Residual
+from paddlescience_gradnorm.pde.residual import Network, Residual, check_expression
 from paddlescience_gradnorm.pde.sampling import sample_interior
 
 KINDS = ("pde", "boundary", "initial", "data")
@@ -110,8 +111,9 @@ class Problem:
         low: Lower corner of the domain, or of a box around it.
         high: Upper corner.
         conditions: The losses, in their order.
-        reference: The solution: expressions in the coordinates, one for each quantity; or a
-            function from points of shape [N, d] to an array of shape [N, number of quantities].
+        reference: The solution: a tuple of expressions in the coordinates, or numbers, one for
+            each quantity; or a function from points of shape [N, d] to an array of shape
+            [N, number of quantities].
         quantities: What is evaluated, by name: expressions in fields and their derivatives. The
             fields, unless given.
         unknowns: Coefficients to be found.
@@ -119,7 +121,8 @@ class Problem:
             ``x**2 + y**2 >= 1``. All of it, unless given.
 
     Raises:
-        TypeError: The expressions of a condition are no tuple, or a number of points no integer.
+        TypeError: The expressions of a condition, or the reference, are no tuple of expressions,
+            or a number of points is no integer.
         ValueError: The parts do not fit together.
 
     Examples:
@@ -147,7 +150,7 @@ class Problem:
     low: tuple[float, ...]
     high: tuple[float, ...]
     conditions: tuple[Condition, ...]
-    reference: Union[Sequence[sympy.Expr], Callable[[np.ndarray], np.ndarray]]
+    reference: Union[Sequence[Union[sympy.Expr, float]], Callable[[np.ndarray], np.ndarray]]
     quantities: Mapping[str, sympy.Expr] = field(default_factory=dict)
     unknowns: tuple[Unknown, ...] = ()
     domain: Boolean = sympy.true
@@ -157,6 +160,8 @@ class Problem:
             fields = {str(f): f(*self.coordinates) for f in self.fields}
             object.__setattr__(self, "quantities", fields)
         self._check_parts()
+        if not callable(self.reference):
+            object.__setattr__(self, "reference", self._reference_expressions())
 
     def _check_parts(self) -> None:
         for what, names in (
@@ -188,14 +193,24 @@ class Problem:
                     f"unknown {unknown.name!r} must be in a condition by its symbol "
                     f"{unknown.symbol}, which is in none"
                 )
-        if not callable(self.reference) and (
-            len(self.reference) != len(self.quantities)
-            or not set().union(*(e.free_symbols for e in self.reference)) <= set(self.coordinates)
+
+    def _reference_expressions(self) -> tuple[sympy.Expr, ...]:
+        given = self.reference
+        if not isinstance(given, (list, tuple)) or not all(
+            isinstance(value, (sympy.Expr, numbers.Real)) for value in given
         ):
+            raise TypeError(
+                "reference must be a tuple with an expression of sympy or a number for each of the "
+                f"quantities {list(self.quantities)}, such as ({self.coordinates[0]},), or a "
+                f"function of points, got {given!r}"
+            )
+        expressions = tuple(map(sympy.sympify, given))
+        if len(expressions) != len(self.quantities) or any(map(self._symbols, expressions)):
             raise ValueError(
                 f"reference must have an expression in {self.coordinates} for each of the "
-                f"quantities {list(self.quantities)}, got {self.reference}"
+                f"quantities {list(self.quantities)}, got {given}"
             )
+        return expressions
 
     def _check_condition(self, condition: Condition) -> None:
         if not isinstance(condition.expressions, tuple) or not condition.expressions:
@@ -203,6 +218,8 @@ class Problem:
                 f"expressions of condition {condition.name!r} must be a tuple of at least one, "
                 f"got {condition.expressions!r}"
             )
+        for expression in condition.expressions:
+            check_expression(f"an expression of condition {condition.name!r}", expression)
         known = {*self.coordinates, *(unknown.symbol for unknown in self.unknowns)}
         symbols = set().union(*(e.free_symbols for e in condition.expressions)) - known
         if symbols:

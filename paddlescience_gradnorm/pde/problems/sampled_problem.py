@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Callable, NamedTuple, Union
 import numpy as np
 import paddle
 import sympy
+from sympy.printing.numpy import SciPyPrinter
 
 from paddlescience_gradnorm.balancing._losses import NamedLosses
+from paddlescience_gradnorm.pde._paddle_printer import check_defined_everywhere
 from paddlescience_gradnorm.pde.residual import Network, Residual
 from paddlescience_gradnorm.point_weights import (
     CausalWeights,
@@ -244,11 +246,33 @@ class SampledProblem(paddle.nn.Layer):
 def numerical(
     expressions: Sequence[sympy.Expr], coordinates: Sequence[sympy.Symbol]
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from points [N, d] to the expressions' values [N, number of expressions]."""
-    functions = [sympy.lambdify(coordinates, e, "numpy") for e in expressions]
+    """A function from points [N, d] to the expressions' values [N, number of expressions].
+
+    Raises:
+        ValueError: An expression has no value somewhere. The function raises it too, if an
+            expression has a function that neither numpy nor scipy.special has.
+    """
+    for expression in expressions:
+        for piecewise in expression.atoms(sympy.Piecewise):
+            check_defined_everywhere(piecewise)
+    # By the printer, because the module "scipy" of lambdify would import all of scipy: Paddle
+    # 2.6.2 may crash where that comes after its first matrix product.
+    options = {"fully_qualified_modules": False, "inline": True, "allow_unknown_functions": True}
+    functions = [
+        sympy.lambdify(coordinates, e, "numpy", printer=SciPyPrinter(options)) for e in expressions
+    ]
 
     def values(points: np.ndarray) -> np.ndarray:
-        columns = [np.broadcast_to(f(*points.T), len(points)) for f in functions]
+        columns = []
+        for expression, function in zip(expressions, functions):
+            try:
+                column = function(*points.T)
+            except NameError as error:
+                raise ValueError(
+                    f"expression {expression} has a function that neither numpy nor scipy.special "
+                    f"has ({error}); write it in others"
+                ) from error
+            columns.append(np.broadcast_to(column, len(points)))
         return np.stack(columns, axis=1).astype(np.float64)
 
     return values

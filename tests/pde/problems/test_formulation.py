@@ -229,6 +229,11 @@ def test_errors_are_relative_to_the_solution():
     assert slope.relative_errors(lambda q: 3.0 * q[:, :1] * q[:, 1:])["slope"] == pytest.approx(2)
 
 
+@pytest.mark.parametrize("number", [0, 1.5, np.float32(0.5), np.int64(2)])
+def test_a_solution_may_be_a_number(number):
+    assert make(reference=(number,)).solution(np.ones((3, 2))).tolist() == [[float(number)]] * 3
+
+
 def test_a_solution_that_is_the_same_everywhere():
     p = make(conditions=(Condition("pde", "pde", INSIDE, (U.diff(x),)),), reference=(sympy.pi,))
     assert p.solution(np.zeros((3, 2))).tolist() == [[np.pi]] * 3
@@ -300,9 +305,29 @@ def test_parts_that_do_not_fit_are_named(changes, match):
         make(**changes)
 
 
-def test_a_bare_expression_is_named():
-    with pytest.raises(TypeError, match="expressions of condition 'pde' must be a tuple"):
-        make(conditions=(Condition("pde", "pde", INSIDE, U),))
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        (
+            {"conditions": (Condition("pde", "pde", INSIDE, U),)},
+            "expressions of condition 'pde' must be a tuple",
+        ),
+        (
+            {"conditions": (Condition("pde", "pde", INSIDE, (sympy.Eq(U.diff(x), y),)),)},
+            r"an expression of condition 'pde' .* got Eq\(.*minus the right side, -y \+ Deriv",
+        ),
+        (
+            {"conditions": (Condition("pde", "pde", INSIDE, (0,)),)},
+            "an expression of condition 'pde' must be a sympy expression, got 0",
+        ),
+        ({"reference": x}, r"reference must be a tuple .* \['u'\], such as \(x,\), .* got x"),
+        ({"reference": ("x*y",)}, r"reference must be a tuple .* got \('x\*y',\)"),
+        ({"reference": (sympy.Eq(x, y),)}, r"reference must be a tuple .* got \(Eq\(x, y\),\)"),
+    ],
+)
+def test_what_is_no_expression_is_named(changes, match):
+    with pytest.raises(TypeError, match=match):
+        make(**changes)
 
 
 @pytest.mark.parametrize(

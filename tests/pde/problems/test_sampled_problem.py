@@ -1,6 +1,10 @@
+import subprocess
+import sys
+
 import numpy as np
 import paddle
 import pytest
+import scipy.special
 import sympy
 
 from paddlescience_gradnorm import FCNet, GradNorm, NetworkBase
@@ -258,3 +262,52 @@ def test_weights_of_points_are_chosen_by_condition():
 def test_weights_of_points_that_there_are_not(name, choice, error, text):
     with pytest.raises(error, match=text):
         problem(name).sample(64, point_weights=choice)
+
+
+@pytest.mark.parametrize(
+    "function, by_scipy",
+    [
+        (sympy.erf, scipy.special.erf),
+        (lambda z: sympy.besselj(0, z), scipy.special.j0),
+        (sympy.gamma, scipy.special.gamma),
+    ],
+)
+def test_special_functions_in_sources_and_solutions_are_those_of_scipy(function, by_scipy, float64):
+    solution = function(x + 1)
+    whole = Problem(
+        *("special", "u_x = f(x + 1)", (x, t), (u,), (0.0, 0.0), (1.0, 1.0)),
+        conditions=(Condition("pde", "pde", INSIDE, (U.diff(x) - solution,)),),
+        reference=(solution,),
+    )
+    points = np.array([[0.25, 0.5], [0.75, 0.0]])
+    expected = by_scipy(points[:, :1] + 1)
+    np.testing.assert_allclose(whole.solution(points), expected, rtol=1e-14)
+    training = whole.sample(n_points=50, seed=0)
+    source = by_scipy(training.points["interior"].numpy()[:, 0] + 1)
+    loss = training.losses(lambda points: 0.0 * points[:, :1])["pde"].item()
+    assert loss == pytest.approx((source**2).mean(), rel=1e-12)
+
+
+def test_special_functions_import_no_more_of_scipy():
+    code = (
+        "import sys, numpy, sympy; from paddlescience_gradnorm.pde.problems import problem\n"
+        "from paddlescience_gradnorm.pde.problems.sampled_problem import numerical\n"
+        "before = set(sys.modules); x = sympy.Symbol('x')\n"
+        "numerical([sympy.erf(x) + sympy.besselj(0, x)], [x])(numpy.ones((2, 1)))\n"
+        "print([name for name in set(sys.modules) - before if name.startswith('scipy')])"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "source, match",
+    [
+        (sympy.Piecewise((1, x < 0.5)), r"not defined everywhere; end it with a branch"),
+        (x + 2 * sympy.Piecewise((t, x < 0.5), (1, x < 0.7)), "not defined everywhere"),
+        (sympy.Chi(x), r"expression Chi\(x\) has a function that neither .*'Chi'.*; write it in"),
+    ],
+)
+def test_sources_without_a_value_are_named(source, match):
+    with pytest.raises(ValueError, match=match):
+        make(Condition("pde", "pde", INSIDE, (U.diff(x) - source,))).sample(n_points=10)
