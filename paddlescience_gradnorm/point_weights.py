@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Union
 
 import numpy as np
@@ -29,6 +29,7 @@ __all__ = ["CausalWeights", "PointWeights", "ResidualAttention", "SelfAdaptiveWe
 Rows = Union[slice, np.ndarray, paddle.Tensor, list]
 
 _UNSEEN = -1.0  # in place of the size of a residual
+_are_held = False  # see held
 
 
 class PointWeights(PreciseLayer):
@@ -36,8 +37,8 @@ class PointWeights(PreciseLayer):
 
     The weights are updated as soon as all points have been seen, and act from the next pass on.
     So micro-batches that together have all points give the weights of one batch. Nothing is
-    updated in evaluation mode (``layer.eval()``) or where gradients are switched off. A pass with
-    a residual that is not finite leaves the weights as they are.
+    updated in evaluation mode (``layer.eval()``), within ``held``, or where gradients are switched
+    off. A pass with a residual that is not finite leaves the weights as they are.
 
     With several processes each has the weights of its own points. The processes then have to make
     equally many passes, because some kinds compare the points of all of them.
@@ -108,7 +109,7 @@ class PointWeights(PreciseLayer):
         # A copy, because the backward pass needs it after the update.
         weights = self.weights.clone() if index is None else paddle.gather(self.weights, index)
         weighted = residual * weights.astype(residual.dtype)
-        if self.training and paddle.is_grad_enabled():
+        if self.training and paddle.is_grad_enabled() and not _are_held:
             with paddle.no_grad():
                 self._see(residual.detach(), index)
         return weighted
@@ -320,27 +321,23 @@ class CausalWeights(PointWeights):
 
 
 @contextlib.contextmanager
-def held(owners: Iterable[Any]) -> Iterator[None]:
-    """Within this, no weights of points move that these layers hold.
+def held() -> Iterator[None]:
+    """Within this, no weights of points move, in whatever layer or function they are.
 
-    Args:
-        owners: Layers. A method of a layer counts as the layer, and all else is passed over.
+    Examples:
+        >>> import paddle
+        >>> attention = ResidualAttention(3, gamma=0.5, eta=0.5)
+        >>> with held():
+        ...     _ = attention(paddle.to_tensor([[4.0], [2.0], [0.0]]))
+        >>> attention.weights.flatten().tolist()
+        [1.0, 1.0, 1.0]
     """
-    owners = [getattr(owner, "__self__", owner) for owner in owners]
-    found = [
-        layer
-        for owner in owners
-        if isinstance(owner, paddle.nn.Layer)
-        for layer in owner.sublayers(include_self=True)
-        if isinstance(layer, PointWeights) and layer.training
-    ]
-    for layer in found:
-        layer.eval()
+    global _are_held
+    before, _are_held = _are_held, True
     try:
         yield
     finally:
-        for layer in found:
-            layer.train()
+        _are_held = before
 
 
 def _between(name: str, value: Any, low: float, high: float = math.inf) -> float:

@@ -153,7 +153,7 @@ def _smallest_cosine(trainer: Trainer) -> float:
         log.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            with held([trainer.losses, *trainer.extras.values()]):
+            with held():
                 observer.backward(trainer.losses(net))
     finally:
         log.setLevel(level)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Protocol, Union
 
 import numpy as np
 import paddle
 
-from paddlescience_gradnorm import _arguments, _operators
+from paddlescience_gradnorm import _arguments, _operators, _paddle
 from paddlescience_gradnorm._machine import find_machine
 from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
 from paddlescience_gradnorm.balancing.rule import Rule
@@ -21,8 +21,10 @@ from paddlescience_gradnorm.network.grad_norm import GradNorm
 from paddlescience_gradnorm.point_weights import held
 from paddlescience_gradnorm.runtime import tune_cpu
 from paddlescience_gradnorm.training import _compared
-from paddlescience_gradnorm.training._checkpoint_file import PathLike, replace
+from paddlescience_gradnorm.training._checkpoint_file import PathLike, Values, replace
+from paddlescience_gradnorm.training._closed_over import layers_of
 from paddlescience_gradnorm.training._course import MOMENTS, Course
+from paddlescience_gradnorm.training._like import copy_into, values_of
 from paddlescience_gradnorm.training._runs import FAILED, Run, read_runs, run_all
 from paddlescience_gradnorm.training._trial import (
     KnownProblem,
@@ -84,16 +86,22 @@ def compare(
     """Train one problem by several rules, and put the results side by side.
 
     Every rule gets the same seeds, networks, points, optimizer and number of steps. Before each
-    run the generators of Paddle, numpy and Python are seeded. Runs that are in the folder are not
-    made again. After Ctrl-C the same call goes on where the runs were stopped.
+    run the generators of Paddle, numpy and Python are seeded. After Ctrl-C the same call goes on
+    where the runs were stopped.
+
+    Runs that are in the folder are not made again. What tells one problem from another is the
+    name of ``losses``, the number of parameters, the losses and the error before the first step,
+    the kinds of the optimizer and of its schedule, its first rate, ``equations`` and ``steps``.
+    After another change, such as of how fast a schedule falls, choose another folder.
 
     Args:
-        build: ``build()`` gives the network. Unknown coefficients are parameters of it.
+        build: ``build()`` gives a new network in every call. Unknown coefficients are parameters
+            of it.
         losses: ``losses(net)`` gives the unweighted losses: a dict name -> scalar, a list or tuple
             of scalars, or a 1-D tensor; two at least.
         rules: Names of rules, as in ``RULES``, or rules; or a dict label -> name or rule.
             ``"published"`` has alpha 1.
-        seeds: Each rule is trained once for each of them.
+        seeds: Integers from 0. Each rule is trained once for each of them.
         steps: Of every run, at least 1.
         error: ``error(net)`` gives the error of a network, a number. Without it the losses, their
             weights and their conflicts are compared.
@@ -113,7 +121,8 @@ def compare(
 
     Raises:
         TypeError: An argument is of the wrong type, or cannot be sent to another process.
-        ValueError: An argument is out of range, or there is no rule of a name.
+        ValueError: An argument is out of range, there is no rule of a name, or ``build`` gives the
+            same parameters again.
         RuntimeError: All runs have failed; the first error is named.
         KeyboardInterrupt: By SIGINT or SIGTERM, after the steps that were under way.
         OSError: The folder cannot be written to.
@@ -134,10 +143,30 @@ def compare(
     """
     chosen = _rules(rules)
     _arguments.integer("steps", steps, at_least=1)
+    functions: dict[str, Any] = {"build": build, "losses": losses, "optimizer": optimizer}
+    if error is not None:
+        functions["error"] = error
+    for argument, function in functions.items():
+        if not callable(function):
+            raise TypeError(f"{argument} must be a function, got {function!r}")
+    if isinstance(build, paddle.nn.Layer):  # which can be called too
+        raise TypeError(
+            "build must be a function that gives a new network, got the network "
+            f"{type(build).__name__}; construct it within build"
+        )
+    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+        raise TypeError(
+            f"seeds must be a list of integers, got {seeds!r}; pass [0] for one run of each rule, "
+            "or range(3) for three"
+        )
     own = _OwnProblem(build, losses, error, optimizer, equations)
+    own.check_that_networks_are_new()
     looks = {_arguments.integer("seeds", seed, at_least=0): own.looks(seed) for seed in seeds}
     name = getattr(losses, "__qualname__", type(losses).__qualname__)
-    return _side_by_side(name, own, chosen, looks, steps, jobs, Path(folder), progress)
+    try:
+        return _side_by_side(name, own, chosen, looks, steps, jobs, Path(folder), progress)
+    finally:
+        own.restore()  # or the same call would find another problem
 
 
 def compare_problem(
@@ -171,29 +200,78 @@ class _OwnProblem:
     error: Callable[[Any], float] | None
     optimizer: MakeOptimizer
     equations: Sequence[int | str] | None
+    # Of the layers behind the losses, such as weights of points, before any run.
+    buffers: list[Values] = field(init=False)
 
-    def begin(self, seed: int) -> Trial:
-        seed_all(seed)
+    def __post_init__(self) -> None:
+        values = [values_of(buffer, "a buffer of losses") for buffer in self._buffers()]
+        object.__setattr__(self, "buffers", values)
+
+    def _buffers(self) -> list[paddle.Tensor]:
+        return [buffer for layer in layers_of(self.losses) for buffer in layer.buffers()]
+
+    def restore(self) -> None:
+        """Undo what a run in this process has done to the layers behind the losses."""
+        for buffer, values in zip(self._buffers(), self.buffers):
+            copy_into(buffer, values)
+
+    def _network(self) -> paddle.nn.Layer:
         net = self.build()
         if not isinstance(net, paddle.nn.Layer):
             raise TypeError(f"build must give a paddle.nn.Layer, got {type(net).__name__} {net!r}")
+        return net
+
+    def check_that_networks_are_new(self) -> None:
+        nets = [self._network(), self._network()]
+        one, other = ({id(p) for p in net.parameters() if not p.stop_gradient} for net in nets)
+        if one & other:
+            raise ValueError(
+                f"build must make a new network in every call, but {self.build!r} gives the same "
+                "parameters again, and every run would go on from the one before; construct the "
+                "network within build"
+            )
+
+    def begin(self, seed: int) -> Trial:
+        seed_all(seed)
+        self.restore()
         return Trial(
-            net, self.losses, [], self.error, self.optimizer, self.equations, lambda net: {}
+            self._network(),
+            self.losses,
+            [],
+            self.error,
+            self.optimizer,
+            self.equations,
+            lambda net: {},
         )
 
     def looks(self, seed: int) -> dict[str, Any]:
         """What tells this problem from others, and from itself before it was changed."""
         net = self.begin(seed).net
-        losses = self.losses(net)
+        with held():
+            losses = self.losses(net)
         order = LossOrder(count(losses))
         first = dict(zip(order.names, order.scalars(losses)))
         optimizer = self.optimizer(net.parameters(), 1)
+        schedule = _paddle.schedule_of(optimizer)
         return {
             "parameters": sum(int(np.prod(p.shape)) for p in net.parameters()),
             "first losses": {name: f"{float(loss):.6g}" for name, loss in first.items()},
+            "first error": self._first_error(net),
             "optimizer": f"{type(optimizer).__name__}, rate {optimizer.get_lr():g}",
+            "schedule": None if schedule is None else type(schedule).__name__,
             "equations": None if self.equations is None else list(self.equations),
         }
+
+    def _first_error(self, net: paddle.nn.Layer) -> str | None:
+        if self.error is None:
+            return None
+        net.eval()  # as in a run
+        with held():
+            error = self.error(net)
+        try:
+            return f"{float(error):.6g}"
+        except (TypeError, ValueError) as reason:
+            raise TypeError(f"error must give a number, got {error!r}") from reason
 
 
 def _rules(rules: Rules) -> dict[str, Rule]:
@@ -266,7 +344,7 @@ def _side_by_side(
         "rules": {label: repr(rule) for label, rule in rules.items()},
         "seeds": list(looks),
         "steps": steps,
-        **{name: value for name, value in plan[0]["settings"].items() if name != "first losses"},
+        **{name: x for name, x in plan[0]["settings"].items() if not name.startswith("first ")},
         "runs at once": jobs or "1, in one process for all",
         "machine": str(machine),
     }
@@ -292,7 +370,7 @@ def _train(
         tune_cpu(threads=threads)
         _operators.go_on(with_operators)
     trial = task.begin(run["seed"])
-    with held([trial.losses]):
+    with held():
         n_loss = count(trial.losses(trial.net))
     net = GradNorm(
         trial.net,

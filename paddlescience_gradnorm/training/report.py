@@ -260,8 +260,9 @@ def _curves(history: History, metrics: Mapping[str, Any], equal: _Equal | None) 
             yield key(names, colors)
             if equal is not None:
                 reading += f" Dashed: with {_EQUAL}, run {equal.folder.name}."
+                steps = equal.history.steps  # a long run has no row for each of them
                 for losses, color in zip(equal.history.losses.values(), colors):
-                    axes.plot(losses, "--", color=color, linewidth=0.8, zorder=1)
+                    axes.plot(steps, losses, "--", color=color, linewidth=0.8, zorder=1)
         alt = f"{heading} of {', '.join(names)} over {len(history)} steps"
         yield figure_of(heading, png(figure), alt, reading)
     curve = _error_curve(metrics)

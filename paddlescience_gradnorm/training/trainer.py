@@ -29,6 +29,7 @@ from paddlescience_gradnorm.training._batches import (
     length,
 )
 from paddlescience_gradnorm.training._checkpoint_file import CheckpointError, PathLike
+from paddlescience_gradnorm.training._closed_over import layers_of
 from paddlescience_gradnorm.training._diagnosis import broken
 from paddlescience_gradnorm.training._like import as_given, as_plain, check_like
 from paddlescience_gradnorm.training._versions import Schema
@@ -50,6 +51,11 @@ _COUNTED: dict[type[Callback], tuple[str, ...]] = {
 _INTEGERS = ("wait_epoch", "stopped_epoch", "cooldown_counter", "wait", "epoch")
 _FIELDS = "step epoch batch first_epoch stopped schedule_by names named epoch_random callbacks"
 _TRAINER = Schema("a trainer", tuple(_FIELDS.split()))
+
+# ``validate(net)`` gives numbers by name.
+Validate = Callable[[paddle.nn.Layer], Mapping[str, float]]
+# What ``History.record`` takes.
+Row = tuple[Any, ...]
 
 
 class Balancer(Protocol):
@@ -135,6 +141,11 @@ class Trainer:
             raise ValueError(f"optimizers must hold one at least, got {optimizers!r}")
         for optimizer in optimizers:
             _check_optimizer(optimizer)
+        if not isinstance(callbacks, (list, tuple)):
+            raise TypeError(
+                f"callbacks must be a list, got {type(callbacks).__name__} {callbacks!r}; pass one "
+                "callback as [callback]"
+            )
         for callback in callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks must be of paddle.callbacks.Callback, got {callback!r}")
@@ -148,8 +159,20 @@ class Trainer:
             raise TypeError(f"progress must be True, False or None, got {progress!r}")
         if not (history is None or isinstance(history, History)):
             raise TypeError(f"history must be a History, got {history!r}")
+        if not (extras is None or isinstance(extras, Mapping)):
+            raise TypeError(
+                f"extras must be a dict name -> part, got {extras!r}; give each part a name, such "
+                'as {"points": generator}'
+            )
         if balancer is None and isinstance(net, GradNorm):
             balancer = net
+        if balancer is not None and (
+            isinstance(balancer, type) or not callable(getattr(balancer, "backward", None))
+        ):
+            raise TypeError(
+                f"balancer must be a LossBalancer or have its backward(losses), got {balancer!r}; "
+                'a rule is chosen in GradNorm(net, rule="pinn")'
+            )
         self.net = net
         self.losses = losses
         self.optimizers = list(optimizers)
@@ -173,6 +196,7 @@ class Trainer:
         # What the callbacks had counted, until the next call of fit hands it to them.
         self._resumed: dict[str, Any] | None = None
         self._bar: ProgressBar | None = None  # beside the callbacks
+        self._has_looked_for_untrained = False
         self.extras = dict(extras or {})
         drawn_from = {k: x for k, x in self.extras.items() if not isinstance(x, _NOT_DRAWN_FROM)}
         self._sources = RunState(**drawn_from)
@@ -211,7 +235,7 @@ class Trainer:
         self,
         data: Data = None,
         epochs: int | None = None,
-        validate: Callable[[paddle.nn.Layer], Mapping[str, float]] | None = None,
+        validate: Validate | None = None,
         validate_every: int = 1,
         checkpoints: Checkpoints | None = None,
         resume: PathLike | None = None,
@@ -220,6 +244,7 @@ class Trainer:
 
         The balancer learns from this how many steps the run will have, unless it was given
         ``total_steps``. If the number of batches is not known beforehand, neither is that.
+        Gradients that the optimizers' parameters have from before are cleared.
 
         Args:
             data: The batches of an epoch, such as a ``paddle.io.DataLoader``. A batch is a list
@@ -238,24 +263,39 @@ class Trainer:
             resume: A checkpoint to go on from: a file, or ``"latest"`` for the last one in
                 ``checkpoints`` that is not damaged. This call then finishes the one that was
                 interrupted, and ``epochs`` counts from where that one began. Without a checkpoint
-                in the folder the run starts, with a warning.
+                in the folder the run starts, with a warning. The learning rate is the
+                checkpoint's; if the program has another number, a warning names both.
 
         Returns:
             The history of the whole run.
 
         Raises:
-            TypeError: ``epochs`` or ``validate_every`` is no integer; ``data`` does not hold
-                batches, as a single tensor, a dict or a ``Dataset`` does not, or, as a
-                generator, holds them for one epoch of several; or as the balancer's
-                ``backward`` raises.
+            TypeError: An argument is of the wrong type; ``validate`` gives no numbers by name;
+                ``data`` does not hold batches, as a single tensor, a dict or a ``Dataset`` does
+                not, or, as a generator, holds them for one epoch of several; or as the
+                balancer's ``backward`` raises.
             ValueError: One of them is below 1; an early stop without ``validate``; ``data``
                 has no batch; or as the balancer's ``backward`` raises.
             CheckpointError: A checkpoint is damaged, or of another run; or the folder holds
                 checkpoints of later steps, which have not been loaded; or another process, which
                 the error names, has its run there.
             OSError: A checkpoint cannot be read or written.
+
+        Warns:
+            UserWarning: No optimizer holds a parameter that the losses depend on, such as an
+                unknown coefficient. Or the checkpoint has another learning rate.
         """
         data, epochs = batches_and_epochs(data, epochs)
+        _check_validation(validate, validate_every)
+        if not (checkpoints is None or isinstance(checkpoints, Checkpoints)):
+            raise TypeError(
+                f"checkpoints must be a Checkpoints, got {checkpoints!r}; pass Checkpoints(folder)"
+            )
+        if not (resume is None or isinstance(resume, (str, os.PathLike))):
+            raise TypeError(
+                f"resume must be a file or 'latest', got {resume!r}; pass resume='latest' to go on "
+                "from the last checkpoint"
+            )
         self._resumed = None
         if resume is not None:
             self._resume(resume, checkpoints)
@@ -294,7 +334,7 @@ class Trainer:
         self,
         data: Data = None,
         epochs: int | None = None,
-        validate: Callable[[paddle.nn.Layer], Mapping[str, float]] | None = None,
+        validate: Validate | None = None,
         validate_every: int = 1,
         *,
         line_search_fn: str | None = "strong_wolfe",
@@ -324,6 +364,7 @@ class Trainer:
             ValueError: A direction has left a negative weight; or as for ``fit``.
         """
         data, epochs = batches_and_epochs(data, epochs)
+        _check_validation(validate, validate_every)
         weights, own = None, set()
         if self.balancer is not None:
             if not (
@@ -347,26 +388,24 @@ class Trainer:
             parameters=list(parameters.values()), line_search_fn=line_search_fn, **options
         )
 
-        def step(batch: Sequence[Any]) -> paddle.Tensor:
-            started = False
+        def step(batch: Sequence[Any]) -> tuple[paddle.Tensor, Row]:
+            row: Row = ()
 
             def closure() -> paddle.Tensor:
-                nonlocal started
+                nonlocal row
                 optimizer.clear_grad()
                 _, scalars = self._losses(batch)
                 values = _stacked(scalars)
                 acting = paddle.ones_like(values) if weights is None else weights
-                if not started:
-                    self.history.record(self._order.names, self._recorded(scalars), acting)
-                    started = True
+                row = row or (self._order.names, self._recorded(scalars), acting)
                 total = paddle.dot(acting.astype(values.dtype), values)
                 total.backward()
                 return total
 
-            with point_weights.held([self.losses, *self.extras.values()]):
+            with point_weights.held():
                 total = optimizer.step(closure)
             optimizer.clear_grad()
-            return total
+            return total, row
 
         return self._run(data, epochs, validate, validate_every, step)
 
@@ -387,14 +426,13 @@ class Trainer:
         self,
         data: Iterable[Any] | None,
         epochs: int,
-        validate: Callable[[paddle.nn.Layer], Mapping[str, float]] | None,
+        validate: Validate | None,
         validate_every: int,
-        step: Callable[[Sequence[Any]], paddle.Tensor],
+        step: Callable[[Sequence[Any]], tuple[paddle.Tensor, Row]],
         advance: Callable[[], None] | None = None,
         checkpoints: Checkpoints | None = None,
     ) -> History:
         """The epochs with all callbacks; ``advance`` steps the schedules."""
-        _arguments.integer("validate_every", validate_every, at_least=1)
         resumed, self._resumed = self._resumed, None
         self.stop_training = resumed is not None and self._stopped
         self._stopped = False
@@ -422,6 +460,7 @@ class Trainer:
             for name, callback in _counting(self.callbacks):
                 _count_on(callback, resumed[name])
         self.net.train()
+        self._clear_gradients()  # which a loop of the user's may have left
         try:
             while not self.stop_training and self.epoch < first + epochs:
                 ended = self._epoch(data, step, checkpoints)
@@ -436,6 +475,7 @@ class Trainer:
                     checkpoints.save(self._state, self.step)
         except BaseException:
             self._batch = 0  # the next call begins an epoch
+            self._clear_gradients()  # of a step that has not ended
             raise
         finally:
             self._call("on_train_end")
@@ -449,7 +489,7 @@ class Trainer:
     def _epoch(
         self,
         data: Iterable[Any] | None,
-        step: Callable[[Sequence[Any]], paddle.Tensor],
+        step: Callable[[Sequence[Any]], tuple[paddle.Tensor, Row]],
         checkpoints: Checkpoints | None,
     ) -> bool:
         """An epoch, or the rest of one; whether all its batches have been through."""
@@ -457,9 +497,12 @@ class Trainer:
         for batch in self._rest_of_epoch(data):
             number = self._batch
             self._call("on_train_batch_begin", number)
-            total = step(as_arguments(batch, self.net))
+            total, row = step(as_arguments(batch, self.net))
+            # Together, so that the history has as many steps as the run even after Ctrl-C.
+            self.history.record(*row)
             self.step += 1
             self._batch += 1
+            self._check_that_coefficients_are_trained()
             self._call("on_train_batch_end", number, {"loss": total.detach()})
             self._agree_to_stop()
             if checkpoints is not None:
@@ -502,8 +545,10 @@ class Trainer:
         return batches
 
     def _resume(self, resume: PathLike, checkpoints: Checkpoints | None) -> None:
+        rates = self._rates()
         if resume != "latest":
             self.load(resume)
+            self._warn_of_other_rates(rates, resume)
             return
         if checkpoints is None:
             raise ValueError(
@@ -515,8 +560,29 @@ class Trainer:
                 RuntimeWarning,
                 stacklevel=3,
             )
+        else:
+            self._warn_of_other_rates(rates, checkpoints.last)
 
-    def _step(self, batch: Sequence[Any]) -> paddle.Tensor:
+    def _rates(self) -> list[float | None]:
+        """The optimizers' learning rates; None for that of a schedule, which moves."""
+        return [None if _paddle.schedule_of(x) else float(x.get_lr()) for x in self.optimizers]
+
+    def _warn_of_other_rates(self, own: Sequence[float | None], path: PathLike | None) -> None:
+        """Warn if the checkpoint has other rates than the program had."""
+        if any(isinstance(callback, ReduceLROnPlateau) for callback in self.callbacks):
+            return  # which has lowered them since
+        for i, (rate, loaded) in enumerate(zip(own, self._rates())):
+            if rate != loaded:
+                warnings.warn(
+                    f"optimizers[{i}] has the learning rate {rate} in the program and {loaded} in "
+                    f"{path}, and goes on with {loaded}. For {rate} call "
+                    f"trainer.load({str(path)!r}), then optimizer.set_lr({rate}), then fit without "
+                    "resume",
+                    UserWarning,
+                    stacklevel=4,
+                )
+
+    def _step(self, batch: Sequence[Any]) -> tuple[paddle.Tensor, Row]:
         losses, scalars = self._losses(batch)
         values = self._recorded(scalars)
         if isinstance(self.balancer, LossBalancer) and self.balancer.n_loss is None:
@@ -532,7 +598,7 @@ class Trainer:
         else:
             weights = self._acting_weights()  # which the balancer's step replaces
             total = self.balancer.backward(dict(zip(self._order.names, scalars)))
-        self.history.record(
+        row = (
             self._order.names,
             values,
             weights,
@@ -544,7 +610,12 @@ class Trainer:
             optimizer.clear_grad()
         if self.schedule_by == "step":
             self._advance_schedules()
-        return total
+        return total, row
+
+    def _clear_gradients(self) -> None:
+        # To zeros, as after a step, and not to None, by which Adam would leave a parameter out.
+        for optimizer in self.optimizers:
+            optimizer.clear_grad()
 
     def _acting_weights(self) -> paddle.Tensor | None:
         """The weights that the balancer's next step will use; None if it does not tell them."""
@@ -595,16 +666,44 @@ class Trainer:
                 "balancer.loss_weights too; or pass weight_lr= to the balancer"
             )
 
+    def _check_that_coefficients_are_trained(self) -> None:
+        """Warn, after the first step, of parameters of the losses that no optimizer steps."""
+        if self._has_looked_for_untrained:
+            return
+        self._has_looked_for_untrained = True
+        others = [self.net, *_sublayers(self.balancer)]
+        known = {id(p) for p in self._trained()} | {id(p) for x in others for p in x.parameters()}
+        extras = [x for x in self.extras.values() if isinstance(x, paddle.nn.Layer)]
+        untrained = {
+            id(p): f"{name} of {type(layer).__name__}"
+            for layer in [*layers_of(self.losses), *extras]
+            for name, p in layer.named_parameters()
+            if not p.stop_gradient and id(p) not in known
+            # Zeros, not None, are left by an optimizer that has trained the layer before.
+            if p.grad is not None and bool((p.grad != 0).any())
+        }
+        if untrained:
+            warnings.warn(
+                f"optimizers do not hold {', '.join(untrained.values())}, on which the losses "
+                "depend, and what no optimizer steps never changes: build the optimizer with the "
+                "parameters of that layer too, as in Adam(parameters=[*net.parameters(), "
+                "*residual.parameters()]), or set stop_gradient=True of what is to stay",
+                UserWarning,
+                stacklevel=5,
+            )
+
     def _advance_schedules(self) -> None:
         schedules = {id(s): s for s in map(_paddle.schedule_of, self.optimizers) if s is not None}
         for schedule in schedules.values():  # several optimizers may share one
             schedule.step()
 
-    def _validate(self, validate: Callable[[paddle.nn.Layer], Mapping[str, float]]) -> None:
+    def _validate(self, validate: Validate) -> None:
         self._call("on_eval_begin")
         self.net.eval()
-        results = {name: float(value) for name, value in validate(self.net).items()}
-        self.net.train()
+        try:
+            results = _numbers(validate(self.net))
+        finally:
+            self.net.train()
         self._call("on_eval_end", results)
         for optimizer in self.optimizers:
             # ReduceLROnPlateau sets an attribute, which no step but the first looks at.
@@ -741,6 +840,22 @@ def _stacked(scalars: Iterable[paddle.Tensor]) -> paddle.Tensor:
     scalars = list(scalars)
     dtype = "float64" if any(x.dtype == paddle.float64 for x in scalars) else "float32"
     return paddle.stack([x.astype(dtype) for x in scalars])
+
+
+def _check_validation(validate: Any, validate_every: Any) -> None:
+    if not (validate is None or callable(validate)):
+        raise TypeError(f"validate must be a function of the network, got {validate!r}")
+    _arguments.integer("validate_every", validate_every, at_least=1)
+
+
+def _numbers(results: Any) -> dict[str, float]:
+    """What ``validate`` has given, as floats."""
+    try:
+        return {name: float(value) for name, value in results.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"validate must give numbers by name, such as {{'error': 0.1}}, got {results!r}"
+        ) from error
 
 
 def _check_optimizer(optimizer: Any) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from paddlescience_gradnorm import FCNet, _operators
 from paddlescience_gradnorm.balancing import Fixed, PinnRule
+from paddlescience_gradnorm.point_weights import SelfAdaptiveWeights
 from paddlescience_gradnorm.training import _compared, _course, compare
 from paddlescience_gradnorm.training._trial import KnownProblem
 from paddlescience_gradnorm.training.comparison import compare_problem
@@ -112,7 +113,8 @@ def test_the_conflict_is_the_cosine_of_the_losses_gradients(make):
         return 0.0
 
     found = make(rules=["equal"], seeds=[0], error=watched)
-    np.testing.assert_allclose(found.runs[0]["conflicts"], measured, rtol=1e-4)
+    of_the_run = measured[1:]  # the first error tells the problem from others
+    np.testing.assert_allclose(found.runs[0]["conflicts"], of_the_run, rtol=1e-4)
 
 
 def test_processes_find_what_this_one_finds(make, tmp_path):
@@ -138,6 +140,9 @@ def test_runs_are_made_once_and_a_changed_problem_anew(make, tmp_path, capsys):
         {"rules": {"pinn": PinnRule(lead=5.0)}},
         {"losses": lambda net: {name: 2 * loss for name, loss in losses(net).items()}},
         {"optimizer": lambda parameters, steps: paddle.optimizer.SGD(0.1, parameters=parameters)},
+        {"optimizer": lambda parameters, steps: paddle.optimizer.Adam(2e-3, parameters=parameters)},
+        {"error": error},
+        {"error": lambda net: 2 * error(net)},
         {"steps": 5},
     ):
         make(**{"rules": ["pinn"], "seeds": [0], "progress": True, **changed})
@@ -252,6 +257,63 @@ def test_runs_with_weights_of_points_are_other_runs(tmp_path):
     assert len({run["error"] for run in lines}) == 3
 
 
+class Weighted(paddle.nn.Layer):
+    """Losses with weights of points; it keeps those with which each call began."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights_of_points = SelfAdaptiveWeights(16, rate=0.1)
+        self.began = []
+
+    def losses(self, net):
+        self.began.append(self.weights_of_points.weights.mean().item())
+        x = paddle.linspace(0, 1, 16).reshape([-1, 1])
+        weighted = self.weights_of_points(net(x) - x.exp()).square().mean()
+        return {"weighted": weighted, **losses(net)}
+
+
+@pytest.mark.parametrize("closed_over", [False, True])
+def test_every_run_begins_with_the_same_weights_of_points(make, closed_over, capsys):
+    weighted = Weighted()
+
+    def by_closure(net):
+        return weighted.losses(net)
+
+    of = by_closure if closed_over else weighted.losses
+    found = make(of, {"one": "equal", "other": "equal"}, seeds=[0], error=error)
+    one, other = map(without_times, found.runs)
+    assert one["loss_curves"] == other["loss_curves"] and one["error"] == other["error"]
+    assert weighted.began[-1] > 1  # they have moved
+    make(of, {"one": "equal", "other": "equal"}, seeds=[0], error=error, progress=True)
+    assert "2 of 2 runs are there already" in capsys.readouterr().out
+
+
+def test_no_weights_of_points_move_before_the_first_step(make):
+    hidden = [Weighted()]  # so that nobody can put them back
+    make(lambda net: hidden[0].losses(net), ["equal"], seeds=[0])
+    assert hidden[0].began[:3] == [1, 1, 1] and hidden[0].began[-1] > 1
+
+
+def test_a_network_that_is_no_new_one_is_refused(tmp_path):
+    shared = build()
+    for same in (lambda: shared, lambda: paddle.nn.Sequential(shared)):
+        with pytest.raises(ValueError, match=r"build must make a new network .* within build"):
+            compare(same, losses, folder=tmp_path, jobs=0)
+    for parameter in shared.parameters():  # such as of an embedding that nobody trains
+        parameter.stop_gradient = True
+    found = compare(
+        lambda: paddle.nn.Sequential(shared, paddle.nn.Linear(1, 1)),
+        losses,
+        ["equal"],
+        [0],
+        steps=2,
+        folder=tmp_path,
+        jobs=0,
+        progress=False,
+    )
+    assert len(found.runs) == 1
+
+
 @pytest.mark.parametrize(
     "options, kind, message",
     [
@@ -260,6 +322,11 @@ def test_runs_with_weights_of_points_are_other_runs(tmp_path):
         ({"rules": []}, ValueError, r"rules and seeds must have one at least, got \[\]"),
         ({"seeds": []}, ValueError, r"rules and seeds must have one at least, got"),
         ({"seeds": [0.5]}, TypeError, "seeds must be an integer"),
+        ({"seeds": 3}, TypeError, r"seeds must be a list of integers, got 3; pass .* range\(3\)"),
+        ({"losses": 3}, TypeError, "losses must be a function, got 3"),
+        ({"error": 0.1}, TypeError, "error must be a function, got 0.1"),
+        ({"error": lambda net: {"u": 1}}, TypeError, "error must give a number, got {'u': 1}"),
+        ({"optimizer": "adam"}, TypeError, "optimizer must be a function, got 'adam'"),
         ({"steps": 0}, ValueError, "steps must be .* 1"),
         ({"jobs": -1}, ValueError, "jobs must be .* 0"),
         ({"losses": broken}, OSError, "no such loss"),
@@ -275,6 +342,8 @@ def test_mistakes_are_named_before_any_run(make, tmp_path, options, kind, messag
 def test_what_is_no_network_is_named(tmp_path):
     with pytest.raises(TypeError, match=r"build must give a paddle\.nn\.Layer, got int 3"):
         compare(lambda: 3, losses, folder=tmp_path)
+    with pytest.raises(TypeError, match=r"build must be .* got the network FCNet; construct it"):
+        compare(build(), losses, folder=tmp_path)
 
 
 def test_a_damaged_file_of_runs_is_named(make, tmp_path):

@@ -117,8 +117,9 @@ def regression(given, net):
 
 def dead(seed):
     paddle.seed(seed)
-    linear, relu = paddle.nn.Linear, paddle.nn.ReLU
-    net = paddle.nn.Sequential(linear(2, 16), relu(), linear(16, 16), relu(), linear(16, 1))
+    linear, softplus = paddle.nn.Linear, paddle.nn.Softplus
+    layers = linear(2, 16), softplus(), linear(16, 16), softplus(), linear(16, 1)
+    net = paddle.nn.Sequential(*layers)
     net[2].bias.set_value(paddle.full([16], -50.0))
     return net
 

@@ -12,7 +12,7 @@ import paddle
 import pytest
 from PIL import Image
 
-from paddlescience_gradnorm.training import History, write_report
+from paddlescience_gradnorm.training import History, report, write_report
 
 NAMES = ["pde", "<b>&'\"$bc"]  # the second one as unkind as a name can be
 METRICS = {
@@ -143,6 +143,24 @@ def test_a_run_with_equal_weights_beside_is_shown_too(tmp_path):
     pictures = [[image.tobytes() for image in each.images] for each in (alone, page)]
     assert [a == b for a, b in zip(*pictures)] == [False, True, True, True, False]
     assert "equal weights" not in " ".join(Page(write_report(tmp_path / "f")).text)
+
+
+def test_both_curves_of_a_long_run_are_over_its_steps(tmp_path, monkeypatch):
+    drawn = []
+
+    def png(figure):
+        drawn.append({x.get_linestyle(): x.get_xdata().tolist() for x in figure.axes[0].lines})
+        return b""
+
+    monkeypatch.setattr(report, "png", png)
+    for balance in ("pinn", "equal"):
+        save_run(tmp_path / balance, balance, 0.01, steps=1)
+        history = History(limit=1000)
+        for step in range(3000):
+            history.record(NAMES, np.array([0.999**step, 2.0]))
+        history.save(tmp_path / balance / "history.npz")
+    write_report(tmp_path / "pinn")
+    assert drawn[0]["-"] == drawn[0]["--"] == history.steps.tolist()
 
 
 def test_an_error_curve_that_is_none_is_left_out(run):

@@ -1,6 +1,7 @@
 import copy
 import os
 import signal
+import warnings
 
 import numpy as np
 import paddle
@@ -682,6 +683,64 @@ def test_a_failed_step_leaves_no_half_epoch_behind(make_trainer, named_losses):
     assert trainer.step == 4
 
 
+class Interrupted(paddle.optimizer.SGD):
+    """Ctrl-C in the step of this number; it keeps the gradient that each step applies."""
+
+    def __init__(self, at, net):
+        super().__init__(0.1, parameters=net.parameters())
+        self.at, self.applied = at, []
+
+    def step(self):
+        self.applied.append(gradient(self._parameter_list))
+        if len(self.applied) == self.at:
+            raise KeyboardInterrupt
+        super().step()
+
+
+def gradient(parameters):
+    return np.concatenate([p.grad.numpy().ravel() for p in parameters])
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: GradNorm(net, 3, rule="config")])
+def test_the_step_after_ctrl_c_has_its_own_gradient(fc_net, named_losses, wrap):
+    net = wrap(fc_net)
+    sgd = Interrupted(3, net)
+    trainer = Trainer(net, named_losses, sgd)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(5)
+    assert trainer.step == len(trainer.history) == 2
+    assert not any(gradient(net.parameters()))  # for a loop of one's own, too
+    trainer.fit(1)
+    np.testing.assert_allclose(sgd.applied[3], sgd.applied[2], rtol=1e-6)  # nothing has moved
+    assert trainer.step == len(trainer.history) == 3
+
+
+def test_ctrl_c_within_lbfgs_leaves_nothing_either(fc_net, fit_a_sine):
+    trainer, calls = Trainer(fc_net, fit_a_sine, adam(fc_net)), []
+
+    def losses(net):
+        calls.append(net)
+        named = fit_a_sine(net)
+        if len(calls) == 3:
+            sum(named.values()).backward()
+            raise KeyboardInterrupt
+        return named
+
+    trainer.losses = losses
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit_lbfgs()
+    assert trainer.step == len(trainer.history) == 0
+    assert not any(gradient(fc_net.parameters()))
+
+
+def test_a_fit_begins_with_clean_gradients(fc_net, named_losses):
+    sum(named_losses(fc_net).values()).backward()
+    expected = gradient(fc_net.parameters())
+    sgd = Interrupted(None, fc_net)
+    Trainer(fc_net, named_losses, sgd).fit()
+    np.testing.assert_array_equal(sgd.applied[0], expected)
+
+
 def test_a_full_disk_ends_the_run(tmp_path, make_trainer, monkeypatch):
     checkpoints = Checkpoints(tmp_path, every=2)
     full = []
@@ -707,6 +766,135 @@ def test_a_full_disk_ends_the_run(tmp_path, make_trainer, monkeypatch):
         "step_00000004.ckpt",
     ]
     make_trainer(callbacks=[StopOnSignals()]).load(checkpoints.paths()[-1])
+
+
+@pytest.mark.parametrize("resume", ["latest", "file"])
+def test_another_rate_in_the_checkpoint_is_named(tmp_path, fc_net, named_losses, resume):
+    checkpoints = Checkpoints(tmp_path)
+
+    def made(rate, callbacks=()):
+        return Trainer(fc_net, named_losses, adam(fc_net, rate=rate), callbacks=callbacks)
+
+    made(1e-2).fit(2, checkpoints=checkpoints)
+    path = checkpoints.paths()[-1]
+    to_resume = {"resume": path}
+    if resume == "latest":
+        to_resume = {"resume": "latest", "checkpoints": checkpoints}
+    message = r"rate 0\.0001 in the program and 0\.01 in .*ckpt, .*optimizer\.set_lr\(0\.0001\)"
+    with pytest.warns(UserWarning, match=message) as record:
+        made(1e-4).fit(4, **to_resume)
+    assert [w.filename for w in record] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made(1e-2).fit(6, **to_resume)
+        # A callback that lowers rates has done so, and a schedule has moved.
+        plateau = paddle.callbacks.ReduceLROnPlateau("x", verbose=0)
+        lowered = made(1e-2, [plateau])
+        folder = Checkpoints(tmp_path / "lowered")
+        lowered.fit(1, validate=lambda net: {"x": 0}, checkpoints=folder)
+        lowered.optimizers[0].set_lr(1e-3)
+        lowered.save(folder.paths()[-1])
+        again = made(1e-2, [paddle.callbacks.ReduceLROnPlateau("x", verbose=0)])
+        again.fit(2, validate=lambda net: {"x": 0}, checkpoints=folder, resume="latest")
+        assert again.optimizers[0].get_lr() == 1e-3
+        by_schedule = Checkpoints(tmp_path / "schedule")
+        for epochs, options in ((2, {}), (4, {"resume": "latest"})):
+            schedule = paddle.optimizer.lr.ExponentialDecay(1e-2, 0.5)
+            made(schedule).fit(epochs, checkpoints=by_schedule, **options)
+        # The way that the warning names.
+        other = made(1e-4)
+        other.load(checkpoints.paths()[-1])
+        other.optimizers[0].set_lr(1e-4)
+        other.fit(1)
+        assert other.optimizers[0].get_lr() == 1e-4
+
+
+# Unknown coefficients.
+
+
+class Inverse(paddle.nn.Layer):
+    """Losses with an unknown coefficient, in a layer within this one."""
+
+    def __init__(self, frozen=False):
+        super().__init__()
+        self.inner = paddle.nn.Layer()
+        self.inner.k = self.inner.create_parameter([1])
+        self.inner.k.stop_gradient = frozen
+        self.inner.unused = self.inner.create_parameter([1])
+        self.x = paddle.rand([8, 2])
+
+    def forward(self, net):
+        u = net(self.x)
+        return {"pde": (self.inner.k * u - 1).square().mean(), "data": u.square().mean()}
+
+    def losses(self, net):
+        return self(net)
+
+
+def as_extra(inverse):
+    class Losses:
+        def __call__(self, net):
+            return inverse(net)
+
+    return Losses()
+
+
+def of_a_script(inverse):
+    """A function that has the layer in a global, as in a script."""
+    script = {"residual": inverse}
+    exec("def losses(net):\n    return residual(net)", script)
+    return script["losses"]
+
+
+FORMS = {
+    "script": of_a_script,
+    "layer": lambda inverse: inverse,
+    "method": lambda inverse: inverse.losses,
+    "closure": lambda inverse: lambda net: inverse(net),
+    "extra": as_extra,
+}
+
+
+@pytest.mark.parametrize("stage", ["fit", "fit_lbfgs"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_coefficient_that_no_optimizer_holds_is_named_once(fc_net, form, stage):
+    inverse = Inverse()
+    extras = {"inverse": inverse} if form == "extra" else {}
+    trainer = Trainer(fc_net, FORMS[form](inverse), adam(fc_net), extras=extras)
+    message = (
+        r"do not hold inner\.k of Inverse, on which .*\*net\.parameters\(\), \*residual\.param"
+    )
+    with pytest.warns(UserWarning, match=message) as record:
+        getattr(trainer, stage)(epochs=2)
+        trainer.fit()
+    assert [w.filename for w in record] == [__file__]  # once, at the call
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_coefficient_that_is_trained_or_frozen_is_not_named(fc_net, form):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for inverse, optimizers in (
+            (held := Inverse(), adam(fc_net, held)),
+            (own := Inverse(), [adam(fc_net), adam(own)]),
+            (Inverse(frozen=True), adam(fc_net)),
+        ):
+            extras = {"inverse": inverse} if form == "extra" else {}
+            Trainer(fc_net, FORMS[form](inverse), optimizers, extras=extras).fit(2)
+
+
+def test_a_network_that_has_been_trained_before_is_no_coefficient(fc_net):
+    x, teacher = paddle.rand([8, 2]), copy.deepcopy(fc_net)
+    Trainer(teacher, lambda net: [net(x).square().mean()], adam(teacher)).fit(2)
+
+    def losses(net):
+        with paddle.no_grad():
+            u = teacher(x)
+        return [(net(x) - u).square().mean()]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Trainer(fc_net, losses, adam(fc_net)).fit()
 
 
 # L-BFGS.
@@ -785,6 +973,15 @@ def test_lbfgs_trains_what_the_optimizers_train(fc_net, fit_a_sine):
         ({"optimizers": ["adam"]}, TypeError, "optimizers must be of paddle.optimizer, got str"),
         ({"callbacks": ["stop"]}, TypeError, "callbacks must be .* got 'stop'"),
         (
+            {"callbacks": StopOnSignals()},
+            TypeError,
+            r"callbacks must be a list, got StopOnSignals .* \[callback\]",
+        ),
+        ({"callbacks": None}, TypeError, "callbacks must be a list, got NoneType None"),
+        ({"balancer": "pinn"}, TypeError, r"balancer must .* got 'pinn'; .*rule=\"pinn\""),
+        ({"balancer": LossBalancer}, TypeError, "balancer must be a LossBalancer .* got <class"),
+        ({"extras": [1]}, TypeError, r"extras must be a dict name -> part, got \[1\]; give each"),
+        (
             {"callbacks": [paddle.callbacks.LRScheduler()]},
             ValueError,
             "leave out callbacks.LRScheduler",
@@ -842,6 +1039,7 @@ def test_loss_weights_that_no_optimizer_steps_are_refused(fc_net, named_losses):
         ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
         ({"epochs": 1.5}, TypeError, "epochs must be an integer, got 1.5"),
         ({"validate_every": 0}, ValueError, "validate_every must be at least 1, got 0"),
+        ({"validate": {"error": 1}}, TypeError, "validate must be a function of the network, got"),
     ],
 )
 @pytest.mark.parametrize("stage", ["fit", "fit_lbfgs"])
@@ -850,6 +1048,35 @@ def test_bad_numbers_are_named(fc_net, named_losses, stage, arguments, error, ma
     with pytest.raises(error, match=match):
         getattr(trainer, stage)(**arguments)
     assert trainer.step == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        ({"checkpoints": "folder"}, r"got 'folder'; pass Checkpoints\(folder\)"),
+        ({"resume": True}, "resume must be a file or 'latest', got True; pass resume='latest'"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(fc_net, named_losses, arguments, match):
+    trainer = Trainer(fc_net, named_losses, adam(fc_net))
+    with pytest.raises(TypeError, match=match):
+        trainer.fit(2, **arguments)
+    assert trainer.step == 0
+
+
+@pytest.mark.parametrize("given", [0.1, None, {"error": "x"}, {"error": np.ones(3)}])
+def test_what_validate_must_give_is_named(fc_net, named_losses, given):
+    trainer = Trainer(fc_net, named_losses, adam(fc_net))
+    with pytest.raises(TypeError, match=r"validate must give numbers by name, such as {'error'"):
+        trainer.fit(2, validate=lambda net: given)
+    assert fc_net.training
+
+
+def test_an_error_within_validate_leaves_the_network_in_training(fc_net, named_losses):
+    trainer = Trainer(fc_net, named_losses, adam(fc_net))
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(2, validate=lambda net: 1 / 0)
+    assert fc_net.training
 
 
 def test_diagnosis_of_a_run_is_the_historys_and_the_balancers(fc_net, tmp_path):
