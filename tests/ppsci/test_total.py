@@ -56,7 +56,7 @@ def test_gradients_that_are_cleared_within_a_scaled_step_are_refused(fc_net, mak
     total.backward()
     total = aggregator(dict(zip(names, make_losses(fc_net)))) * 0.5
     optimizer.clear_grad()
-    with pytest.raises(RuntimeError, match="and are cleared now: call optimizer.clear_grad"):
+    with pytest.raises(RuntimeError, match="and are cleared now: call optimizer"):
         total.backward()
 
 
