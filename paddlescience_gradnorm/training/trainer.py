@@ -476,6 +476,8 @@ class Trainer:
         except BaseException:
             self._batch = 0  # the next call begins an epoch
             self._clear_gradients()  # of a step that has not ended
+            if isinstance(self.balancer, LossBalancer):
+                self.balancer.discard_micro_batches()
             raise
         finally:
             self._call("on_train_end")

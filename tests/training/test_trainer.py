@@ -812,6 +812,22 @@ def test_another_rate_in_the_checkpoint_is_named(tmp_path, fc_net, named_losses,
 # Unknown coefficients.
 
 
+def test_an_interrupt_within_the_balancer_leaves_no_half_of_a_step(fc_net, named_losses):
+    net = GradNorm(fc_net, n_loss=3, equations=["pde"])
+    trainer, end = Trainer(net, named_losses, adam(net)), net.balancer._end
+
+    def interrupted(*arguments):
+        net.balancer._end = end
+        raise KeyboardInterrupt
+
+    net.balancer._end = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    trainer.fit()
+    measured = net.balancer.last_measurement.losses
+    assert measured == pytest.approx([x[-1] for x in trainer.history.losses.values()], rel=1e-5)
+
+
 class Inverse(paddle.nn.Layer):
     """Losses with an unknown coefficient, in a layer within this one."""
 
