@@ -813,13 +813,17 @@ def test_another_rate_in_the_checkpoint_is_named(tmp_path, fc_net, named_losses,
 
 
 def test_an_interrupt_within_the_balancer_leaves_no_half_of_a_step(fc_net, named_losses):
-    net = GradNorm(fc_net, n_loss=3, equations=["pde"])
-    trainer, end = Trainer(net, named_losses, adam(net)), net.balancer._end
+    net, factors, end = GradNorm(fc_net, n_loss=3, equations=["pde"]), iter([9.0, 1.0]), None
 
-    def interrupted(*arguments):
+    def losses(*_):
+        factor = next(factors)
+        return {name: factor * loss for name, loss in named_losses(net).items()}
+
+    def interrupted(*_):
         net.balancer._end = end
         raise KeyboardInterrupt
 
+    trainer, end = Trainer(net, losses, adam(net)), net.balancer._end
     net.balancer._end = interrupted
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
