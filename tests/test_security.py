@@ -49,7 +49,7 @@ PACKAGE = {
     # Methods of networks: evaluation mode.
     ("training/trainer.py", "self.net.eval"),
     ("training/gradnorm_run.py", "net.eval"),
-    ("point_weights.py", "layer.eval"),
+    ("training/comparison.py", "net.eval"),
     # What the small processes beside the ranks tell each other.
     ("training/_watcher.py", "json.loads"),
     # Of numbers and expressions: text is refused before.
