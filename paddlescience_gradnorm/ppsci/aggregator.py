@@ -315,7 +315,7 @@ class GradNormAggregator(LossAggregator):
                 known, self._adds_to, self._with_gradient = self._with_gradient, [], []
                 if known and len(with_gradient(known)) == len(known):
                     self.balancer.take_back()
-                    self._adds_to = known
+                    self._adds_to = with_gradient(known)  # none if gradients are combined
                 self._acting = self.balancer.get_weights()
                 self._log.record(self._acting)
             run = self._backward_at_rest if again else self._backward
