@@ -116,7 +116,7 @@ class Lead:
     def _grows(self, equations: Sequence[str]) -> tuple[float, float]:
         """In which part of a run with these equations the lead grows."""
         # Noisy data may be among the equations, so that they have no lead.
-        several = sum(not _says_condition(name) for name in equations) > 1
+        several = sum(not (_says_condition(n) or _says_data(n)) for n in equations) > 1
         return _WITH_SEVERAL if self.late or several else _WITH_ONE
 
     @staticmethod

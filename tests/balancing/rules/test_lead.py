@@ -48,8 +48,9 @@ def test_it_grows_in_the_first_half_or_later_with_several_equations(progress, of
     assert leads(one, lead=Lead(20.0, True))[1:] == pytest.approx([20**of_several] * 2)
     assert leads(several, lead=Lead(20.0, False))[2] == pytest.approx(20)
     # Noisy data among the equations are no second equation.
-    noisy = measured([1] * 3, [0, 1], progress=progress, names=("pde", "data", "bc"))
-    assert leads(noisy)[2] == pytest.approx(20**of_one)
+    for name in ("data", "noisy_data"):
+        noisy = measured([1] * 3, [0, 1], progress=progress, names=("pde", name, "bc"))
+        assert leads(noisy)[2] == pytest.approx(20**of_one)
 
 
 def test_one_that_must_come_late_does_not_come_if_nobody_knows_when_that_is():
