@@ -664,7 +664,9 @@ def check_that_it_goes_on(rule, weights, before, measurement, new, healthy):
     targets = rule.strength * (logs - (unit if has_unit else logs.mean()))
     if has_unit:
         are_equations = measurement.equations[healthy]
-        targets = targets + np.where(are_equations, 0, np.log(rule.lead))
+        # Of a run of unknown length the conditions of several equations have no lead.
+        lead = rule.lead if measurement.equations.sum() < 2 else 1.0
+        targets = targets + np.where(are_equations, 0, np.log(lead))
         with np.errstate(all="ignore"):
             losses = weights[healthy] * measurement.losses[healthy].clip(0)
             enough = rule.met * losses[are_equations].sum()
