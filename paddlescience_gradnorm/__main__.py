@@ -112,6 +112,8 @@ def list_problems(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Train on a problem, print what came of it and write it to the output folder."""
+    from paddlescience_gradnorm.runtime import check_environment
+
     if options.balance == "gradnorm":  # as GradNorm(net, n_loss, alpha) takes it
         options.balance = "pinn" if options.alpha is None else "published"
     if options.balance not in ("pinn", "published") and options.alpha is not None:
@@ -122,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.balance == "published" and options.alpha is None:
         options.alpha = ALPHA
-    _check_operators(options)
+    check_environment(options.parser)
     _check_point_weights(options)
     output = options.output or Path("outputs", f"{options.problem.name}_{options.balance}")
     try:  # before the training
@@ -175,11 +177,12 @@ def report(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     """Train by several rules, print the table and say where figure and page are."""
+    from paddlescience_gradnorm.runtime import check_environment
     from paddlescience_gradnorm.training._runs import Interrupted
     from paddlescience_gradnorm.training._trial import KnownProblem
     from paddlescience_gradnorm.training.comparison import compare_problem
 
-    _check_operators(options)
+    check_environment(options.parser)
     _check_point_weights(options)
     problem = options.problem
     folder = options.output or Path("outputs", f"{problem.name}_comparison")
@@ -207,15 +210,6 @@ def compare(options: argparse.Namespace) -> int:
         options.parser.exit(1, f"{options.parser.prog}: {error}\n")
     print(f"\n{comparison.table()}\ncomparison.md, comparison.png, comparison.html in {folder}")
     return 1 if comparison.failed else 0
-
-
-def _check_operators(options: argparse.Namespace) -> None:
-    from paddlescience_gradnorm import _operators
-
-    try:
-        _operators.choice()
-    except ValueError as error:
-        options.parser.exit(2, f"{options.parser.prog}: {error}\n")
 
 
 def _check_point_weights(options: argparse.Namespace) -> None:

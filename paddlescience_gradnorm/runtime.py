@@ -393,12 +393,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--build", action="store_true", help="build the operators first")
 
 
-def report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Print machine, settings and speed; the parser reports what goes wrong."""
+def check_environment(parser: argparse.ArgumentParser) -> None:
+    """Let the parser report a variable of the environment that says something unknown."""
     try:
         _operators.choice()
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Print machine, settings and speed; the parser reports what goes wrong."""
+    check_environment(parser)
     print(find_machine(), end="\n\n", flush=True)
     if options.build:
         try:
