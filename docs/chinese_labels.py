@@ -116,7 +116,12 @@ PATTERNS = {
     r"([\d,]+)\npoints": "\\1\n个点",
     r"([\d,]+)\none graph": "\\1\n同一计算图",
 }
-PARTS = {"equal weights": "等权重", "plain sum": "直接求和", "network": "网络解"}
+PARTS = {
+    "equal weights": "等权重",
+    "plain sum": "直接求和",
+    "balanced": "平衡后",
+    "network": "网络解",
+}
 PARTS |= {"Paddle with operators": "Paddle + 算子", "Paddle as installed": "Paddle（默认安装）"}
 PARTS |= {"plain step": "普通步", "plain step by nested paddle.grad": "普通步，嵌套 paddle.grad"}
 PARTS |= {"PINN rule": "PINN 规则", "GradNorm, malloc settings": "GradNorm，malloc 设置"}

@@ -1,4 +1,4 @@
-"""The Allen-Cahn equation in PaddleScience's Solver, four losses balanced by GradNorm.
+"""The Allen-Cahn equation in PaddleScience's Solver, four losses balanced by the PINN rule.
 
 u_t - eps^2 u_xx + 5 u^3 - 5 u = 0 for t in [0, 1] and x in [-1, 1], with initial values, boundary
 values and noisy measurements inside. The solution is a front that travels with constant shape.
@@ -122,7 +122,7 @@ def train(cfg: DictConfig):
     equation = {"allen_cahn": ppsci.equation.AllenCahn(eps=cfg.EPS)}
     constraint = constraints(cfg, equation)
 
-    # The lines that GradNorm takes, and loss_aggregator= and log_to below.
+    # The lines that balancing takes, and loss_aggregator= and log_to below.
     aggregator = None
     if cfg.GRADNORM is not None:
         aggregator = GradNormAggregator.of(model, constraint, equation, **cfg.GRADNORM)
@@ -150,11 +150,11 @@ def train(cfg: DictConfig):
 
 
 def compare(cfg: DictConfig):
-    """Train with the plain sum and with GradNorm, from the same start, and draw both errors."""
+    """Train with the plain sum and balanced, from the same start, and draw both errors."""
     points = grid(times=101)
     exact = Front(cfg.EPS)(points)
     errors = {}
-    for name, gradnorm in (("plain sum", None), ("GradNorm", cfg.GRADNORM)):
+    for name, gradnorm in (("plain sum", None), ("balanced", cfg.GRADNORM)):
         ppsci.utils.misc.set_random_seed(cfg.seed)
         one = cfg.copy()
         one.GRADNORM, one.output_dir = gradnorm, f"{cfg.output_dir}/{name.replace(' ', '_')}"

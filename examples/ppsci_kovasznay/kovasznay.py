@@ -1,4 +1,4 @@
-"""Kovasznay flow in PaddleScience's Solver, its eleven losses balanced by GradNorm.
+"""Kovasznay flow in PaddleScience's Solver, its eleven losses balanced by the PINN rule.
 
 The steady Navier-Stokes equations (``ppsci.equation.NavierStokes``) on [-0.5, 1] x [-0.5, 0.5],
 with velocities and pressure on the inflow and the outflow, and the velocities on the sides. Modes
@@ -121,7 +121,7 @@ def train(cfg: DictConfig):
     equation = {"navier_stokes": ppsci.equation.NavierStokes(viscosity, 1.0, 2, False)}
     constraint = constraints(cfg, equation)
 
-    # The lines that GradNorm takes, and loss_aggregator= and log_to below.
+    # The lines that balancing takes, and loss_aggregator= and log_to below.
     aggregator = None
     if cfg.GRADNORM is not None:
         aggregator = GradNormAggregator.of(model, constraint, equation, **cfg.GRADNORM)
@@ -157,10 +157,10 @@ def relative_errors(cfg: DictConfig, found, points):
 
 
 def compare(cfg: DictConfig):
-    """Train with the plain sum and with GradNorm, from the same start, and draw both errors."""
+    """Train with the plain sum and balanced, from the same start, and draw both errors."""
     points = grid()
     found = {}
-    for name, gradnorm in (("plain sum", None), ("GradNorm", cfg.GRADNORM)):
+    for name, gradnorm in (("plain sum", None), ("balanced", cfg.GRADNORM)):
         ppsci.utils.misc.set_random_seed(cfg.seed)
         one = cfg.copy()
         one.GRADNORM, one.output_dir = gradnorm, f"{cfg.output_dir}/{name.replace(' ', '_')}"

@@ -1,4 +1,4 @@
-"""Laplace's equation in PaddleScience's Solver, its two losses balanced by GradNorm.
+"""Laplace's equation in PaddleScience's Solver, its two losses balanced by the PINN rule.
 
 u_xx + u_yy = 0 on the unit square with the values of cos(x) cosh(y) on its edge. Modes (``mode=``):
 ``train``, ``eval``, ``export`` and ``infer``; the settings are in conf/laplace2d.yaml.
@@ -71,7 +71,7 @@ def train(cfg: DictConfig):
     )
     constraint = {"EQ": inside, "BC": edge}
 
-    # The lines that GradNorm takes, and loss_aggregator= and log_to below.
+    # The lines that balancing takes, and loss_aggregator= and log_to below.
     aggregator = None
     if cfg.GRADNORM is not None:
         aggregator = GradNormAggregator.of(model, constraint, equation, **cfg.GRADNORM)
@@ -99,12 +99,12 @@ def train(cfg: DictConfig):
 
 
 def compare(cfg: DictConfig):
-    """Train with the plain sum and with GradNorm, from the same start, and draw both errors."""
+    """Train with the plain sum and balanced, from the same start, and draw both errors."""
     x, y = np.meshgrid(*[np.linspace(0, 1, 101, dtype="float32")] * 2)
     points = {"x": x.reshape(-1, 1), "y": y.reshape(-1, 1)}
     exact = solution(points)
     errors = {}
-    for name, gradnorm in (("plain sum", None), ("GradNorm", cfg.GRADNORM)):
+    for name, gradnorm in (("plain sum", None), ("balanced", cfg.GRADNORM)):
         ppsci.utils.misc.set_random_seed(cfg.seed)
         one = cfg.copy()
         one.GRADNORM, one.output_dir = gradnorm, f"{cfg.output_dir}/{name.replace(' ', '_')}"

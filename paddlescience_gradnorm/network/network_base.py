@@ -21,13 +21,13 @@ class NetworkBase(PicklableLayer):
 
     Examples:
         >>> import paddle
-        >>> class Cubic(NetworkBase):
+        >>> class Bounded(NetworkBase):
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.linear = paddle.nn.Linear(2, 1)
         ...     def nn_func(self, ins):
-        ...         return self.linear(ins) ** 3
-        >>> list(Cubic()(paddle.ones([5, 2])).shape)
+        ...         return paddle.tanh(self.linear(ins))
+        >>> list(Bounded()(paddle.ones([5, 2])).shape)
         [5, 1]
     """
 

@@ -34,8 +34,8 @@ class PinnRule(Rule):
     - The conditions' targets are multiplied by ``lead``, because the conditions decide which of
       the equations' many solutions is found. The lead grows from 1 to ``lead`` over the first half
       of the run; if there are several equations, between 0.3 and 0.8 of it. So the equations shape
-      the solution first. With a lead from the start, a flow meets the values on its walls by a
-      thin layer, and dies inside.
+      the solution first. With a lead from the start, the network fits the values on a flow's
+      walls by a thin layer beside them, and the velocity inside stays wrong.
     - Measured data, which a loss's name tells, such as ``data`` or ``sensors``, have the lead from
       the start, because unknown coefficients are found by them. If their loss comes to rest in the
       first 0.6 of the run, what is left of it is noise. Then they lose the lead again within 0.3 of
@@ -67,8 +67,7 @@ class PinnRule(Rule):
         strength: How far to go from equal weights towards equal norms, above 0, at most 1.
             Lower it if equal weights are nearly right.
         lead: Factor of the conditions' targets, above 0. Raise it if the solution is
-            smooth and wrong, and its boundary values are off. Lower it if conditions contradict
-            each other.
+            smooth and wrong, and its boundary values are off.
         bound: Limit of the targets, above 1: they stay between 1 / ``bound`` and ``bound``. Lower
             it if every loss must keep some influence.
         memory: Share of the average L(0) that an update keeps, in [0, 1). At 0.99 the average
