@@ -46,6 +46,7 @@ class Settings:
     lbfgs_steps: int = 0  # afterwards
     waves: dict[str, float] = field(default_factory=dict)  # of a network of waves, as for wave_net
     point_weights: str = ""  # of the equations
+    optimizer: str = ""  # of OPTIMIZERS; Adam if it is empty
 
 
 COLORS = 3  # that dots on one line can have and still be told apart
@@ -103,6 +104,19 @@ WAVES: dict[str, Settings] = {
 }
 
 
+def soap(**options: Any) -> paddle.optimizer.Optimizer:
+    """PaddleScience's SOAP, without weight decay, as Adam here."""
+    from ppsci.optimizer.soap import SOAP
+
+    return SOAP(weight_decay=0.0, **options)
+
+
+OPTIMIZERS: dict[str, Callable[..., paddle.optimizer.Optimizer]] = {
+    "adam": paddle.optimizer.Adam,
+    "soap": soap,
+}
+
+
 def train(run: Run, folder: Path, say: Callable[[float], None], stop: StopOnSignals) -> Run | None:
     """One run, with checkpoints in the folder; all that is to be known of it."""
     tune_cpu(threads=1, build=False)
@@ -140,11 +154,15 @@ def train(run: Run, folder: Path, say: Callable[[float], None], stop: StopOnSign
         steps, callbacks = 10**9, [stop, Deadline()]
     else:
         schedule = paddle.optimizer.lr.CosineAnnealingDecay(settings.learning_rate, T_max=steps)
-    adam = paddle.optimizer.Adam(schedule, parameters=[*net.parameters(), *trial.parameters])
+    optimizer = OPTIMIZERS[settings.optimizer or "adam"](
+        learning_rate=schedule, parameters=[*net.parameters(), *trial.parameters]
+    )
     extras = {"course": course}
-    trainer = Trainer(net, trial.losses, adam, balancer, callbacks, extras=extras, progress=False)
-    # PaddleScience's aggregators keep a part of their state where no checkpoint finds it.
-    keeps = not settings.seconds and balancer is None
+    trainer = Trainer(
+        net, trial.losses, optimizer, balancer, callbacks, extras=extras, progress=False
+    )
+    # PaddleScience's aggregators, and its SOAP, keep state where no checkpoint finds it.
+    keeps = not settings.seconds and balancer is None and settings.optimizer != "soap"
     course.follow(trainer, steps, folder, max(1, settings.steps // MOMENTS), keeps)
     if stop.received:
         return None
@@ -182,9 +200,9 @@ def run_all(options: argparse.Namespace) -> list[Run]:
 
 
 def told(settings: Settings) -> dict[str, Any]:
-    """The settings for JSON; runs that were made before there were the last two have none."""
+    """The settings for JSON; runs that were made before there were the last three have none."""
     values = asdict(settings)
-    late = ("waves", "point_weights")
+    late = ("waves", "point_weights", "optimizer")
     return {name: value for name, value in values.items() if value or name not in late}
 
 
@@ -200,7 +218,14 @@ def settings_of(name: str, options: argparse.Namespace) -> Settings:
     settings = chosen.get(name, Settings())
     if options.steps:
         settings = replace(settings, steps=options.steps)
-    return replace(settings, seconds=options.seconds, point_weights=options.points or "")
+    if options.lbfgs_steps:
+        settings = replace(settings, lbfgs_steps=options.lbfgs_steps)
+    return replace(
+        settings,
+        seconds=options.seconds,
+        point_weights=options.points or "",
+        optimizer="" if options.optimizer == "adam" else options.optimizer,
+    )
 
 
 Errors = Mapping[str, "list[float]"]  # problem -> those of its seeds
@@ -439,6 +464,12 @@ def parse(problems: list[str], balances: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--points", choices=["rba", "self_adaptive", "causal"], help="weights of equations' points"
+    )
+    parser.add_argument(
+        "--lbfgs-steps", type=int, default=0, help="steps of L-BFGS afterwards, weights frozen"
+    )
+    parser.add_argument(
+        "--optimizer", choices=list(OPTIMIZERS), default="adam", help="soap needs PaddleScience"
     )
     parser.add_argument("--rule-options", type=json.loads, default={}, help="JSON, of PinnRule")
     parser.add_argument("--label", help="the name of a balance with these --rule-options")

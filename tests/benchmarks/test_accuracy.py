@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -79,13 +80,37 @@ def test_weights_of_points_and_waves_make_runs_of_their_own(tmp_path):
     assert "1 of 1 runs are there already" in found.stdout
     lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert len({line["error"] for line in lines}) == len(lines) == 4
-    late = ("waves", "point_weights")
+    late = ("waves", "point_weights", "optimizer")
     assert [[name in line["settings"] for name in late] for line in lines] == [
-        [False, False],
-        [False, True],
-        [True, False],
-        [True, True],
+        [False, False, False],
+        [False, True, False],
+        [True, False, False],
+        [True, True, False],
     ]
+
+
+def test_lbfgs_goes_on_from_adam_with_the_same_weights(tmp_path):
+    arguments = ["--problems", "poisson", "--balances", "pinn", "--seeds", "3", "--steps", "60"]
+    for more in ([], ["--lbfgs-steps", "40"]):
+        found = run(tmp_path, *arguments, *more)
+        assert found.returncode == 0, found.stderr
+    adam, both = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    # The weights of the last step of Adam, and the ones that it led to, which L-BFGS keeps.
+    for name, weight in adam["weights"].items():
+        assert both["weights"][name] == pytest.approx(weight, rel=0.11)
+    assert both["error"] < 0.5 * adam["error"]
+    assert both["settings"]["lbfgs_steps"] == 40
+
+
+@pytest.mark.skipif(find_spec("ppsci") is None, reason="needs PaddleScience")
+def test_soap_makes_runs_of_its_own(tmp_path):
+    arguments = ["--problems", "poisson", "--balances", "equal", "--seeds", "3", "--steps", "20"]
+    for more in (["--optimizer", "adam"], ["--optimizer", "soap"]):
+        found = run(tmp_path, *arguments, *more)
+        assert found.returncode == 0, found.stderr
+    adam, soap = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert "optimizer" not in adam["settings"] and soap["settings"]["optimizer"] == "soap"
+    assert soap["error"] != adam["error"]
 
 
 @pytest.mark.slow
