@@ -161,8 +161,8 @@ def train(run: Run, folder: Path, say: Callable[[float], None], stop: StopOnSign
     trainer = Trainer(
         net, trial.losses, optimizer, balancer, callbacks, extras=extras, progress=False
     )
-    # PaddleScience's aggregators, and its SOAP, keep state where no checkpoint finds it.
-    keeps = not settings.seconds and balancer is None and settings.optimizer != "soap"
+    # PaddleScience's aggregators keep a part of their state where no checkpoint finds it.
+    keeps = not settings.seconds and balancer is None
     course.follow(trainer, steps, folder, max(1, settings.steps // MOMENTS), keeps)
     if stop.received:
         return None

@@ -12,12 +12,20 @@ from typing import Any, Callable
 import paddle
 
 from paddlescience_gradnorm import _paddle
-from paddlescience_gradnorm.training._checkpoint_file import CheckpointError
-from paddlescience_gradnorm.training._like import as_plain, check_like, copy_into, values_of
+from paddlescience_gradnorm.training._checkpoint_file import CheckpointError, Values
+from paddlescience_gradnorm.training._like import (
+    as_plain,
+    check_like,
+    copy_into,
+    tensor_of,
+    values_of,
+)
 from paddlescience_gradnorm.training._versions import Schema
 
 _SLOTS = ("accumulators", "master_weights")
-_OPTIMIZER = Schema("an optimizer", ("kind", "groups", "rate", "schedule", *_SLOTS))
+_OPTIMIZER = Schema(
+    "an optimizer", ("kind", "groups", "rate", "schedule", *_SLOTS), ({"by_parameter": None},)
+)
 
 
 def parameters(optimizer: paddle.optimizer.Optimizer) -> list[paddle.Tensor]:
@@ -52,6 +60,7 @@ def state(optimizer: paddle.optimizer.Optimizer) -> dict[str, Any]:
         groups=[len(group) for group in _paddle.parameter_groups(optimizer)],
         rate=float(optimizer.get_lr()) if schedule is None else None,
         schedule=None if schedule is None else as_plain(schedule.state_dict(), "schedule"),
+        by_parameter=_by_parameter(optimizer),
         **{slot: _values(tensors) for slot, tensors in _tensors(optimizer).items()},
     )
 
@@ -81,6 +90,8 @@ def prepare(optimizer: paddle.optimizer.Optimizer, loaded: Any) -> Callable[[], 
     else:
         check_like(_any_number(own["schedule"]), loaded["schedule"], "schedule")
 
+    by_parameter = _checked(own["by_parameter"], loaded["by_parameter"], own["kind"])
+
     # An optimizer shows which accumulators it has only once it has some, so a copy gets them.
     twin = _paddle.with_new_accumulators(optimizer, _stepped(optimizer, loaded))
     for slot, tensors in _tensors(twin).items():
@@ -91,6 +102,12 @@ def prepare(optimizer: paddle.optimizer.Optimizer, loaded: Any) -> Callable[[], 
 
     def apply() -> None:
         _paddle.take_accumulators(optimizer, twin)
+        if by_parameter is not None:
+            optimizer.state.clear()
+            for i, parameter in enumerate(parameters(optimizer)):
+                if str(i) in by_parameter:
+                    kept = _as_tensors(by_parameter[str(i)], parameter.place)
+                    optimizer.state[parameter] = kept
         schedule = _paddle.schedule_of(optimizer)
         if schedule is None:
             optimizer.set_lr(loaded["rate"])
@@ -113,6 +130,47 @@ def _tensors(optimizer: Any) -> dict[str, dict[str, dict[str, paddle.Tensor]]]:
         for name, by_parameter in _paddle.accumulators(optimizer).items()
     }
     return {"accumulators": accumulators, "master_weights": {"": copies} if copies else {}}
+
+
+def _by_parameter(optimizer: Any) -> dict[str, Any] | None:
+    """What it keeps in a dict ``state`` by parameters, as PaddleScience's SOAP; None without one.
+
+    Paddle's own optimizers have accumulators. The ``state_dict()`` of others does not show this.
+    """
+    kept = getattr(optimizer, "state", None)
+    places = {id(p): str(i) for i, p in enumerate(parameters(optimizer))}
+    if not isinstance(kept, dict) or not all(id(p) in places for p in kept):
+        return None
+    return {places[id(p)]: as_plain(of, f"state of {p.name}") for p, of in kept.items()}
+
+
+def _checked(own: Any, loaded: Any, kind: str) -> dict[str, Any] | None:
+    """What a file has for ``_by_parameter``, if it may be that of this optimizer.
+
+    Raises:
+        CheckpointError: It may not.
+    """
+    if own is None and loaded is None:
+        return None
+    if own is None or not isinstance(loaded, dict):
+        raise CheckpointError(
+            f"has nothing of what {kind} keeps by parameter: it was written by a version that did "
+            "not save that, so the training cannot go on from here as if it had not stopped"
+        )
+    for place, of in loaded.items():
+        if place in own:
+            check_like(own[place], of, f"state of parameter {place}")
+        elif not isinstance(of, dict):
+            raise CheckpointError(f"has no names in the state of parameter {place}")
+    return loaded
+
+
+def _as_tensors(kept: Any, place: Any) -> Any:
+    if isinstance(kept, dict):
+        return {name: _as_tensors(value, place) for name, value in kept.items()}
+    if isinstance(kept, list):
+        return [_as_tensors(value, place) for value in kept]
+    return tensor_of(kept, place) if isinstance(kept, Values) else kept
 
 
 def _values(tensors: dict[str, dict[str, paddle.Tensor]]) -> dict[str, Any]:

@@ -6,13 +6,16 @@ import pytest
 
 pytest.importorskip("ppsci", reason="needs PaddleScience: pip install -e '.[ppsci]'")
 
+import paddle
 import ppsci
 import ppsci_problem as problem
 from ppsci_problem import pinn
 
-from paddlescience_gradnorm import LossBalancer
+from paddlescience_gradnorm import FCNet, GradNorm, LossBalancer
+from paddlescience_gradnorm.pde.problems import problem as pde_problem
 from paddlescience_gradnorm.ppsci import GradNormAggregator
 from paddlescience_gradnorm.ppsci._training import training_solver
+from paddlescience_gradnorm.training import Checkpoints, Trainer
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,26 @@ def test_the_solver_tells_how_long_the_run_is(solve, solver_log, settings, total
     balancer = aggregator.balancer
     assert balancer.total_steps == total == balancer.step_count.item()
     assert f"that grows between steps 0 and {round(0.5 * total)}" in text()
+
+
+@pytest.mark.skipif(not hasattr(ppsci.optimizer, "SOAP"), reason="came with PaddleScience 1.4.0")
+def test_a_training_by_soap_resumes_to_the_last_bit(tmp_path):
+    def trainer():
+        paddle.seed(0)
+        losses = pde_problem("poisson").sample(60, seed=0).losses
+        net = GradNorm(FCNet(2, 1, 3, 8))
+        soap = ppsci.optimizer.soap.SOAP(net.parameters(), 1e-3, weight_decay=0.0)
+        return Trainer(net, losses, soap, progress=False)
+
+    whole, first, second = trainer(), trainer(), trainer()
+    whole.net.balancer.total_steps = first.net.balancer.total_steps = 30
+    second.net.balancer.total_steps = 30
+    whole.fit(epochs=30)
+    first.fit(epochs=14, checkpoints=Checkpoints(tmp_path, every=14))
+    second.fit(epochs=30, checkpoints=Checkpoints(tmp_path, every=14), resume="latest")
+    for one, other in zip(whole.net.parameters(), second.net.parameters()):
+        assert one.numpy().tobytes() == other.numpy().tobytes()
+    assert (whole.net.get_weights() == second.net.get_weights()).all()
 
 
 def test_each_step_of_lbfgs_counts_as_the_steps_to_an_update(solve):

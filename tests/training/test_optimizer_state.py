@@ -1,4 +1,5 @@
 import copy
+from collections import defaultdict
 
 import numpy as np
 import paddle
@@ -77,6 +78,62 @@ def test_every_optimizer_goes_on_to_the_last_bit(tmp_path, name, steps_before):
         step(twin, other, number)
         assert bits(twin) == bits(net)
     assert other.get_lr() == 1e-2
+
+
+class ByParameter(paddle.optimizer.Optimizer):
+    """Keeps its momentum as PaddleScience's SOAP does, where ``state_dict()`` does not show it."""
+
+    def __init__(self, learning_rate, parameters):
+        super().__init__(learning_rate, parameters)
+        self.state = defaultdict(dict)
+
+    @paddle.no_grad()
+    def step(self):
+        for p in self._parameter_list:
+            if p.grad is not None:
+                kept = self.state[p]
+                kept["step"] = kept.get("step", 0) + 1
+                kept["pair"] = [kept.get("pair", [paddle.zeros_like(p)])[0] * 0.9 + p.grad, []]
+                p.set_value(p - self.get_lr() / kept["step"] * kept["pair"][0])
+
+
+@pytest.mark.parametrize("steps_before", [0, 4], ids=["fresh", "has stepped"])
+def test_what_an_optimizer_keeps_by_parameter_goes_on_to_the_last_bit(tmp_path, steps_before):
+    net = network()
+    optimizer = ByParameter(1e-2, net.parameters())
+    for number in range(5):
+        step(net, optimizer, number)
+    twin, state = resumed(tmp_path, net, optimizer)
+    other = ByParameter(0.5, twin.parameters())
+    for number in range(steps_before):
+        step(twin, other, number)
+    twin.set_state_dict(net.state_dict())
+    _optimizer_state.prepare(other, state)()
+    for number in range(5):
+        step(net, optimizer, number)
+        step(twin, other, number)
+        assert bits(twin) == bits(net)
+
+
+@pytest.mark.parametrize(
+    "by_parameter, match",
+    [
+        (None, "has nothing of what ByParameter keeps by parameter: it was written by a version"),
+        ({"0": {"step": 1}}, "'pair' missing"),
+        ({"0": {"step": 0.5, "pair": [0, []]}}, "step of type float"),
+        ({"9": 3}, "no names in the state of parameter 9"),
+    ],
+)
+def test_a_state_by_parameter_of_another_form_is_an_error(by_parameter, match):
+    net = network()
+    optimizer = ByParameter(1e-2, net.parameters())
+    step(net, optimizer)
+    state = _optimizer_state.state(optimizer)
+    with pytest.raises(CheckpointError, match=match):
+        _optimizer_state.prepare(optimizer, {**state, "by_parameter": by_parameter})
+    older = {name: value for name, value in state.items() if name != "by_parameter"}
+    with pytest.raises(CheckpointError, match="written by a version"):
+        _optimizer_state.prepare(optimizer, {**older, "version": 1})
 
 
 def test_an_optimizer_that_has_not_stepped_forgets_what_it_had(tmp_path):
