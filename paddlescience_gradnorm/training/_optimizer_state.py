@@ -90,7 +90,9 @@ def prepare(optimizer: paddle.optimizer.Optimizer, loaded: Any) -> Callable[[], 
     else:
         check_like(_any_number(own["schedule"]), loaded["schedule"], "schedule")
 
-    by_parameter = _checked(own["by_parameter"], loaded["by_parameter"], own["kind"])
+    by_parameter = _checked(
+        own["by_parameter"], loaded["by_parameter"], own["kind"], sum(own["groups"])
+    )
 
     # An optimizer shows which accumulators it has only once it has some, so a copy gets them.
     twin = _paddle.with_new_accumulators(optimizer, _stepped(optimizer, loaded))
@@ -144,7 +146,7 @@ def _by_parameter(optimizer: Any) -> dict[str, Any] | None:
     return {places[id(p)]: as_plain(of, f"state of {p.name}") for p, of in kept.items()}
 
 
-def _checked(own: Any, loaded: Any, kind: str) -> dict[str, Any] | None:
+def _checked(own: Any, loaded: Any, kind: str, number: int) -> dict[str, Any] | None:
     """What a file has for ``_by_parameter``, if it may be that of this optimizer.
 
     Raises:
@@ -157,6 +159,8 @@ def _checked(own: Any, loaded: Any, kind: str) -> dict[str, Any] | None:
             f"has nothing of what {kind} keeps by parameter: it was written by a version that did "
             "not save that, so the training cannot go on from here as if it had not stopped"
         )
+    if not set(loaded) <= {str(i) for i in range(number)}:
+        raise CheckpointError("has the state of a parameter that is not there")
     for place, of in loaded.items():
         if place in own:
             check_like(own[place], of, f"state of parameter {place}")

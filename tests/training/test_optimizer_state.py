@@ -121,7 +121,8 @@ def test_what_an_optimizer_keeps_by_parameter_goes_on_to_the_last_bit(tmp_path, 
         (None, "has nothing of what ByParameter keeps by parameter: it was written by a version"),
         ({"0": {"step": 1}}, "'pair' missing"),
         ({"0": {"step": 0.5, "pair": [0, []]}}, "step of type float"),
-        ({"9": 3}, "no names in the state of parameter 9"),
+        ({"5": 3}, "no names in the state of parameter 5"),
+        ({"9": {}}, "has the state of a parameter that is not there"),
     ],
 )
 def test_a_state_by_parameter_of_another_form_is_an_error(by_parameter, match):
