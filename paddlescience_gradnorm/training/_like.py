@@ -61,6 +61,15 @@ def as_plain(state: Any, where: str) -> Any:
     raise TypeError(f"{where} must be of a plain type for a checkpoint, got {state!r}")
 
 
+def with_tensors(state: Any, place: Any) -> Any:
+    """What ``as_plain`` has made of a state, with tensors again."""
+    if isinstance(state, dict):
+        return {key: with_tensors(value, place) for key, value in state.items()}
+    if isinstance(state, list):
+        return [with_tensors(value, place) for value in state]
+    return tensor_of(state, place) if isinstance(state, Values) else state
+
+
 def as_given(own: Any, state: Any) -> Any:
     """A state from a checkpoint in the types of the object's own state, which it is like."""
     if isinstance(own, dict):

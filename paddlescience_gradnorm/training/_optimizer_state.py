@@ -12,13 +12,13 @@ from typing import Any, Callable
 import paddle
 
 from paddlescience_gradnorm import _paddle
-from paddlescience_gradnorm.training._checkpoint_file import CheckpointError, Values
+from paddlescience_gradnorm.training._checkpoint_file import CheckpointError
 from paddlescience_gradnorm.training._like import (
     as_plain,
     check_like,
     copy_into,
-    tensor_of,
     values_of,
+    with_tensors,
 )
 from paddlescience_gradnorm.training._versions import Schema
 
@@ -106,10 +106,10 @@ def prepare(optimizer: paddle.optimizer.Optimizer, loaded: Any) -> Callable[[], 
         _paddle.take_accumulators(optimizer, twin)
         if by_parameter is not None:
             optimizer.state.clear()
-            for i, parameter in enumerate(parameters(optimizer)):
-                if str(i) in by_parameter:
-                    kept = _as_tensors(by_parameter[str(i)], parameter.place)
-                    optimizer.state[parameter] = kept
+            own_parameters = parameters(optimizer)
+            for index, kept in by_parameter.items():
+                parameter = own_parameters[int(index)]
+                optimizer.state[parameter] = with_tensors(kept, parameter.place)
         schedule = _paddle.schedule_of(optimizer)
         if schedule is None:
             optimizer.set_lr(loaded["rate"])
@@ -167,14 +167,6 @@ def _checked(own: Any, loaded: Any, kind: str, number: int) -> dict[str, Any] | 
         elif not isinstance(of, dict):
             raise CheckpointError(f"has no names in the state of parameter {place}")
     return loaded
-
-
-def _as_tensors(kept: Any, place: Any) -> Any:
-    if isinstance(kept, dict):
-        return {name: _as_tensors(value, place) for name, value in kept.items()}
-    if isinstance(kept, list):
-        return [_as_tensors(value, place) for value in kept]
-    return tensor_of(kept, place) if isinstance(kept, Values) else kept
 
 
 def _values(tensors: dict[str, dict[str, paddle.Tensor]]) -> dict[str, Any]:
