@@ -82,6 +82,7 @@ CONTESTANTS = {
         "this package, without C++", "paddle", "own", (("GRADNORM_OPERATORS", "off"),), "C0", "--"
     ),
     "equal": Contestant("this package, equal weights", "paddle", "own", (), "C0", ":"),
+    "pinn soap": Contestant("this package, default, by SOAP", "paddle", "ppsci", (), "C5"),
     "jax": Contestant("JAX jit, equal weights", "jax", "peers", (), "C1", ":"),
     "jax grad_norm": Contestant("JAX jit, jaxpi's grad_norm", "jax", "peers", (), "C1"),
     "torch": Contestant("PyTorch, equal weights", "torch", "peers", (), "C2", ":"),

@@ -1,4 +1,4 @@
-"""Our side of time_to_error.py: with its operators, without them, unbalanced."""
+"""Our side of time_to_error.py: with its operators, without them, unbalanced, by SOAP."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import numpy as np
 import paddle
+from accuracy import OPTIMIZERS
 from time_to_error_task import EVERY, HIDDEN_LAYERS, LEARNING_RATE, WIDTH, Course, Task, main
 
 from paddlescience_gradnorm import FCNet
@@ -21,7 +22,8 @@ def train(task: Task, contestant: str) -> Course:
     for linear, weight in zip(net.linears, task.weights):
         linear.weight.set_value(weight)
     schedule = paddle.optimizer.lr.CosineAnnealingDecay(LEARNING_RATE, T_max=task.steps)
-    adam = paddle.optimizer.Adam(schedule, parameters=net.parameters())
+    algorithm = OPTIMIZERS["soap" if contestant.endswith("soap") else "adam"]
+    optimizer = algorithm(learning_rate=schedule, parameters=net.parameters())
     balancer = LossBalancer(net, rule="equal" if contestant == "equal" else "pinn")
 
     def predict(points: np.ndarray) -> np.ndarray:
@@ -31,8 +33,8 @@ def train(task: Task, contestant: str) -> Course:
     course = Course(task)
     for step in range(1, task.steps + 1):
         balancer.backward(training.losses(net))
-        adam.step()
-        adam.clear_grad()
+        optimizer.step()
+        optimizer.clear_grad()
         schedule.step()
         if step % EVERY == 0:
             course.record(step, predict)
