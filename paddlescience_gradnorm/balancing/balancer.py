@@ -74,7 +74,8 @@ class LossBalancer(PreciseLayer):
         total_steps: Number of steps of the whole run, at least 1. ``"pinn"`` gives conditions
             their lead late in the run, if it knows how long that is. A ``Trainer``, a Solver and
             DeepXDE's ``model.train`` tell it. In a loop of your own pass it here. Without it the
-            lead acts from the start if there is one equation, and not at all if there are several.
+            lead acts from the start if there is one equation. If there are several, only measured
+            data have one.
         **unknown: Not accepted; the error suggests the option that was meant.
 
     Raises:

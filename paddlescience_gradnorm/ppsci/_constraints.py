@@ -33,7 +33,8 @@ class SolverLosses:
 
     def __init__(self, balancer: LossBalancer, model: paddle.nn.Layer) -> None:
         self.names: list[str] = []  # in the order of the first step, or of a checkpoint before it
-        self.have_joined = False  # since this was last set False; or some have been absent
+        # Since this was last set False: losses have joined or been absent, or constraints taken.
+        self.have_joined = False
         self.equations: tuple[str, ...] = ()
         self._balancer, self._model = balancer, model
         self._expected: list[str] = []  # what the first step has to give, after a checkpoint
@@ -46,6 +47,7 @@ class SolverLosses:
         check_constraints(constraint, equation)
         self._constraint = {str(name): each for name, each in constraint.items()}
         self._equation_of = {part: n for n, e in (equation or {}).items() for part in e.equations}
+        self.have_joined = True
         for name, each in self._constraint.items():
             inner = each.loss.inner if isinstance(each.loss, _LossOfOne) else each.loss
             each.loss = _LossOfOne(inner, name)
@@ -105,11 +107,17 @@ class SolverLosses:
                 "or make a new GradNormAggregator and load only the model"
             )
         if self.names:
+            joined = (
+                "if losses join later, pass a weight for each from the start, "
+                f"weight_attr=[1.0] * {len(names)}"
+                if may_be_absent
+                else 'if some are only absent from some steps, pass absent="skip"'
+                + ("" if self._constraint else " and the number of all")
+            )
             raise ValueError(
                 f"the constraints give the losses {', '.join(losses)}, but before they gave "
-                f"{', '.join(self.names)}: make a new GradNormAggregator for other losses; or, if "
-                'some are only absent from some steps, pass absent="skip"'
-                + ("" if self._constraint else " and the number of all")
+                f"{', '.join(self.names)}: make a new GradNormAggregator for other losses; or, "
+                f"{joined}"
             )
         if len(names) == 1:
             raise ValueError(
@@ -164,7 +172,8 @@ class SolverLosses:
         if isinstance(constraint, _CONDITIONS):
             return None if differentiates[name] and self._may_hold_there(output) else False
         is_inside = isinstance(constraint, constraints.InteriorConstraint)
-        by_constraint = _equations.is_equation(of.replace("sup", ""))
+        place = of.replace("sup", "")
+        by_constraint = _equations.is_equation(place)
         if output in self._equation_of:
             return None if by_constraint is False and not is_inside else True
         if is_inside and differentiates[name]:
@@ -172,10 +181,13 @@ class SolverLosses:
         if output in (getattr(self._model, "output_keys", None) or ()) and not differentiates[name]:
             return False
         # A constraint at given points may be of either kind, so only the names are left to ask. If
-        # it holds losses both with and without derivatives, its own name tells nothing of one.
+        # it holds losses both with and without derivatives, its own name tells nothing of one. Nor
+        # does the name of data: a residual is often required at the points of the data too.
         kinds = {differentiates[n] for n in differentiates if self._constraint_of(n) == of}
-        by_words = {_equations.is_equation(output), by_constraint if len(kinds) == 1 else None}
-        by_words -= {None}
+        is_of_data = _equations.is_measured(place) or "supervised" in place.lower()
+        if len(kinds) > 1 or (differentiates[name] and is_of_data):
+            by_constraint = None
+        by_words = {_equations.is_equation(output), by_constraint} - {None}
         return by_words.pop() if len(by_words) == 1 else None
 
     def _may_hold_there(self, output: str) -> bool:
@@ -265,6 +277,12 @@ def check_constraints(constraint: Any, equation: Any) -> None:
         names[id(each)] = name
     if not isinstance(equation or {}, Mapping):
         raise TypeError(f"equation must be the Solver's dict, got {equation!r}")
+    for name, each in (equation or {}).items():
+        if not hasattr(each, "equations"):
+            raise TypeError(
+                f"equation must hold PaddleScience's equations, got {each!r} as {name!r}: write "
+                '{"laplace": laplace} for an equation laplace, not laplace.equations'
+            )
 
 
 def equations_of(constraint: Mapping[str, Any], equation: Mapping[str, Any]) -> dict[str, bool]:

@@ -59,7 +59,8 @@ def plot_weights(history: History, output_dir: str, smooth_step: int, use_semilo
     """See ``GradNormAggregator.plot_weights``."""
     if not len(history):
         raise ValueError(
-            "there are no weights to draw: call aggregator.log_to(solver) before solver.train()"
+            "there are no weights to draw: call aggregator.log_to(solver) just before "
+            "solver.train(), because the weights go to the last Solver that it was called with"
         )
     os.makedirs(output_dir, exist_ok=True)
     lasts = np.diff(history.steps, append=len(history))

@@ -7,7 +7,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import paddle
@@ -16,7 +16,7 @@ from ppsci.loss.mtl import LossAggregator
 from paddlescience_gradnorm import _arguments, _paddle
 from paddlescience_gradnorm.balancing import _one_pass
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
-from paddlescience_gradnorm.balancing.rules import find_rule
+from paddlescience_gradnorm.balancing.rules import RULES, find_rule
 from paddlescience_gradnorm.network import GradNorm
 from paddlescience_gradnorm.network._shared_layer import find_shared
 from paddlescience_gradnorm.ppsci._constraints import SolverLosses, check_constraints
@@ -33,6 +33,10 @@ _THEIR_OPTIONS = {
 # If one step of the optimizer evaluates the losses so often, and the weights are still those of the
 # start, they are likely to stay so. L-BFGS in short steps makes up to 25 evaluations.
 _EVALUATIONS_TO_MOVE = 50
+_TRAIN_FIRST = (
+    "call solver.train() first. If that has been done, the Solver does not have this aggregator: "
+    "write Solver(..., loss_aggregator=aggregator)"
+)
 # What a checkpoint has besides the balancer's tensors.
 _NAMES, _FROZEN = "names", "frozen"
 
@@ -295,7 +299,8 @@ class GradNormAggregator(LossAggregator):
         if step is not None and (self._last_step is None or step < self._last_step):
             solver = training_solver(self)
             if solver is not None:
-                expect_the_steps_of(solver, self.balancer)
+                with said_by_the_solver():
+                    expect_the_steps_of(solver, self.balancer)
         losses = self._losses.checked(losses, self._log.solver())
         if is_first and losses:
             self._start = self.get_weights()
@@ -384,11 +389,23 @@ class GradNormAggregator(LossAggregator):
             )
 
     def get_weights(self) -> np.ndarray:
-        """The weights that the next step will use, in the order of ``names``, shape [T]."""
+        """The weights that the next step will use, in the order of ``names``, shape [T].
+
+        Raises:
+            RuntimeError: There has been no step to tell how many losses there are.
+        """
+        if self.balancer.n_loss is None:
+            raise RuntimeError(f"there are no weights yet: {_TRAIN_FIRST}")
         return self.balancer.get_weights()
 
     def diagnose(self) -> list[str]:
-        """What a user should act on, in words: see ``LossBalancer.diagnose``."""
+        """What a user should act on, in words: see ``LossBalancer.diagnose``.
+
+        Raises:
+            RuntimeError: There has been no update of the weights.
+        """
+        if not self.names:
+            raise RuntimeError(f"there is nothing to diagnose yet: {_TRAIN_FIRST}")
         return self.balancer.diagnose()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -444,13 +461,14 @@ def build_aggregator(
 
     Args:
         cfg: ``{"name": "GradNormAggregator", ...}``, a dict or a ``DictConfig``. All other entries
-            are options of ``GradNormAggregator.of``.
+            are options of ``GradNormAggregator.of``. ``rule`` is a name, or a mapping of the name
+            and the rule's options: ``{"name": "pinn", "late": False}``.
         model: The Solver's model.
         constraint: The Solver's constraints by name.
         equation: The Solver's equations by name.
 
     Raises:
-        TypeError: ``cfg`` is no mapping, or an option does not exist.
+        TypeError: ``cfg`` is no mapping, or an option does not exist, of the rule or of ``of``.
         ValueError: Another aggregator is named, or an option is out of range.
 
     Examples:
@@ -460,16 +478,34 @@ def build_aggregator(
     """
     if not isinstance(cfg, Mapping):
         raise TypeError(f'cfg must be a mapping such as {{"name": ...}}, got {cfg!r}')
-    options = {
-        option: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-        for option, value in cfg.items()
-    }
+    options = _plain(cfg)
     name = options.pop("name", None)
     if name != "GradNormAggregator":
         raise ValueError(
             f"cfg names the aggregator {name!r}, but only 'GradNormAggregator' is built here"
         )
+    if isinstance(options.get("rule"), dict):
+        kind = options["rule"].pop("name", None)
+        if kind not in RULES:
+            names = ", ".join(map(repr, RULES))
+            raise ValueError(f"cfg names the rule {kind!r}: rule must have a name of {names}")
+        _arguments.refuse(f"the rule {kind!r}", _unknown(options["rule"], RULES[kind]), RULES[kind])
+        options["rule"] = RULES[kind](**options["rule"])
     return GradNormAggregator.of(model, constraint, equation, **options)
+
+
+def _plain(part: Any) -> Any:
+    """A part of a configuration as dicts, lists and values."""
+    if isinstance(part, Mapping):
+        return {name: _plain(value) for name, value in part.items()}
+    if isinstance(part, Sequence) and not isinstance(part, str):
+        return [_plain(value) for value in part]
+    return part
+
+
+def _unknown(options: Mapping[str, Any], taker: Callable[..., Any]) -> dict[str, Any]:
+    known = inspect.signature(taker).parameters
+    return {name: value for name, value in options.items() if name not in known}
 
 
 def _check_arguments(model: Any, positional: tuple[Any, ...], options: Mapping[str, Any]) -> None:
@@ -490,9 +526,8 @@ def _check_arguments(model: Any, positional: tuple[Any, ...], options: Mapping[s
                 f"GradNormAggregator has no option {name!r}, which is PaddleScience's: "
                 f"{_THEIR_OPTIONS[name]}"
             )
-    known = inspect.signature(LossBalancer.__init__).parameters
-    unknown = {name: value for name, value in options.items() if name not in known}
-    _arguments.refuse("GradNormAggregator", unknown, LossBalancer.__init__)
+    taker = LossBalancer.__init__
+    _arguments.refuse("GradNormAggregator", _unknown(options, taker), taker)
 
 
 def _check_that_they_agree(

@@ -162,6 +162,8 @@ def apart(kinds=("EQ", "left", "right"), loss=None):
         "data": lambda: supervised(value, "data"),
         "EQ_sup": lambda: supervised({"chip": residual}, "interior_sup"),
         "Sup": lambda: supervised({"chip": residual}, "Sup"),
+        "sensors": lambda: supervised({"f": residual}, "sensors"),
+        "observed": lambda: supervised({"pde": residual}, "observed"),
         "wall": lambda: supervised(equation["laplace"].equations, "wall"),
     }
     return model, {kind: makers[kind]() for kind in kinds}, equation

@@ -688,6 +688,7 @@ TRAIN:
     name: GradNormAggregator
     update_every: ${TRAIN.epochs}
     equations: [EQ.laplace]
+    rule: {name: pinn, late: false, lead: 5}
     weight_attr: [1, 2, 3]
 """
 
@@ -708,6 +709,7 @@ def test_a_configuration_builds_the_aggregator(tmp_path, kind):
     trained(model, constraint, equation, aggregator, steps=1)
     assert equations_found(aggregator) == ["EQ.laplace"]
     assert aggregator._start.tolist() == [1, 2, 3]
+    assert aggregator.balancer.rule == PinnRule(late=False, lead=5)
     assert cfg["TRAIN"]["loss_aggregator"]["name"] == "GradNormAggregator"
 
 
@@ -719,11 +721,25 @@ def test_a_configuration_builds_the_aggregator(tmp_path, kind):
         ({}, ValueError, "names the aggregator None, but only"),
         ({"name": "GradNormAggregator", "momentum": 0.9}, TypeError, "'momentum', which is Paddle"),
         ({"name": "GradNormAggregator", "num_losses": 3}, TypeError, "of takes no num_losses"),
+        ({"name": "GradNormAggregator", "rule": {"name": "pin"}}, ValueError, "the rule 'pin'"),
+        (
+            {"name": "GradNormAggregator", "rule": {"name": "pinn", "leed": 5}},
+            TypeError,
+            "the rule 'pinn' has no option 'leed'; did you mean 'lead'",
+        ),
     ],
 )
 def test_a_configuration_that_names_something_else_is_an_error(cfg, error, message):
     with pytest.raises(error, match=message):
         build_aggregator(cfg, *apart())
+
+
+def test_before_the_training_there_are_no_weights():
+    aggregator = GradNormAggregator.of(*apart())
+    with pytest.raises(RuntimeError, match=r"no weights yet: call solver\.train\(\) first"):
+        aggregator.get_weights()
+    with pytest.raises(RuntimeError, match=r"nothing to diagnose yet: call solver\.train\(\)"):
+        aggregator.diagnose()
 
 
 @pytest.mark.parametrize("name", [name for name in RULES if name not in ("published", "fixed")])

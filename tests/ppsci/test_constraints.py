@@ -312,6 +312,7 @@ def test_losses_of_one_name_are_balanced_apart_without_a_word(tmp_path):
         (["EQ", "inner", "data"], ["EQ.laplace"]),
         (["EQ_sup", "data"], ["EQ_sup.chip"]),
         (["EQ", "own", "left"], ["EQ.laplace", "own.anything"]),
+        (["observed", "left"], ["observed.pde"]),
     ],
 )
 def test_constraints_tell_which_losses_are_equations(kinds, expected):
@@ -327,6 +328,7 @@ def test_constraints_tell_which_losses_are_equations(kinds, expected):
         (["inner", "traction"], "traction.laplace", []),
         (["EQ", "wall"], "wall.laplace", ["EQ.laplace"]),
         (["Sup", "data"], "Sup.chip", []),
+        (["sensors", "left"], "sensors.f", []),
     ],
 )
 def test_what_constraints_do_not_tell_is_asked(kinds, doubtful, pasted):
@@ -336,6 +338,22 @@ def test_what_constraints_do_not_tell_is_asked(kinds, doubtful, pasted):
     message = re.escape(message)
     with pytest.raises(ValueError, match=message):
         trained(model, constraint, equation, aggregator, steps=1)
+
+
+def test_a_loss_that_joins_needs_a_weight_from_the_start():
+    model, constraint, equation = apart()
+    aggregator = GradNormAggregator.of(model, constraint, equation, absent="skip")
+    trained(model, constraint, equation, aggregator, steps=1)
+    more = apart(["EQ", "left", "right", "slope"])[1]
+    aggregator.take(more, equation)
+    with pytest.raises(ValueError, match=r"before they gave .*weight_attr=\[1\.0\] \* 4"):
+        trained(model, more, equation, aggregator, steps=1)
+    options = {"absent": "skip", "weight_attr": [1.0] * 4}
+    aggregator = GradNormAggregator.of(model, constraint, equation, **options)
+    trained(model, constraint, equation, aggregator, steps=1)
+    aggregator.take(more, equation)
+    trained(model, more, equation, aggregator, steps=1)
+    assert aggregator.names == ["EQ.laplace", "left.u", "right.u", "slope.q"]
 
 
 def test_what_is_asked_may_be_said():
@@ -371,6 +389,8 @@ def test_what_of_cannot_take_is_named():
         GradNormAggregator.of(model, equation, constraint)
     with pytest.raises(TypeError, match="equation must be the Solver's dict, got"):
         GradNormAggregator.of(model, constraint, equation["laplace"])
+    with pytest.raises(TypeError, match=r"as 'laplace': write \{\"laplace\": laplace\}"):
+        GradNormAggregator.of(model, constraint, equation["laplace"].equations)
     with pytest.raises(TypeError, match=r"got 1000, 0.9 by position too: write update_every="):
         GradNormAggregator.of(model, constraint, equation, 1000, 0.9)
     with pytest.raises(TypeError, match="'momentum', which is PaddleScience's: leave it out"):
@@ -464,6 +484,17 @@ def test_weights_by_hand_are_named_once(recorded_warnings):
         "loss 'EQ.laplace' has weight 0.5 (weight), loss 'left.u' has weight 100 (weight), "
         "loss 'right.u' has weight 10 (weight_dict): "
     )
+
+
+def test_weights_by_hand_in_a_later_stage_are_named_too(recorded_warnings):
+    model, constraint, equation = apart()
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    trained(model, constraint, equation, aggregator, steps=1)
+    _, constraint, equation = apart(loss=ppsci.loss.MSELoss(weight={"u": 100}))
+    aggregator.take(constraint, equation)
+    trained(model, constraint, equation, aggregator, steps=2)
+    found = [str(w.message) for w in recorded_warnings if "multiply" in str(w.message)]
+    assert len(found) == 1 and found[0].startswith("loss 'left.u' has weight 100 (weight): ")
 
 
 def test_one_supervised_constraint_may_hold_data_and_an_equation_with_parameters_to_learn():
