@@ -29,12 +29,12 @@ def integer(name: str, value: Any, at_least: int) -> int:
 _RENAMED = {"lr": "weight_lr", "residuals": "equations", "num_losses": "n_loss"}
 
 
-def refuse(taker: str, unknown: Mapping[str, Any], known: Callable[..., Any]) -> None:
+def refuse(taker: str, options: Mapping[str, Any], known: Callable[..., Any]) -> None:
     """Raise a ``TypeError`` for an unknown option, and suggest the one that was meant.
 
     Args:
         taker: What received the options.
-        unknown: The unknown options.
+        options: All options, or the unknown ones.
         known: A function whose arguments are the known options.
 
     Examples:
@@ -42,12 +42,15 @@ def refuse(taker: str, unknown: Mapping[str, Any], known: Callable[..., Any]) ->
         Traceback (most recent call last):
         TypeError: LossBalancer has no option 'residuals', which is called 'equations' now
     """
-    for name in unknown:
+    parameters = inspect.signature(known).parameters
+    for name in options:
+        if name in parameters:
+            continue
         if name in _RENAMED:
             raise TypeError(
                 f"{taker} has no option {name!r}, which is called {_RENAMED[name]!r} now"
             )
-        hint = did_you_mean(name, inspect.signature(known).parameters)
+        hint = did_you_mean(name, parameters)
         raise TypeError(f"{taker} has no option {name!r}{hint}")
 
 

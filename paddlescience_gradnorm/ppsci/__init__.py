@@ -1,7 +1,8 @@
 """GradNorm in PaddleScience: a loss aggregator for its Solver. Importing this imports ``ppsci``."""
 
 try:
-    from paddlescience_gradnorm.ppsci.aggregator import GradNormAggregator, build_aggregator
+    from paddlescience_gradnorm.ppsci.aggregator import GradNormAggregator
+    from paddlescience_gradnorm.ppsci.configuration import build_aggregator
 except ModuleNotFoundError as error:
     if error.name != "ppsci":
         raise

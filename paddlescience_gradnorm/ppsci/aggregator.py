@@ -1,13 +1,12 @@
-"""``GradNormAggregator``, which a Solver calls in every step, and how a configuration makes one."""
+"""``GradNormAggregator``, which a Solver calls in every step."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Callable
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import paddle
@@ -16,7 +15,7 @@ from ppsci.loss.mtl import LossAggregator
 from paddlescience_gradnorm import _arguments, _paddle
 from paddlescience_gradnorm.balancing import _one_pass
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
-from paddlescience_gradnorm.balancing.rules import RULES, find_rule
+from paddlescience_gradnorm.balancing.rules import find_rule
 from paddlescience_gradnorm.network import GradNorm
 from paddlescience_gradnorm.network._shared_layer import find_shared
 from paddlescience_gradnorm.ppsci._constraints import SolverLosses, check_constraints
@@ -448,66 +447,6 @@ def _in_order(state: dict[str, Any], before: list[str], now: list[str]) -> dict[
     }
 
 
-def build_aggregator(
-    cfg: Mapping[str, Any],
-    model: paddle.nn.Layer,
-    constraint: Mapping[str, Any],
-    equation: Mapping[str, Any] | None = None,
-) -> GradNormAggregator:
-    """The aggregator that a configuration describes, such as a part of a YAML file.
-
-    PaddleScience 1.4 reads no aggregator from a configuration: its examples write them in Python,
-    and its ``ppsci.loss.mtl.build_mtl_aggregator`` knows its own only.
-
-    Args:
-        cfg: ``{"name": "GradNormAggregator", ...}``, a dict or a ``DictConfig``. All other entries
-            are options of ``GradNormAggregator.of``. ``rule`` is a name, or a mapping of the name
-            and the rule's options: ``{"name": "pinn", "late": False}``.
-        model: The Solver's model.
-        constraint: The Solver's constraints by name.
-        equation: The Solver's equations by name.
-
-    Raises:
-        TypeError: ``cfg`` is no mapping, or an option does not exist, of the rule or of ``of``.
-        ValueError: Another aggregator is named, or an option is out of range.
-
-    Examples:
-        >>> build_aggregator({"name": "NTK"}, None, {})
-        Traceback (most recent call last):
-        ValueError: cfg names the aggregator 'NTK', but only 'GradNormAggregator' is built here
-    """
-    if not isinstance(cfg, Mapping):
-        raise TypeError(f'cfg must be a mapping such as {{"name": ...}}, got {cfg!r}')
-    options = _plain(cfg)
-    name = options.pop("name", None)
-    if name != "GradNormAggregator":
-        raise ValueError(
-            f"cfg names the aggregator {name!r}, but only 'GradNormAggregator' is built here"
-        )
-    if isinstance(options.get("rule"), dict):
-        kind = options["rule"].pop("name", None)
-        if kind not in RULES:
-            names = ", ".join(map(repr, RULES))
-            raise ValueError(f"cfg names the rule {kind!r}: rule must have a name of {names}")
-        _arguments.refuse(f"the rule {kind!r}", _unknown(options["rule"], RULES[kind]), RULES[kind])
-        options["rule"] = RULES[kind](**options["rule"])
-    return GradNormAggregator.of(model, constraint, equation, **options)
-
-
-def _plain(part: Any) -> Any:
-    """A part of a configuration as dicts, lists and values."""
-    if isinstance(part, Mapping):
-        return {name: _plain(value) for name, value in part.items()}
-    if isinstance(part, Sequence) and not isinstance(part, str):
-        return [_plain(value) for value in part]
-    return part
-
-
-def _unknown(options: Mapping[str, Any], taker: Callable[..., Any]) -> dict[str, Any]:
-    known = inspect.signature(taker).parameters
-    return {name: value for name, value in options.items() if name not in known}
-
-
 def _check_arguments(model: Any, positional: tuple[Any, ...], options: Mapping[str, Any]) -> None:
     if not isinstance(model, paddle.nn.Layer):
         raise TypeError(
@@ -526,8 +465,7 @@ def _check_arguments(model: Any, positional: tuple[Any, ...], options: Mapping[s
                 f"GradNormAggregator has no option {name!r}, which is PaddleScience's: "
                 f"{_THEIR_OPTIONS[name]}"
             )
-    taker = LossBalancer.__init__
-    _arguments.refuse("GradNormAggregator", _unknown(options, taker), taker)
+    _arguments.refuse("GradNormAggregator", options, LossBalancer.__init__)
 
 
 def _check_that_they_agree(

@@ -11,10 +11,8 @@ import pytest
 
 pytest.importorskip("ppsci", reason="needs PaddleScience: pip install -e '.[ppsci]'")
 
-import hydra
 import ppsci
 import ppsci_problem as problem
-from omegaconf import OmegaConf
 from ppsci_problem import (
     NAMES,
     apart,
@@ -29,7 +27,7 @@ from ppsci_problem import (
 
 from paddlescience_gradnorm import FCNet, GradNorm, LossBalancer
 from paddlescience_gradnorm.balancing import RULES, PinnRule, Rule
-from paddlescience_gradnorm.ppsci import GradNormAggregator, build_aggregator
+from paddlescience_gradnorm.ppsci import GradNormAggregator
 
 ROOT = Path(__file__).parents[2]
 PROBLEM = Path(problem.__file__)
@@ -678,60 +676,6 @@ def test_values_of_the_network_are_balanced_with_to_static_too():
         first_step(kinds=["inner", "left"], to_static=True)
     finally:
         paddle.jit.enable_to_static(False)
-
-
-CONFIG = """
-hydra: {run: {dir: .}, output_subdir: null}
-TRAIN:
-  epochs: 7
-  loss_aggregator:
-    name: GradNormAggregator
-    update_every: ${TRAIN.epochs}
-    equations: [EQ.laplace]
-    rule: {name: pinn, late: false, lead: 5}
-    weight_attr: [1, 2, 3]
-"""
-
-
-@pytest.mark.parametrize("kind", ["dict", "omegaconf", "hydra"])
-def test_a_configuration_builds_the_aggregator(tmp_path, kind):
-    (tmp_path / "laplace.yaml").write_text(CONFIG)
-    if kind == "hydra":
-        with hydra.initialize_config_dir(str(tmp_path), version_base=None):
-            cfg = hydra.compose("laplace", overrides=["TRAIN.epochs=9"])
-    else:
-        cfg = OmegaConf.create(CONFIG)
-    if kind == "dict":
-        cfg = OmegaConf.to_container(cfg, resolve=True)
-    model, constraint, equation = apart()
-    aggregator = build_aggregator(cfg["TRAIN"]["loss_aggregator"], model, constraint, equation)
-    assert aggregator.balancer.update_every == (9 if kind == "hydra" else 7)
-    trained(model, constraint, equation, aggregator, steps=1)
-    assert equations_found(aggregator) == ["EQ.laplace"]
-    assert aggregator._start.tolist() == [1, 2, 3]
-    assert aggregator.balancer.rule == PinnRule(late=False, lead=5)
-    assert cfg["TRAIN"]["loss_aggregator"]["name"] == "GradNormAggregator"
-
-
-@pytest.mark.parametrize(
-    "cfg, error, message",
-    [
-        ("GradNormAggregator", TypeError, r'cfg must be a mapping such as \{"name"'),
-        ({"name": "Relobralo"}, ValueError, "names the aggregator 'Relobralo', but only"),
-        ({}, ValueError, "names the aggregator None, but only"),
-        ({"name": "GradNormAggregator", "momentum": 0.9}, TypeError, "'momentum', which is Paddle"),
-        ({"name": "GradNormAggregator", "num_losses": 3}, TypeError, "of takes no num_losses"),
-        ({"name": "GradNormAggregator", "rule": {"name": "pin"}}, ValueError, "the rule 'pin'"),
-        (
-            {"name": "GradNormAggregator", "rule": {"name": "pinn", "leed": 5}},
-            TypeError,
-            "the rule 'pinn' has no option 'leed'; did you mean 'lead'",
-        ),
-    ],
-)
-def test_a_configuration_that_names_something_else_is_an_error(cfg, error, message):
-    with pytest.raises(error, match=message):
-        build_aggregator(cfg, *apart())
 
 
 def test_before_the_training_there_are_no_weights():
