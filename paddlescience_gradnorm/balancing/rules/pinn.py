@@ -85,8 +85,9 @@ class PinnRule(Rule):
             start, and so have the conditions of one equation, unless ``late`` is True. The
             conditions of several equations have none then.
         by_root: Whether norms are divided by sqrt(L_i). Pass False, and ``late=False``, for
-            Burgers' equation or if you are sure that the problem is elliptic: the gain is larger
-            then. A loss at or below 0 has no root; while there is one, norms are not divided.
+            Burgers' equation or if you are sure that the problem is elliptic: on most such problems
+            the gain is larger then. A loss at or below 0 has no root; while there is one, norms are
+            not divided.
 
     Raises:
         TypeError: An argument is not a number, or ``late`` or ``by_root`` is no bool.
