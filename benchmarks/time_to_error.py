@@ -272,8 +272,8 @@ def _pace(course: Sequence[Sequence[float]]) -> float:
 def figure(runs: Sequence[dict[str, Any]], path: Path) -> None:
     """The error over seconds, a panel for each problem; the median seed of each contestant."""
     problems = courses_of(runs)
-    columns = min(4, len(problems))
-    rows = -(-len(problems) // columns)
+    rows = -(-len(problems) // 4)
+    columns = -(-len(problems) // rows)
     picture, axes = plt.subplots(
         rows, columns, figsize=(4 * columns, 3.2 * rows + 0.8), squeeze=False, layout="constrained"
     )
