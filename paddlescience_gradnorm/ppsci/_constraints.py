@@ -34,7 +34,7 @@ class SolverLosses:
     def __init__(self, balancer: LossBalancer, model: paddle.nn.Layer) -> None:
         self.names: list[str] = []  # in the order of the first step, or of a checkpoint before it
         # Since this was last set False: losses have joined or been absent, or constraints taken.
-        self.have_joined = False
+        self.have_changed = False
         self.equations: tuple[str, ...] = ()
         self._balancer, self._model = balancer, model
         self._expected: list[str] = []  # what the first step has to give, after a checkpoint
@@ -47,7 +47,7 @@ class SolverLosses:
         check_constraints(constraint, equation)
         self._constraint = {str(name): each for name, each in constraint.items()}
         self._equation_of = {part: n for n, e in (equation or {}).items() for part in e.equations}
-        self.have_joined = True
+        self.have_changed = True
         for name, each in self._constraint.items():
             inner = each.loss.inner if isinstance(each.loss, _LossOfOne) else each.loss
             each.loss = _LossOfOne(inner, name)
@@ -73,7 +73,7 @@ class SolverLosses:
                 self._balancer.set_n_loss(len(names))
             # Names last, because faulty losses must not set them.
             self.equations, self.names = self._find_equations(names, losses, solver), names
-            self.have_joined = True
+            self.have_changed = True
         return NamedLosses({n: losses[n] for n in names if n in losses}, self.equations)
 
     def warn_of_weights_by_hand(self) -> None:
@@ -184,7 +184,7 @@ class SolverLosses:
         # it holds losses both with and without derivatives, its own name tells nothing of one. Nor
         # does the name of data: a residual is often required at the points of the data too.
         kinds = {differentiates[n] for n in differentiates if self._constraint_of(n) == of}
-        is_of_data = _equations.is_measured(place) or "supervised" in place.lower()
+        is_of_data = _equations.is_measured(place) or "supervised" in of.lower()
         if len(kinds) > 1 or (differentiates[name] and is_of_data):
             by_constraint = None
         by_words = {_equations.is_equation(output), by_constraint} - {None}

@@ -337,12 +337,12 @@ class GradNormAggregator(LossAggregator):
             )
         # The Solver numbers its steps, so the balancer need not find out whether L-BFGS calls.
         self.balancer._schedule.knows_steps = self._last_step is not None
-        if self._losses.have_joined:
+        if self._losses.have_changed:
             self._losses.warn_of_weights_by_hand()
-        in_solver = self._losses.have_joined and self._last_step is not None
+        in_solver = self._losses.have_changed and self._last_step is not None
         with said_by_the_solver() if in_solver else contextlib.nullcontext():
             self.balancer.backward(losses, scale=scale)
-        self._losses.have_joined = False
+        self._losses.have_changed = False
         if scale != 1:
             parameters = {id(p): p for p in (*self.model.parameters(), *self.balancer.shared)}
             self._with_gradient = with_gradient(parameters.values())
