@@ -7,8 +7,7 @@ from typing import Any
 
 import paddle
 
-from paddlescience_gradnorm import _arguments
-from paddlescience_gradnorm.balancing.rules import RULES
+from paddlescience_gradnorm.balancing.rules import find_rule
 from paddlescience_gradnorm.ppsci.aggregator import GradNormAggregator
 
 
@@ -49,12 +48,10 @@ def build_aggregator(
             f"cfg names the aggregator {name!r}, but only 'GradNormAggregator' is built here"
         )
     if isinstance(options.get("rule"), dict):
-        kind = options["rule"].pop("name", None)
-        if kind not in RULES:
-            names = ", ".join(map(repr, RULES))
-            raise ValueError(f"cfg names the rule {kind!r}: rule must have a name of {names}")
-        _arguments.refuse(f"the rule {kind!r}", options["rule"], RULES[kind])
-        options["rule"] = RULES[kind](**options["rule"])
+        rule = options["rule"]
+        if "name" not in rule:
+            raise ValueError(f"cfg has no name for its rule, got {rule!r}: add name: pinn")
+        options["rule"] = find_rule(rule.pop("name"), **rule)
     return GradNormAggregator.of(model, constraint, equation, **options)
 
 

@@ -52,7 +52,13 @@ def test_a_configuration_builds_the_aggregator(tmp_path, kind):
         ({}, ValueError, "names the aggregator None, but only"),
         ({"name": "GradNormAggregator", "momentum": 0.9}, TypeError, "'momentum', which is Paddle"),
         ({"name": "GradNormAggregator", "num_losses": 3}, TypeError, "of takes no num_losses"),
-        ({"name": "GradNormAggregator", "rule": {"name": "pin"}}, ValueError, "the rule 'pin'"),
+        (
+            {"name": "GradNormAggregator", "rule": {"name": "pin"}},
+            ValueError,
+            "did you mean 'pinn'",
+        ),
+        ({"name": "GradNormAggregator", "rule": {"lead": 5}}, ValueError, "no name for its rule"),
+        ({"name": "GradNormAggregator", "rule": {"name": "published"}}, TypeError, "alpha is miss"),
         (
             {"name": "GradNormAggregator", "rule": {"name": "pinn", "leed": 5}},
             TypeError,

@@ -76,23 +76,26 @@ RULES: dict[str, type[Rule]] = {
 }
 
 
-def find_rule(rule: str | Rule | None = None, alpha: float | None = None) -> Rule:
+def find_rule(rule: str | Rule | None = None, alpha: float | None = None, **options: Any) -> Rule:
     """The rule that a balancer's arguments select.
 
     Args:
         rule: A name in ``RULES``, or a rule. ``None`` means ``"published"`` if alpha is given,
             and ``"pinn"`` if not.
         alpha: The rule's alpha. ``None`` leaves it to the rule.
+        options: Other options of the rule that ``rule`` names.
 
     Raises:
-        TypeError: ``rule`` is not a rule, or an option that it must have is missing or not a
-            number.
-        ValueError: No rule has this name, this rule does not take alpha here, or alpha is out of
-            range.
+        TypeError: ``rule`` is not a rule, has no such option, or an option that it must have is
+            missing or not a number.
+        ValueError: No rule has this name, this rule does not take alpha here, or an option is out
+            of range.
 
     Examples:
         >>> find_rule() == PinnRule(), find_rule(alpha=1.5)
         (True, GradNormRule(alpha=1.5))
+        >>> find_rule("relobralo", beta=0.9).beta
+        0.9
     """
     if rule is None:
         rule = "pinn" if alpha is None else "published"
@@ -100,7 +103,7 @@ def find_rule(rule: str | Rule | None = None, alpha: float | None = None) -> Rul
         if rule not in RULES:
             names, hint = ", ".join(map(repr, RULES)), _arguments.did_you_mean(rule, RULES)
             raise ValueError(f"rule must be one of {names}, got {rule!r}{hint}")
-        return _by_name(rule, alpha)
+        return _by_name(rule, alpha, options)
     if not isinstance(rule, Rule):
         hint = ""
         if isinstance(rule, type) and issubclass(rule, Rule):
@@ -108,24 +111,27 @@ def find_rule(rule: str | Rule | None = None, alpha: float | None = None) -> Rul
         names = ", ".join(map(repr, RULES))
         raise TypeError(f"rule must be {names} or an instance of Rule, got {rule!r}{hint}")
     if alpha is not None:
-        raise ValueError(f"alpha is {alpha}, but {rule} has its own options; give it there")
+        options["alpha"] = alpha
+    for name, value in options.items():
+        raise ValueError(f"{name} is {value}, but {rule} has its own options; give it there")
     return rule
 
 
-def _by_name(name: str, alpha: float | None) -> Rule:
+def _by_name(name: str, alpha: float | None, options: dict[str, Any]) -> Rule:
     kind: Any = RULES[name]
+    _arguments.refuse(f"the rule {name!r}", options, kind)
     option = inspect.signature(kind).parameters.get("alpha")
     if alpha is not None:
         if option is None:
             raise ValueError(f"alpha is {alpha}, but the rule {name!r} has none; leave it out")
-        return kind(alpha=alpha)
+        return kind(alpha=alpha, **options)
     if option is not None and option.default is option.empty:
         raise TypeError(
             f"alpha is missing: the rule {name!r} has no default for it; the paper uses 0.12 to 3"
         )
-    if kind is Fixed:
+    if kind is Fixed and "weights" not in options:
         raise TypeError(
             "weights are missing: pass the rule itself in place of 'fixed', such as "
             "Fixed({'bc': 50}) or Fixed([1, 50])"
         )
-    return kind()
+    return kind(**options)

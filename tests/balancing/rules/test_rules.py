@@ -57,6 +57,16 @@ def test_the_rule_is_the_published_one_if_alpha_alone_is_given_and_else_the_defa
     assert find_rule("pinn", 0.5) == PinnRule(alpha=0.5)
 
 
+def test_options_go_to_the_rule_that_is_named_and_to_no_other():
+    assert find_rule("pinn", 0.5, late=False) == PinnRule(alpha=0.5, late=False)
+    assert find_rule("published", alpha=1.5) == GradNormRule(1.5)
+    assert find_rule("fixed", weights=[1, 50]) == Fixed([1, 50])
+    with pytest.raises(TypeError, match="the rule 'pinn' has no option 'leed'; did you mean 'le"):
+        find_rule("pinn", leed=5)
+    with pytest.raises(ValueError, match=r"lead is 5, but PinnRule\(.*\) has its own options"):
+        find_rule(PinnRule(), lead=5)
+
+
 @pytest.mark.parametrize("rule", [PinnRule(strength=0.3), GradNormRule(2.0), InverseNorms()])
 def test_a_rule_is_taken_as_it_is(rule):
     assert find_rule(rule) is rule
