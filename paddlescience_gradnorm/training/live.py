@@ -76,6 +76,7 @@ class LiveView(paddle.callbacks.Callback):
             progress.BarColumn(_BAR),
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[speed]}"),
+            progress.TextColumn("elapsed"),
             progress.TimeElapsedColumn(),
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
