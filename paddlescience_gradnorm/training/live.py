@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Between two looks at the numbers, because an accelerator has to wait for each.
 _SECONDS = 0.5
-_BAR = 30  # characters of the progress bar
+_BAR = 20  # characters of the progress bar
 _LINE = 20  # characters of a sparkline
 _HEIGHTS = "▁▂▃▄▅▆▇█"
 
