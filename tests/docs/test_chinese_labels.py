@@ -77,18 +77,24 @@ def test_a_missing_font_is_an_error(monkeypatch):
         labels.switch_on()
 
 
-def test_a_click_on_a_picture_shows_it_whole_and_wide_ones_scroll():
-    pictures = load("pictures")
+def test_a_click_on_a_picture_that_stands_alone_shows_it():
     html = '<p><img alt="a" src="images/a.png"></p><p>text <img alt="b" src="b.png"></p>'
-    found = pictures.on_page_content(html, page=None, config=None, files=None)
+    found = load("pictures").on_page_content(html, page=None, config=None, files=None)
     assert found.startswith('<p><a class="picture" href="images/a.png"><img alt="a"')
     assert found.endswith('<p>text <img alt="b" src="b.png"></p>')
-    # Drawn for 11 and for 3.6 inches.
-    wide, narrow = 'class="picture wide" style="--width: 713px"', 'class="picture"'
-    for name, kind in (("points.png", wide), ("several_processes.png", narrow)):
-        html = f'<p><img alt="a" src="../images/{name}"></p>'
-        found = pictures.on_page_content(html, page=None, config=None, files=None)
-        assert found.startswith(f'<p><a {kind} href="../images/{name}">')
+
+
+def test_a_cell_of_prose_is_marked():
+    def marked(html):
+        return load("unbroken").on_page_content(html, page=None, config=None, files=None)
+
+    words, link = "a lead from the start ", '<a href="x">' + "y" * 30 + "</a>"
+    for attributes in ("", ' style="text-align: right"'):
+        assert marked(f"<td{attributes}>{words * 3}</td>") == (
+            f'<td{attributes} class="prose">{words * 3}</td>'
+        )
+        html = f"<td{attributes}>{words}{link}</td>"
+        assert marked(html) == html
 
 
 def test_numbers_and_options_are_kept_together_but_not_in_blocks_of_code():
