@@ -88,6 +88,8 @@ def test_a_cell_of_prose_is_marked():
     def marked(html):
         return load("unbroken").on_page_content(html, page=None, config=None, files=None)
 
+    chinese = "条件优先系数从一开始就起作用" * 3
+    assert marked(f"<td>{chinese}</td>") == f'<td class="prose">{chinese}</td>'
     words, link = "a lead from the start ", '<a href="x">' + "y" * 30 + "</a>"
     for attributes in ("", ' style="text-align: right"'):
         assert marked(f"<td{attributes}>{words * 3}</td>") == (
@@ -104,7 +106,15 @@ def test_numbers_and_options_are_kept_together_but_not_in_blocks_of_code():
     mark = '<span class="together">'
     assert kept("<p>1.5e-4, a-b</p>") == f"<p>{mark}1.5e-4</span>, a-b</p>"
     assert kept("<li>with --option</li>") == f"<li>with {mark}--option</span></li>"
-    assert kept("<code>python -m x</code>") == f"<code>python {mark}-m</span> x</code>"
+    long = "python -m x --option " + "y" * 9
+    assert kept(f"<code>{long}</code>") == (
+        f"<code>python {mark}-m</span> x {mark}--option</span> {'y' * 9}</code>"
+    )
+    assert kept("<code>.venv/bin</code>") == '<code class="together">.venv/bin</code>'
+    assert kept("<p>1.5 ms, 7 %, 3 to 5</p>") == (
+        f"<p>{mark}1.5 ms</span>, {mark}7 %</span>, 3 to 5</p>"
+    )
+    assert kept("<p>用时 80 秒。</p>") == f"<p>用时 {mark}80 秒</span>。</p>"
     assert kept("<td>1.07 [1.05, 1.10]</td>") == '<td class="together">1.07 [1.05, 1.10]</td>'
     for html in ("<pre><code>f --a 1e-4</code></pre>", '<a href="--b">x -y</a>', "<td>two</td>"):
         assert kept(html) == html
