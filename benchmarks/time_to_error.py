@@ -79,7 +79,12 @@ class Contestant:
 CONTESTANTS = {
     "pinn": Contestant("this package, default", "paddle", "own"),
     "pinn without C++": Contestant(
-        "this package, without C++", "paddle", "own", (("GRADNORM_OPERATORS", "off"),), "C0", "--"
+        "this package, default, without C++",
+        "paddle",
+        "own",
+        (("GRADNORM_OPERATORS", "off"),),
+        "C0",
+        "--",
     ),
     "equal": Contestant("this package, equal weights", "paddle", "own", (), "C0", ":"),
     "pinn soap": Contestant("this package, default, by SOAP", "paddle", "ppsci", (), "C5"),
@@ -275,7 +280,11 @@ def figure(runs: Sequence[dict[str, Any]], path: Path) -> None:
     rows = -(-len(problems) // 4)
     columns = -(-len(problems) // rows)
     picture, axes = plt.subplots(
-        rows, columns, figsize=(4 * columns, 3.2 * rows + 0.8), squeeze=False, layout="constrained"
+        rows,
+        columns,
+        figsize=(3.2 * columns, 2.9 * rows + 1.1),
+        squeeze=False,
+        layout="constrained",
     )
     for axis, (name, by_contestant) in zip(axes.flat, problems.items()):
         for contestant, found in by_contestant.items():
@@ -291,8 +300,8 @@ def figure(runs: Sequence[dict[str, Any]], path: Path) -> None:
     for axis in list(axes.flat)[len(problems) :]:
         axis.axis("off")
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    picture.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
-    picture.savefig(path, dpi=100)
+    picture.legend(handles, labels, loc="outside lower center", ncols=3)
+    picture.savefig(path, dpi=130)
     plt.close(picture)
 
 

@@ -81,7 +81,7 @@ LABELS = {
     "this package, default": "本包，默认规则",
     "this package, default, by SOAP": "本包，默认规则，SOAP 优化器",
     "this package, equal weights": "本包，等权重",
-    "this package, without C++": "本包，不用 C++ 算子",
+    "this package, default, without C++": "本包，默认规则，不用 C++ 算子",
     "JAX jit, equal weights": "JAX jit，等权重",
     "JAX jit, jaxpi's grad_norm": "JAX jit，jaxpi 的 grad_norm",
     "PyTorch, equal weights": "PyTorch，等权重",
