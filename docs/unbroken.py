@@ -19,7 +19,8 @@ TORN_IN_CODE = re.compile(rf"{TORN.pattern}|(?<![\w-])-[a-zA-Z]\b")
 NUMBERS = re.compile(r"<td([^>]*)>(?=[-\u2212\d.,; /()\[\]es%*x秒]{5,26}</td>)")
 CODE = re.compile(r"<code>(?=[^<]{1,26}</code>)")
 CELL = re.compile(r"<td((?! class)[^>]*)>(.*?)</td>", re.DOTALL)
-PROSE = 60  # letters, from which on a cell is prose; a Chinese character is as wide as two
+# Letters from which on a cell is a phrase, or prose. A Chinese character is as wide as two.
+PHRASE, PROSE = 24, 60
 VERBATIM = ("pre", "script", "style", "svg")
 
 
@@ -47,4 +48,6 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
 def _with_class(cell: re.Match[str]) -> str:
     attributes, content = cell.groups()
     letters = sum(2 if unicodedata.east_asian_width(c) == "W" else 1 for c in TAG.sub("", content))
-    return f'<td{attributes} class="prose">{content}</td>' if letters >= PROSE else cell[0]
+    if letters < PHRASE:
+        return cell[0]
+    return f'<td{attributes} class="{"prose" if letters >= PROSE else "phrase"}">{content}</td>'

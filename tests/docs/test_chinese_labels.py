@@ -84,18 +84,18 @@ def test_a_click_on_a_picture_that_stands_alone_shows_it():
     assert found.endswith('<p>text <img alt="b" src="b.png"></p>')
 
 
-def test_a_cell_of_prose_is_marked():
+def test_cells_of_words_are_marked_by_their_length():
     def marked(html):
         return load("unbroken").on_page_content(html, page=None, config=None, files=None)
 
-    chinese = "条件优先系数从一开始就起作用" * 3
-    assert marked(f"<td>{chinese}</td>") == f'<td class="prose">{chinese}</td>'
-    words, link = "a lead from the start ", '<a href="x">' + "y" * 30 + "</a>"
+    chinese = "条件优先系数从一开始就起作用"
+    assert marked(f"<td>{chinese}</td>") == f'<td class="phrase">{chinese}</td>'
+    words, link = "a lead from the start ", '<a href="x">' + "y" * 12 + "</a>"
     for attributes in ("", ' style="text-align: right"'):
-        assert marked(f"<td{attributes}>{words * 3}</td>") == (
-            f'<td{attributes} class="prose">{words * 3}</td>'
-        )
-        html = f"<td{attributes}>{words}{link}</td>"
+        for content, kind in ((words * 3, "prose"), (words + link, "phrase")):
+            found = marked(f"<td{attributes}>{content}</td>")
+            assert found == f'<td{attributes} class="{kind}">{content}</td>'
+        html = f"<td{attributes}>{link}</td>"
         assert marked(html) == html
 
 
