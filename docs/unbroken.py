@@ -20,7 +20,7 @@ NUMBERS = re.compile(r"<td([^>]*)>(?=[-\u2212\d.,; /()\[\]es%*x秒]{5,26}</td>)"
 CODE = re.compile(r"<code>(?=[^<]{1,26}</code>)")
 CELL = re.compile(r"<td((?! class)[^>]*)>(.*?)</td>", re.DOTALL)
 # Letters from which on a cell is a phrase, or prose. A Chinese character is as wide as two.
-PHRASE, PROSE = 24, 60
+PHRASE, PROSE = 16, 60
 VERBATIM = ("pre", "script", "style", "svg")
 
 

@@ -88,9 +88,9 @@ def test_cells_of_words_are_marked_by_their_length():
     def marked(html):
         return load("unbroken").on_page_content(html, page=None, config=None, files=None)
 
-    chinese = "条件优先系数从一开始就起作用"
+    chinese = "两个，配点互不相同"
     assert marked(f"<td>{chinese}</td>") == f'<td class="phrase">{chinese}</td>'
-    words, link = "a lead from the start ", '<a href="x">' + "y" * 12 + "</a>"
+    words, link = "a lead from the start ", '<a href="x">' + "y" * 9 + "</a>"
     for attributes in ("", ' style="text-align: right"'):
         for content, kind in ((words * 3, "prose"), (words + link, "phrase")):
             found = marked(f"<td{attributes}>{content}</td>")
