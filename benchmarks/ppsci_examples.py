@@ -35,7 +35,7 @@ from ppsci_examples_cases import EXAMPLES
 BALANCES = {
     "original": "original",
     "of": "`of`",
-    "of_advised": "`of`, equations named",
+    "of_advised": "`of`, advised",
     "of_early": "`of`, `PinnRule(late=False)`",
     "by_name": "by name",
     "GradNorm": "its GradNorm",
@@ -69,7 +69,7 @@ def planned(
         for seed in seeds
         for example in examples
         for balance in balances
-        if {"of_advised": EXAMPLES[example].advised, "by_name": EXAMPLES[example].adds_up}.get(
+        if {"of_advised": EXAMPLES[example].takes_advice, "by_name": EXAMPLES[example].adds_up}.get(
             balance, True
         )
     ]

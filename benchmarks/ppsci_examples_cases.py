@@ -33,6 +33,9 @@ class Example:
         data: Files that this benchmark computes, by their place in the example's folder.
         advised: The equations, as names ``CONSTRAINT.OUTPUT``, where ``of`` does not find exactly
             these by itself.
+        by_hand: Whether losses have weights by hand, which we advise to take out.
+        lbfgs_steps: Whether L-BFGS makes several steps after Adam, before which we advise to
+            freeze the weights.
         adds_up: Whether constraints share a loss's name, so that the Solver adds up their losses.
             Otherwise ``by_name`` is the same as ``of``, and is not run.
         trainings: How many Solvers are trained, one after the other.
@@ -47,9 +50,16 @@ class Example:
     repair: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
     advised: tuple[str, ...] = ()
+    by_hand: bool = False
+    lbfgs_steps: bool = False
     adds_up: bool = False
     trainings: int = 1
     has_options: bool = True
+
+    @property
+    def takes_advice(self) -> bool:
+        """Whether ``of_advised`` is another run than ``of``."""
+        return bool(self.advised or self.by_hand or self.lbfgs_steps)
 
 
 def grid(keys: str, low: Any, high: Any, count: int) -> dict[str, np.ndarray]:
@@ -171,6 +181,7 @@ EXAMPLES = {
         "TRAIN.epochs=1000 NPOINT_PDE=625 NPOINT_BC=100 TRAIN.eval_during_train=false "
         "TRAIN.lbfgs.max_iter=5",
         trainings=2,
+        lbfgs_steps=True,
     ),
     "euler_beam": Example(
         "euler_beam",
@@ -192,6 +203,7 @@ EXAMPLES = {
         },
         data={"data/ldc_Re10.mat": "ldc_Re10.mat"},
         adds_up=True,
+        by_hand=True,
     ),
     "ldc2d_unsteady_Re10": Example(
         "ldc",
@@ -208,6 +220,7 @@ EXAMPLES = {
         },
         data={"data/ldc_Re10.mat": "ldc_Re10.mat"},
         adds_up=True,
+        by_hand=True,
     ),
     "ldc_2d_Re1000_plain": Example(
         "ldc",
@@ -227,6 +240,7 @@ EXAMPLES = {
         "TRAIN.epochs=1000 TRAIN.save_freq=0",
         resize={"NPOINT_PDE = 99**2": "NPOINT_PDE = 29**2"},
         adds_up=True,
+        by_hand=True,
     ),
     "biharmonic2d": Example(
         "biharmonic2d",
@@ -236,6 +250,7 @@ EXAMPLES = {
         "TRAIN.optimizer.lbfgs.max_iter=60",
         trainings=2,
         adds_up=True,
+        by_hand=True,
     ),
     "chip_heat": Example(
         "chip_heat",
@@ -247,6 +262,7 @@ EXAMPLES = {
         "MODEL.trunk_num_layers=3",
         advised=("interior_sup.chip",),
         adds_up=True,
+        by_hand=True,
     ),
     "volterra_ide": Example("ide", "volterra_ide.py", "L2Rel.u", "TRAIN.optimizer.max_iter=600"),
     "poiseuille": Example(
@@ -276,6 +292,7 @@ EXAMPLES = {
             '"total_size": 20600': '"total_size": 1100',
         },
         trainings=2,
+        lbfgs_steps=True,
     ),
     "nlsmb_rogue_wave": Example(
         "NLS-MB",
@@ -287,6 +304,7 @@ EXAMPLES = {
             '"total_size": 20600': '"total_size": 1100',
         },
         trainings=2,
+        lbfgs_steps=True,
     ),
     "allen_cahn_plain": Example(
         "allen_cahn",
@@ -333,6 +351,7 @@ EXAMPLES = {
         "poisson_1d.py",
         "L2Rel(u).u",
         "TRAIN.epochs=4000 TRAIN.eval_during_train=false",
+        by_hand=True,
     ),
     "nsfnet1_kovasznay": Example(
         "nsfnet",
@@ -360,6 +379,7 @@ EXAMPLES = {
         "viv.py",
         "MSE.eta",
         "TRAIN.epochs=3000 TRAIN.eval_during_train=false TRAIN.save_freq=0",
+        by_hand=True,
     ),
     "quick_start_case2": Example(
         "quick_start",

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
+from paddle.optimizer import LBFGS
 from ppsci.loss import mtl
 from ppsci.solver import solver as solvers
 from ppsci.utils import save_load
@@ -47,13 +49,43 @@ def balance_named(name: str, advised: tuple[str, ...]) -> Build | None:
     return {
         "original": None,
         "of": lambda m, c, e, f: GradNormAggregator.of(m, c, e),
-        "of_advised": lambda m, c, e, f: GradNormAggregator.of(m, c, e, equations=list(advised)),
+        "of_advised": lambda m, c, e, f: advised_aggregator(m, c, e, advised),
         "of_early": lambda m, c, e, f: GradNormAggregator.of(m, c, e, rule=PinnRule(late=False)),
         "by_name": lambda m, c, e, f: GradNormAggregator(m),
         "GradNorm": lambda m, c, e, f: mtl.GradNorm(m, count_losses(c), f),
         "Relobralo": lambda m, c, e, f: mtl.Relobralo(count_losses(c)),
         "NTK": lambda m, c, e, f: mtl.NTK(m, count_losses(c), f),
     }[name]
+
+
+def advised_aggregator(
+    model: Any, constraint: dict[str, Any], equation: Any, names: tuple[str, ...]
+) -> GradNormAggregator:
+    """With what docs/ppsci.md advises: the equations named, and no weights by hand."""
+    for each in constraint.values():
+        each.loss = without_weights_by_hand(each.loss)
+    options = {"equations": list(names)} if names else {}
+    return GradNormAggregator.of(model, constraint, equation, **options)
+
+
+def without_weights_by_hand(loss: Any) -> Any:
+    """The loss without weights that are the same at all points. Others stay."""
+    weight = loss.weight
+    if isinstance(weight, Mapping):
+        weight = {name: each for name, each in weight.items() if not is_constant(each)}
+    loss.weight = weight if weight and not is_constant(weight) else None
+    forward = loss.forward
+
+    def without(output: Any, label: Any, weights: Mapping[str, Any] | None = None) -> Any:
+        left = {name: each for name, each in (weights or {}).items() if not is_constant(each)}
+        return forward(output, label, left)
+
+    loss.forward = without
+    return loss
+
+
+def is_constant(weight: Any) -> bool:
+    return not isinstance(weight, Mapping) and len(np.unique(np.asarray(weight))) == 1
 
 
 class Recorder:
@@ -63,6 +95,7 @@ class Recorder:
         self.example = example
         self.build = balance_named(balance, example.advised)
         self.is_by_name = balance == "by_name"
+        self.is_advised = balance == "of_advised"
         self.update_freq = 1000 if full else SHORT_UPDATE_FREQ
         self.trainings: list[dict[str, Any]] = []
         # By the constraints, which are kept alive so that their ids stay theirs.
@@ -87,6 +120,8 @@ class Recorder:
         def train(solver: Any) -> None:
             errors: list[float] = []
             last = self._evaluate_at_the_end(solver, errors)
+            if self.is_advised and self.trainings and isinstance(solver.optimizer, LBFGS):
+                solver.loss_aggregator.balancer.freeze()
             begin, busy = time.perf_counter(), time.process_time()
             original_train(solver)
             training = {

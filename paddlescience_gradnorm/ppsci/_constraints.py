@@ -170,14 +170,17 @@ class SolverLosses:
         of = self._constraint_of(name)
         output, constraint = name[len(of) + 1 :], self._constraint[of]
         if isinstance(constraint, _CONDITIONS):
-            return None if differentiates[name] and self._may_hold_there(output) else False
+            in_doubt = differentiates[name] and self._may_hold_there(output, differentiates)
+            return None if in_doubt else False
         is_inside = isinstance(constraint, constraints.InteriorConstraint)
-        place = of.replace("sup", "")
+        place = _place(of)
         by_constraint = _equations.is_equation(place)
         if output in self._equation_of:
-            return None if by_constraint is False and not is_inside else True
+            if is_inside or by_constraint:
+                return True
+            return None if by_constraint is False or self._is_beside_another(output) else True
         if is_inside and differentiates[name]:
-            return True
+            return None if by_constraint is False else True
         if output in (getattr(self._model, "output_keys", None) or ()) and not differentiates[name]:
             return False
         # A constraint at given points may be of either kind, so only the names are left to ask. If
@@ -190,21 +193,42 @@ class SolverLosses:
         by_words = {_equations.is_equation(output), by_constraint} - {None}
         return by_words.pop() if len(by_words) == 1 else None
 
-    def _may_hold_there(self, output: str) -> bool:
+    def _may_hold_there(self, output: str, differentiates: Mapping[str, bool]) -> bool:
         """Whether an expression with derivatives may be required on the boundary as a residual.
 
-        A traction is not, because the equation that defines it holds inside by other expressions.
+        A traction is not, because the equation that defines it holds inside by other expressions,
+        and its name is not an equation's.
         """
-        equation = self._equation_of.get(output)
-        if equation is None:
-            return bool(_equations.is_equation(output))
         inside = {
             expression
-            for each in self._constraint.values()
+            for name, each in self._constraint.items()
             if not isinstance(each, _CONDITIONS)
             for expression in each.output_expr
+            if differentiates.get(f"{name}.{expression}", True)
         }
-        return output in inside or equation not in map(self._equation_of.get, inside)
+        if output in inside or _equations.is_equation(output):
+            return True
+        equation = self._equation_of.get(output)
+        return equation is not None and equation not in map(self._equation_of.get, inside)
+
+    def _is_beside_another(self, output: str) -> bool:
+        """Whether surely another of ``equation``'s entries holds inside, and not this output's.
+
+        Then this one may be an object that has been written for a boundary condition.
+        """
+        sure = {
+            self._equation_of.get(expression)
+            for name, each in self._constraint.items()
+            if isinstance(each, constraints.InteriorConstraint)
+            or (not isinstance(each, _CONDITIONS) and _equations.is_equation(_place(name)))
+            for expression in each.output_expr
+        } - {None}
+        return bool(sure) and self._equation_of[output] not in sure
+
+
+def _place(constraint: str) -> str:
+    """Where a constraint holds, by its name: "interior_sup" is supervised, and inside."""
+    return constraint.replace("sup", "")
 
 
 class _LossOfOne(Loss):

@@ -122,6 +122,7 @@ def test_the_plan_goes_seed_by_seed_and_leaves_out_runs_that_are_another_balance
             ("laplace2d", "of"),  # finds its equation, and no two losses have one name
             ("heat_pinn", "original"),
             ("heat_pinn", "of"),
+            ("heat_pinn", "of_advised"),  # it has weights by hand
             ("heat_pinn", "by_name"),
         )
     ]

@@ -125,8 +125,9 @@ def apart(kinds=("EQ", "left", "right"), loss=None):
     ppsci.utils.misc.set_random_seed(1)
     model = ppsci.arch.MLP(("x", "y"), ("u",), num_layers=2, hidden_size=8)
     square = ppsci.geometry.Rectangle((0.0, 0.0), (1.0, 1.0))
-    equation = {"laplace": ppsci.equation.Laplace(2)}
     hessian, jacobian = ppsci.autodiff.hessian, ppsci.autodiff.jacobian
+    equation = {"laplace": ppsci.equation.Laplace(2), "slip": ppsci.equation.PDE()}
+    equation["slip"].add_equation("item1", lambda out: jacobian(out["u"], out["x"]))
     mse, loader = ppsci.loss.MSELoss, {**LOADER, "batch_size": 16}
 
     def residual(out):
@@ -165,6 +166,11 @@ def apart(kinds=("EQ", "left", "right"), loss=None):
         "sensors": lambda: supervised({"f": residual}, "sensors"),
         "observed": lambda: supervised({"pde": residual}, "observed"),
         "wall": lambda: supervised(equation["laplace"].equations, "wall"),
+        "f": lambda: inside({"f": residual}, "f"),
+        "PDE_edge": lambda: edge({"f": residual}, "PDE_edge", 0),
+        "initial": lambda: inside({"u_y": lambda out: jacobian(out["u"], out["y"])}, "initial"),
+        "PDE": lambda: supervised(equation["laplace"].equations, "PDE"),
+        "BCI": lambda: supervised(equation["slip"].equations, "BCI"),
     }
     return model, {kind: makers[kind]() for kind in kinds}, equation
 

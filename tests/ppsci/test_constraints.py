@@ -313,6 +313,8 @@ def test_losses_of_one_name_are_balanced_apart_without_a_word(tmp_path):
         (["EQ_sup", "data"], ["EQ_sup.chip"]),
         (["EQ", "own", "left"], ["EQ.laplace", "own.anything"]),
         (["observed", "left"], ["observed.pde"]),
+        (["BCI", "left"], ["BCI.item1"]),  # the only expression of an equation
+        (["PDE", "left"], ["PDE.laplace"]),
     ],
 )
 def test_constraints_tell_which_losses_are_equations(kinds, expected):
@@ -329,6 +331,11 @@ def test_constraints_tell_which_losses_are_equations(kinds, expected):
         (["EQ", "wall"], "wall.laplace", ["EQ.laplace"]),
         (["Sup", "data"], "Sup.chip", []),
         (["sensors", "left"], "sensors.f", []),
+        # An object that may have been written for a boundary condition, beside the equation's.
+        (["PDE", "BCI"], "BCI.item1", ["PDE.laplace"]),
+        (["EQ", "BCI"], "BCI.item1", ["EQ.laplace"]),
+        (["EQ", "initial"], "initial.u_y", ["EQ.laplace"]),
+        (["f", "PDE_edge"], "PDE_edge.f", ["f.f"]),
     ],
 )
 def test_what_constraints_do_not_tell_is_asked(kinds, doubtful, pasted):
@@ -605,22 +612,24 @@ def test_a_traction_is_a_condition_where_its_equation_holds_inside():
     outputs = ("u", "v", "sigma_xx", "sigma_yy", "sigma_xy")
     model = ppsci.arch.MLP(("x", "y"), outputs, 2, 8)
 
-    def constraints(inside):
+    def constraints(inside, edge):
         kinds, loader, mse = ppsci.constraint, {**LOADER, "batch_size": 16}, ppsci.loss.MSELoss()
         of, expressions = square, equation["elasticity"].equations
         return {
             "EQ": kinds.InteriorConstraint(expressions, dict.fromkeys(inside, 0), of, loader, mse),
-            "BC": kinds.BoundaryConstraint(expressions, {"equilibrium_y": 0}, of, loader, mse),
+            "BC": kinds.BoundaryConstraint(expressions, {edge: 0}, of, loader, mse),
         }
 
-    constraint = constraints(["equilibrium_x", "stress_disp_xx"])
+    constraint = constraints(["equilibrium_x", "stress_disp_xx"], "traction_x")
     aggregator = GradNormAggregator.of(model, constraint, equation)
     trained(model, constraint, equation, aggregator, steps=1)
     assert equations_found(aggregator) == ["EQ.equilibrium_x", "EQ.stress_disp_xx"]
-    constraint = constraints(["equilibrium_x", "equilibrium_y"])
-    aggregator = GradNormAggregator.of(model, constraint, equation)
-    with pytest.raises(ValueError, match=r"which 'BC\.equilibrium_y' is"):
-        trained(model, constraint, equation, aggregator, steps=1)
+    # An equation's name is not a traction's, and what holds inside too may hold everywhere.
+    for inside in (["equilibrium_x", "stress_disp_xx"], ["equilibrium_x", "equilibrium_y"]):
+        constraint = constraints(inside, "equilibrium_y")
+        aggregator = GradNormAggregator.of(model, constraint, equation)
+        with pytest.raises(ValueError, match=r"which 'BC\.equilibrium_y' is"):
+            trained(model, constraint, equation, aggregator, steps=1)
 
 
 @pytest.mark.parametrize("name", ["EQ_sup", "data"])
