@@ -25,6 +25,8 @@ from paddlescience_gradnorm.ppsci._training import expect_the_steps_of, training
 
 # Options of PaddleScience's aggregators that ours does not have, and what to write instead.
 _THEIR_OPTIONS = {
+    "beta": "write rule=ReLoBRaLo(beta=...), of paddlescience_gradnorm.balancing",
+    "tau": "write rule=ReLoBRaLo(tau=...), of paddlescience_gradnorm.balancing",
     "init_weights": "write weight_attr=",
     "momentum": "leave it out, because weight_lr= sets how fast the weights move",
     "update_freq": "write update_every=",
@@ -97,7 +99,7 @@ class GradNormAggregator(LossAggregator):
 
     def __init__(
         self,
-        model: paddle.nn.Layer,
+        model: paddle.nn.Layer | None = None,  # without it, a sentence says what to write
         n_loss: int | None = None,
         *positional: Any,
         alpha: float | None = None,
@@ -132,8 +134,8 @@ class GradNormAggregator(LossAggregator):
     @classmethod
     def of(
         cls,
-        model: paddle.nn.Layer,
-        constraint: Mapping[str, Any],
+        model: paddle.nn.Layer | None = None,
+        constraint: Mapping[str, Any] | None = None,
         equation: Mapping[str, Any] | None = None,
         *positional: Any,
         **options: Any,
@@ -198,6 +200,7 @@ class GradNormAggregator(LossAggregator):
                 )
         check_constraints(constraint, equation)
         aggregator = cls(model, **options)
+        assert constraint is not None  # which the check refuses
         aggregator.take(constraint, equation)
         return aggregator
 

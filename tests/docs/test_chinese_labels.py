@@ -88,7 +88,7 @@ def test_cells_of_words_are_marked_by_their_length():
     def marked(html):
         return load("unbroken").on_page_content(html, page=None, config=None, files=None)
 
-    chinese = "两个，配点互不相同"
+    chinese = "两个配点互不相同的"
     assert marked(f"<td>{chinese}</td>") == f'<td class="phrase">{chinese}</td>'
     words, link = "a lead from the start ", '<a href="x">' + "y" * 9 + "</a>"
     for attributes in ("", ' style="text-align: right"'):

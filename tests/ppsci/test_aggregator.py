@@ -360,6 +360,8 @@ def test_a_loop_of_ones_own_needs_no_step(fc_net, make_losses):
         ({"update_freq": 10}, TypeError, "'update_freq', which is .*: write update_every="),
         ({"init_weights": [1, 2]}, TypeError, "'init_weights', which is .*: write weight_attr="),
         ({"momentum": 0.9}, TypeError, "'momentum', which is .*: leave it out, .* weight_lr="),
+        ({"beta": 0.9}, TypeError, r"'beta', which is .*: write rule=ReLoBRaLo\(beta="),
+        ({"tau": 0.1}, TypeError, r"'tau', which is .*: write rule=ReLoBRaLo\(tau="),
         ({"num_losses": 2, "rule": "published"}, TypeError, "alpha is missing"),
     ],
 )
@@ -375,9 +377,19 @@ def test_only_the_model_and_the_number_go_by_position(fc_net, arguments):
         GradNormAggregator(fc_net, 2, *arguments)
 
 
-def test_a_number_in_place_of_the_model_is_refused():
-    with pytest.raises(TypeError, match=r"model must be the network .*, got 2: write Grad.*\.of\("):
-        GradNormAggregator(2)
+@pytest.mark.parametrize(
+    "arguments, number, found", [((2,), None, "2"), ((), 2, "None"), ((), None, "None")]
+)
+def test_a_number_in_place_of_the_model_is_refused(arguments, number, found):
+    """PaddleScience's Relobralo takes a number only."""
+    message = rf"model must be the network .*, got {found}: write Grad.*\.of\("
+    with pytest.raises(TypeError, match=message):
+        GradNormAggregator(*arguments, num_losses=number)
+
+
+def test_the_constraints_may_not_be_left_out(fc_net):
+    with pytest.raises(TypeError, match="constraint must be the Solver's dict, got None"):
+        GradNormAggregator.of(fc_net)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,11 @@ def test_it_ends_with_the_last_steps_losses_weights_and_their_curves(fit):
     console = terminal()
     history = fit(console, 3, data=[1, 2])
     first, header, *lines = console.export_text().splitlines()
-    assert "6/6" in first and re.search(r"\d epochs/s", first) and re.search(r"elapsed \d:\d\d:\d\d left 0:00:00", first)
+    assert (
+        "6/6" in first
+        and re.search(r"\d epochs/s", first)
+        and re.search(r"elapsed \d:\d\d:\d\d left 0:00:00", first)
+    )
     assert header.split() == ["loss", "value", "so", "far", "weight", "so", "far"]
     last = history.last()
     for line, name in zip(lines, NAMES):
