@@ -294,7 +294,9 @@ def test_losses_of_one_name_are_balanced_apart_without_a_word(tmp_path):
     weights = aggregator.get_weights()
     assert weights[0] == 1 and (weights[1:] > 1.5).all()
     # Sixty steps are too few for weights that go 1 % a step, and it is said.
-    assert [finding[:16] for finding in aggregator.diagnose()] == ["After 60 steps w"]
+    assert [finding[:32] for finding in aggregator.diagnose()] == [
+        "In the last update, in step 51, "
+    ]
     # The Solver goes on logging a loss for each constraint, and the weights beside them.
     logged = {"EQ", "left", "right", "weight/EQ.laplace", "weight/left.u", "weight/right.u"}
     assert {f"train/{name}" for name in logged} <= set(rows[-1])

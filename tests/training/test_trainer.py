@@ -1115,7 +1115,9 @@ def test_diagnosis_of_a_run_is_the_historys_and_the_balancers(fc_net, tmp_path):
     found = trainer.diagnose()
     assert len(found) == 2 and found[1:] == net.diagnose()
     assert found[0].startswith("The losses of 'pde' and 'bc' have come to rest against each other")
-    assert found[1].startswith("After 300 steps weights are still moving at the largest pace: 'bc'")
+    assert found[1].startswith(
+        "In the last update, in step 291, weights were still moving at the largest pace: 'bc'"
+    )
 
     trainer.save(tmp_path / "run.ckpt")
     net.balancer.reset_initial_losses()

@@ -366,6 +366,7 @@ class PinnRule(Rule):
             remedies.insert(more < steps, f"raise weight_lr from {rate:.2g} to {faster:.1g}")
         advice = ", or ".join(remedies)
         return (
-            f"After {steps} steps weights are still moving at the largest pace: {shown}. "
+            f"In the last update, in step {measurement.step + 1}, weights were still moving at the "
+            f"largest pace: {shown}. "
             f"{advice[0].upper()}{advice[1:]}."
         )

@@ -371,7 +371,7 @@ def test_weights_that_have_always_moved_at_the_largest_pace_are_found(weight, ra
     found = findings(PinnRule(), weights=(1, weight), equations=[0], rate=rate, step=step)
     assert len(found) == is_found  # the weight heads for the lead, 20
     for finding in found:
-        assert finding.startswith(f"After {step + 10} steps weights are still moving at the")
+        assert finding.startswith(f"In the last update, in step {step + 1}, weights were still ")
         assert f"'bc' ({weight:g}, heading for 20)." in finding
 
 
