@@ -84,7 +84,8 @@ class SolverLosses:
         if found:
             warnings.warn(
                 f"{', '.join(found)}: these weights multiply with those that are learned here. "
-                "Take them out, unless you want the losses to differ by them",
+                "Take out those of conditions. Leave one on an equation, if the equation is meant "
+                "to count less than others",
                 UserWarning,
                 stacklevel=4,
             )

@@ -56,6 +56,7 @@ def main(cfg):
             edge,
             loss,
             criteria=lambda x, y, at=at: np.isclose(x, at),
+            weight_dict={"OUTPUT": 0.25},
             name=name,
         )
     for optimizer in (
@@ -279,12 +280,14 @@ def test_every_balance_trains_and_is_measured(snapshot, tmp_path, examples):
     options = ["--seeds", "3", "--jobs", "2"]
     done = run(snapshot, work, "--examples", "heat_pinn", *options)
     assert done.returncode == 0, done.stderr
-    done = run(snapshot, work, "--examples", "darcy2d", "--balances", "of", *options)
+    done = run(snapshot, work, "--examples", "darcy2d", "--balances", "of,of_advised", *options)
     assert done.returncode == 0, done.stderr
     rows = {(r.example, r.balance): x for r, x in examples.read(work / "runs.jsonl").items()}
     assert [key for key, x in rows.items() if x["fails"]] == []
-    balances = ["original", "of", "of_early", "by_name", "GradNorm", "Relobralo", "NTK"]
-    assert set(rows) == {("darcy2d", "of"), *(("heat_pinn", name) for name in balances)}
+    theirs, ours = ["original", "GradNorm", "Relobralo", "NTK"], ["of", "of_advised", "of_early"]
+    balances = [*theirs, *ours, "by_name"]
+    expected = {("heat_pinn", name) for name in balances}
+    assert set(rows) == {("darcy2d", "of"), ("darcy2d", "of_advised"), *expected}
     # Both trainings, with the same aggregator, and the error of the last.
     adam, lbfgs = rows["darcy2d", "of"]["trainings"]
     assert (adam["optimizer"], lbfgs["optimizer"]) == ("Adam", "LBFGS")
@@ -292,6 +295,9 @@ def test_every_balance_trains_and_is_measured(snapshot, tmp_path, examples):
     assert adam["equations"] == ["EQ.poisson"]
     assert lbfgs["weights"] != [1.0, 1.0, 1.0]
     assert rows["darcy2d", "of"]["error"] == lbfgs["error"]
+    # As advised the weights are frozen before L-BFGS.
+    first, second = rows["darcy2d", "of_advised"]["trainings"]
+    assert first["weights"] == second["weights"] and lbfgs["weights"] != adam["weights"]
     # At five moments.
     assert len(adam["errors"]) == 5
     assert rows["heat_pinn", "by_name"]["trainings"][0]["losses"] == ["laplace", "u"]
