@@ -76,7 +76,9 @@ RULES: dict[str, type[Rule]] = {
 }
 
 
-def find_rule(rule: str | Rule | None = None, alpha: float | None = None, **options: Any) -> Rule:
+def find_rule(
+    rule: str | Rule | None = None, /, alpha: float | None = None, **options: Any
+) -> Rule:
     """The rule that a balancer's arguments select.
 
     Args:
