@@ -65,7 +65,7 @@ def test_options_go_to_the_rule_that_is_named_and_to_no_other():
         find_rule("pinn", leed=5)
     with pytest.raises(ValueError, match=r"lead is 5, but PinnRule\(.*\) has its own options"):
         find_rule(PinnRule(), lead=5)
-    with pytest.raises(TypeError, match="rule must be a rule that weighs losses, .* got 'pinn'"):
+    with pytest.raises(TypeError, match=r"rule must be a rule that weighs losses, .* got 'pinn'"):
         find_rule("directed", rule="pinn")
 
 
