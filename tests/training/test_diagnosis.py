@@ -30,7 +30,7 @@ KINDS = {
     "misnamed": "has an equation's name",
     "at floor": "is at its floor",
     "at bound": "limits the weight",
-    "pace": "are still moving at the largest pace",
+    "pace": "were still moving at the largest pace",
     "jumps": "jumps: with weight_lr=",
     "noise": "counts as noise",
     "reference": r"The reference L\(0\) of",
