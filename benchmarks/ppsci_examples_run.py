@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from paddle.optimizer import LBFGS
 from ppsci.loss import mtl
 from ppsci.solver import solver as solvers
@@ -31,6 +30,7 @@ from ppsci_examples_cases import EXAMPLES, Example
 
 from paddlescience_gradnorm.balancing import PinnRule
 from paddlescience_gradnorm.ppsci import GradNormAggregator
+from paddlescience_gradnorm.ppsci._constraints import constant_weight
 
 # A single iterate at a constant rate is noise, so this takes the median of five.
 MOMENTS = (0.92, 0.94, 0.96, 0.98, 1.0)
@@ -70,22 +70,19 @@ def advised_aggregator(
 
 def without_weights_by_hand(loss: Any) -> Any:
     """The loss without weights that are the same at all points. Others stay."""
-    weight = loss.weight
-    if isinstance(weight, Mapping):
-        weight = {name: each for name, each in weight.items() if not is_constant(each)}
-    loss.weight = weight if weight and not is_constant(weight) else None
     forward = loss.forward
-
-    def without(output: Any, label: Any, weights: Mapping[str, Any] | None = None) -> Any:
-        left = {name: each for name, each in (weights or {}).items() if not is_constant(each)}
-        return forward(output, label, left)
-
-    loss.forward = without
+    if isinstance(loss.weight, Mapping):
+        loss.weight = varying(loss.weight)
+    elif constant_weight(loss.weight, "") is not None:
+        loss.weight = None
+    loss.forward = lambda output, label, weights=None: forward(output, label, varying(weights))
     return loss
 
 
-def is_constant(weight: Any) -> bool:
-    return not isinstance(weight, Mapping) and len(np.unique(np.asarray(weight))) == 1
+def varying(weights: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Those of the weights by name that differ from point to point."""
+    weights = weights or {}
+    return {name: each for name, each in weights.items() if constant_weight(weights, name) is None}
 
 
 class Recorder:

@@ -259,7 +259,7 @@ class _LossOfOne(Loss):
                 f"loss '{self._of}.{name}' has weight {value:g} ({where})"
                 for where, weights in (("weight_dict", weight), ("weight", self.weight))
                 for name in losses
-                if (value := _constant(weights, name)) not in (None, 1)
+                if (value := constant_weight(weights, name)) not in (None, 1)
             ]
         return {f"{self._of}.{name}": loss for name, loss in losses.items()}
 
@@ -273,7 +273,7 @@ class _LossOfOne(Loss):
         return getattr(inner, name)
 
 
-def _constant(weights: Any, name: str) -> float | None:
+def constant_weight(weights: Any, name: str) -> float | None:
     """The weight of a loss; None if it has none, or one for each point."""
     value = weights.get(name) if isinstance(weights, Mapping) else weights
     if isinstance(value, paddle.Tensor):

@@ -147,7 +147,7 @@ class GradNormAggregator(LossAggregator):
         messages, logs and ``equations``. The constraints also tell which losses are equations. An
         expression with derivatives inside the domain is one. What holds on the boundary, at the
         start, or for a value of the network is a condition. If a loss is in doubt, the first step
-        raises an error that names it. An expression of ``equation`` that is used both inside the
+        raises an error that names it. For example, a residual that is required both inside the
         domain and on its boundary is in doubt on the boundary.
 
         Args:

@@ -114,7 +114,8 @@ def find_rule(
         raise TypeError(f"rule must be {names} or an instance of Rule, got {rule!r}{hint}")
     if alpha is not None:
         options["alpha"] = alpha
-    for name, value in options.items():
+    if options:
+        name, value = next(iter(options.items()))
         raise ValueError(f"{name} is {value}, but {rule} has its own options; give it there")
     return rule
 
