@@ -35,7 +35,7 @@ from ppsci_examples_cases import EXAMPLES
 BALANCES = {
     "original": "original",
     "of": "`of`",
-    "of_advised": "`of`, advised",
+    "of_bare": "`of`, no weights by hand, frozen before L-BFGS",
     "of_early": "`of`, `PinnRule(late=False)`",
     "by_name": "by name",
     "GradNorm": "its GradNorm",
@@ -43,7 +43,7 @@ BALANCES = {
     "NTK": "its NTK",
 }
 # In the table the default comes first.
-COLUMNS = ("of", "of_advised", "of_early", "by_name", "original", "GradNorm", "Relobralo", "NTK")
+COLUMNS = ("of", "of_bare", "of_early", "by_name", "original", "GradNorm", "Relobralo", "NTK")
 RUN = Path(__file__).with_name("ppsci_examples_run.py")
 
 
@@ -69,7 +69,7 @@ def planned(
         for seed in seeds
         for example in examples
         for balance in balances
-        if {"of_advised": EXAMPLES[example].takes_advice, "by_name": EXAMPLES[example].adds_up}.get(
+        if {"of_bare": EXAMPLES[example].has_bare_run, "by_name": EXAMPLES[example].adds_up}.get(
             balance, True
         )
     ]

@@ -31,11 +31,11 @@ class Example:
         resize: What to replace in the script for the shortened form.
         repair: What to replace in both forms. ``{seed}`` stands for the seed.
         data: Files that this benchmark computes, by their place in the example's folder.
-        advised: The equations, as names ``CONSTRAINT.OUTPUT``, where ``of`` does not find exactly
+        named: The equations, as names ``CONSTRAINT.OUTPUT``, where ``of`` does not find exactly
             these by itself.
-        by_hand: Whether losses have weights by hand, which we advise to take out.
-        lbfgs_steps: Whether L-BFGS makes several steps after Adam, before which we advise to
-            freeze the weights.
+        by_hand: Whether losses have weights by hand, which ``of_bare`` takes out.
+        lbfgs_steps: Whether L-BFGS makes several steps after Adam, before which ``of_bare`` freezes
+            the weights.
         adds_up: Whether constraints share a loss's name, so that the Solver adds up their losses.
             Otherwise ``by_name`` is the same as ``of``, and is not run.
         trainings: How many Solvers are trained, one after the other.
@@ -49,7 +49,7 @@ class Example:
     resize: Mapping[str, str] = field(default_factory=dict)
     repair: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
-    advised: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
     by_hand: bool = False
     lbfgs_steps: bool = False
     adds_up: bool = False
@@ -57,9 +57,9 @@ class Example:
     has_options: bool = True
 
     @property
-    def takes_advice(self) -> bool:
-        """Whether ``of_advised`` is another run than ``of``."""
-        return bool(self.advised or self.by_hand or self.lbfgs_steps)
+    def has_bare_run(self) -> bool:
+        """Whether ``of_bare`` is another run than ``of``."""
+        return bool(self.named or self.by_hand or self.lbfgs_steps)
 
 
 def grid(keys: str, low: Any, high: Any, count: int) -> dict[str, np.ndarray]:
@@ -260,7 +260,7 @@ EXAMPLES = {
         "MODEL.branch_hidden_size=32 MODEL.BC_hidden_size=32 MODEL.trunk_hidden_size=32 "
         "MODEL.num_features=32 MODEL.branch_num_layers=3 MODEL.BC_num_layers=3 "
         "MODEL.trunk_num_layers=3",
-        advised=("interior_sup.chip",),
+        named=("interior_sup.chip",),
         adds_up=True,
         by_hand=True,
     ),

@@ -8,6 +8,7 @@ afterwards is not of interest.
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import json
 import math
@@ -30,7 +31,7 @@ from ppsci_examples_cases import EXAMPLES, Example
 
 from paddlescience_gradnorm.balancing import PinnRule
 from paddlescience_gradnorm.ppsci import GradNormAggregator
-from paddlescience_gradnorm.ppsci._constraints import constant_weight
+from paddlescience_gradnorm.ppsci._weights_by_hand import without_weights_by_hand
 
 # A single iterate at a constant rate is noise, so this takes the median of five.
 MOMENTS = (0.92, 0.94, 0.96, 0.98, 1.0)
@@ -44,12 +45,12 @@ def count_losses(constraint: dict[str, Any]) -> int:
     return len({name for each in constraint.values() for name in each.output_keys})
 
 
-def balance_named(name: str, advised: tuple[str, ...]) -> Build | None:
+def balance_named(name: str, names: tuple[str, ...]) -> Build | None:
     """Builds the aggregator from model, constraints, equations and update_freq."""
     return {
         "original": None,
         "of": lambda m, c, e, f: GradNormAggregator.of(m, c, e),
-        "of_advised": lambda m, c, e, f: advised_aggregator(m, c, e, advised),
+        "of_bare": lambda m, c, e, f: bare_aggregator(m, c, e, names),
         "of_early": lambda m, c, e, f: GradNormAggregator.of(m, c, e, rule=PinnRule(late=False)),
         "by_name": lambda m, c, e, f: GradNormAggregator(m),
         "GradNorm": lambda m, c, e, f: mtl.GradNorm(m, count_losses(c), f),
@@ -58,31 +59,14 @@ def balance_named(name: str, advised: tuple[str, ...]) -> Build | None:
     }[name]
 
 
-def advised_aggregator(
+def bare_aggregator(
     model: Any, constraint: dict[str, Any], equation: Any, names: tuple[str, ...]
 ) -> GradNormAggregator:
-    """With what docs/ppsci.md advises: the equations named, and no weights by hand."""
+    """With the equations named, and no weights by hand, not even those of equations."""
     for each in constraint.values():
-        each.loss = without_weights_by_hand(each.loss)
+        each.loss = functools.partial(without_weights_by_hand, each.loss)
     options = {"equations": list(names)} if names else {}
     return GradNormAggregator.of(model, constraint, equation, **options)
-
-
-def without_weights_by_hand(loss: Any) -> Any:
-    """The loss without weights that are the same at all points. Others stay."""
-    forward = loss.forward
-    if isinstance(loss.weight, Mapping):
-        loss.weight = varying(loss.weight)
-    elif constant_weight(loss.weight, "") is not None:
-        loss.weight = None
-    loss.forward = lambda output, label, weights=None: forward(output, label, varying(weights))
-    return loss
-
-
-def varying(weights: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Those of the weights by name that differ from point to point."""
-    weights = weights or {}
-    return {name: each for name, each in weights.items() if constant_weight(weights, name) is None}
 
 
 class Recorder:
@@ -90,9 +74,9 @@ class Recorder:
 
     def __init__(self, example: Example, balance: str, full: bool) -> None:
         self.example = example
-        self.build = balance_named(balance, example.advised)
+        self.build = balance_named(balance, example.named)
         self.is_by_name = balance == "by_name"
-        self.is_advised = balance == "of_advised"
+        self.is_bare = balance == "of_bare"
         self.update_freq = 1000 if full else SHORT_UPDATE_FREQ
         self.trainings: list[dict[str, Any]] = []
         # By the constraints, which are kept alive so that their ids stay theirs.
@@ -117,7 +101,7 @@ class Recorder:
         def train(solver: Any) -> None:
             errors: list[float] = []
             last = self._evaluate_at_the_end(solver, errors)
-            if self.is_advised and self.trainings and isinstance(solver.optimizer, LBFGS):
+            if self.is_bare and self.trainings and isinstance(solver.optimizer, LBFGS):
                 solver.loss_aggregator.balancer.freeze()
             begin, busy = time.perf_counter(), time.process_time()
             original_train(solver)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Callable
 
-import numpy as np
 import paddle
 from ppsci import constraint as constraints
 from ppsci.loss.base import Loss
@@ -15,6 +13,11 @@ from paddlescience_gradnorm import _paddle
 from paddlescience_gradnorm.balancing import _equations, _one_pass
 from paddlescience_gradnorm.balancing._losses import NamedLosses
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
+from paddlescience_gradnorm.ppsci._weights_by_hand import (
+    WeightsByHand,
+    constant_weight,
+    without_weights_by_hand,
+)
 
 _CONDITIONS = (
     constraints.BoundaryConstraint,
@@ -41,6 +44,7 @@ class SolverLosses:
         # Those that ``take`` has got, and the equation that each expression is a part of.
         self._constraint: Mapping[str, Any] = {}
         self._equation_of: Mapping[str, str] = {}
+        self._by_hand = WeightsByHand(balancer)
 
     def take(self, constraint: Mapping[str, Any], equation: Mapping[str, Any] | None) -> None:
         """Balance the losses of these constraints apart: see ``GradNormAggregator.take``."""
@@ -56,10 +60,13 @@ class SolverLosses:
         """Before the first step: its losses must be those of a checkpoint, in whatever order."""
         self._expected = names
 
-    def checked(self, losses: Mapping[str, paddle.Tensor], solver: Any) -> NamedLosses:
+    def checked(
+        self, losses: Mapping[str, paddle.Tensor], solver: Any, learns: bool
+    ) -> NamedLosses:
         """The losses of a step in the order of ``names``, with those that are equations.
 
-        If no constraints have been taken, the Solver's are asked, unless it is None.
+        If no constraints have been taken, the Solver's are asked, unless it is None. If their
+        weights are learned, these replace weights by hand: see ``WeightsByHand``.
         """
         known = self.names or self._expected
         names = [*known, *(name for name in losses if name not in known)]
@@ -74,21 +81,20 @@ class SolverLosses:
             # Names last, because faulty losses must not set them.
             self.equations, self.names = self._find_equations(names, losses, solver), names
             self.have_changed = True
+        if self.have_changed:
+            weights = {
+                name: of_loss
+                for each in self._constraint.values()
+                for name, of_loss in each.loss.weights_by_hand.items()
+            }
+            replaced = self._by_hand.meet(weights, self.names, self.equations, learns)
+            for each in self._constraint.values():
+                losses = {**losses, **each.loss.replace_weights(replaced)}
         return NamedLosses({n: losses[n] for n in names if n in losses}, self.equations)
 
-    def warn_of_weights_by_hand(self) -> None:
-        """Name the losses that have had a weight of their own in the first step."""
-        found = [
-            text for each in self._constraint.values() for text in each.loss.weights_by_hand or ()
-        ]
-        if found:
-            warnings.warn(
-                f"{', '.join(found)}: these weights multiply with those that are learned here. "
-                "Take out those of conditions. Leave one on an equation, if the equation is meant "
-                "to count less than others",
-                UserWarning,
-                stacklevel=4,
-            )
+    def tell_of_weights_by_hand(self) -> None:
+        """Say what becomes of the weights that the losses have had before."""
+        self._by_hand.tell()
 
     def _check_names(self, names: list[str], losses: Mapping[str, paddle.Tensor]) -> None:
         n_loss, may_be_absent = self._balancer.n_loss, self._balancer.absent == "skip"
@@ -235,33 +241,56 @@ def _place(constraint: str) -> str:
 class _LossOfOne(Loss):
     """A constraint's loss that gives its parts the constraint's name too.
 
-    Everything else is read from the loss itself, ``inner``. ``weights_by_hand`` says what weights
-    other than 1 its parts have had in the first step.
+    Everything else is read from the loss itself, ``inner``. ``weights_by_hand`` has the weights
+    other than 1 that its parts have had in the first step: loss -> argument -> weight.
     """
 
     def __init__(self, inner: Callable[..., Any], name: str) -> None:
         super().__init__(getattr(inner, "reduction", None), getattr(inner, "weight", None))
         self.inner = inner
         self._of = name
-        self.weights_by_hand: list[str] | None = None
+        self.weights_by_hand: dict[str, dict[str, float]] = {}
+        self._replaced: list[str] = []
+        # In the first step the losses are there before anybody knows which are ``_replaced``.
+        self._is_new, self._first = True, {}
 
     def forward(
         self, output: Any, label: Any = None, weight: Mapping[str, paddle.Tensor] | None = None
     ) -> dict[str, paddle.Tensor]:
-        losses = self.inner(output, label, weight)
+        losses = self._named(self.inner(output, label, weight))
+        if self._is_new:
+            self._find_weights_by_hand(losses, weight)
+        if self._replaced or (self._is_new and self.weights_by_hand):
+            bare = self._named(without_weights_by_hand(self.inner, output, label, weight))
+            losses.update({name: bare[name] for name in self._replaced})
+            self._first = bare if self._is_new else {}
+        self._is_new = False
+        return losses
+
+    def replace_weights(self, losses: Collection[str]) -> dict[str, paddle.Tensor]:
+        """Leave the weights of these losses out from now on.
+
+        Returns:
+            Those losses of the first step that have been computed with their weights, without.
+        """
+        self._replaced = [name for name in self.weights_by_hand if name in losses]
+        first, self._first = self._first, {}
+        return {name: first[name] for name in self._replaced if name in first}
+
+    def _named(self, losses: Any) -> dict[str, paddle.Tensor]:
         if not isinstance(losses, Mapping):
             raise TypeError(
                 f"the loss of constraint {self._of!r} must return a dict name -> scalar, got "
                 f"{type(losses).__name__}"
             )
-        if self.weights_by_hand is None:
-            self.weights_by_hand = [
-                f"loss '{self._of}.{name}' has weight {value:g} ({where})"
-                for where, weights in (("weight_dict", weight), ("weight", self.weight))
-                for name in losses
-                if (value := constant_weight(weights, name)) not in (None, 1)
-            ]
         return {f"{self._of}.{name}": loss for name, loss in losses.items()}
+
+    def _find_weights_by_hand(self, losses: Iterable[str], weight: Any) -> None:
+        for name in losses:
+            output = name[len(self._of) + 1 :]
+            for argument, weights in ("weight_dict", weight), ("weight", self.weight):
+                if (value := constant_weight(weights, output)) not in (None, 1):
+                    self.weights_by_hand.setdefault(name, {})[argument] = value
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -271,15 +300,6 @@ class _LossOfOne(Loss):
             if inner is None:
                 raise
         return getattr(inner, name)
-
-
-def constant_weight(weights: Any, name: str) -> float | None:
-    """The weight of a loss; None if it has none, or one for each point."""
-    value = weights.get(name) if isinstance(weights, Mapping) else weights
-    if isinstance(value, paddle.Tensor):
-        numbers = np.unique(value.astype("float32").numpy())
-        return float(numbers[0]) if len(numbers) == 1 else None
-    return float(value) if isinstance(value, (int, float)) else None
 
 
 def check_constraints(constraint: Any, equation: Any) -> None:

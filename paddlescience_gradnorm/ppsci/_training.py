@@ -29,6 +29,11 @@ def training_solver(aggregator: Any) -> Solver | None:
     return None
 
 
+def is_lbfgs(solver: Solver) -> bool:
+    """Whether the Solver trains by L-BFGS, which may be of ``paddle.incubate``."""
+    return misc.typename(solver.optimizer) == "LBFGS"
+
+
 def expect_the_steps_of(solver: Solver, balancer: LossBalancer) -> None:
     """Tell the balancer how many steps it will count in the rest of this training.
 
@@ -36,7 +41,7 @@ def expect_the_steps_of(solver: Solver, balancer: LossBalancer) -> None:
     update. After another optimizer it changes nothing of what was planned.
     """
     epochs = solver.epochs - solver.global_step // solver.iters_per_epoch
-    if misc.typename(solver.optimizer) != "LBFGS":  # which may be of paddle.incubate
+    if not is_lbfgs(solver):
         balancer._expect_steps(epochs * math.ceil(solver.iters_per_epoch / solver.update_freq))
     elif not balancer.step_count.item():
         balancer._expect_steps(epochs * solver.iters_per_epoch * balancer.update_every)

@@ -21,7 +21,7 @@ from paddlescience_gradnorm.network._shared_layer import find_shared
 from paddlescience_gradnorm.ppsci._constraints import SolverLosses, check_constraints
 from paddlescience_gradnorm.ppsci._solver_log import SolverLog, plot_weights, said_by_the_solver
 from paddlescience_gradnorm.ppsci._total import Total, with_gradient
-from paddlescience_gradnorm.ppsci._training import expect_the_steps_of, training_solver
+from paddlescience_gradnorm.ppsci._training import expect_the_steps_of, is_lbfgs, training_solver
 
 # Options of PaddleScience's aggregators that ours does not have, and what to write instead.
 _THEIR_OPTIONS = {
@@ -150,6 +150,12 @@ class GradNormAggregator(LossAggregator):
         raises an error that names it. For example, a residual that is required both inside the
         domain and on its boundary is in doubt on the boundary.
 
+        With ``PinnRule`` learned weights replace the weights by hand of conditions
+        (``weight_dict=`` of a constraint, ``weight=`` of its loss). Those of equations stay as
+        factors, because they say how much an equation counts beside others. So do those below
+        ``floor`` or above 1 / ``floor``, and all of them with L-BFGS from the first step on, which
+        may leave no step to learn in. The first step logs what it has replaced.
+
         Args:
             model: The Solver's model.
             constraint: The Solver's constraints by name. Their losses are wrapped, in place.
@@ -163,7 +169,8 @@ class GradNormAggregator(LossAggregator):
                 range.
 
         Warns:
-            UserWarning: In the first step, if a loss has a weight set by hand.
+            UserWarning: In the first step, if a loss has a weight by hand and the rule does not
+                tell conditions from equations, because both weights act then.
 
         Examples:
             >>> import ppsci
@@ -296,14 +303,16 @@ class GradNormAggregator(LossAggregator):
             UserWarning: One step of the optimizer evaluates the losses many times, and their
                 weights have never moved.
         """
-        is_first = not self.names
+        is_first, learns = not self.names, not self.balancer._schedule.frozen
         # Not in a loop of the user's own, which need not give the step.
         if step is not None and (self._last_step is None or step < self._last_step):
             solver = training_solver(self)
             if solver is not None:
                 with said_by_the_solver():
                     expect_the_steps_of(solver, self.balancer)
-        losses = self._losses.checked(losses, self._log.solver())
+                # L-BFGS may end in the first step, in which the weights stay as they are.
+                learns = learns and not is_lbfgs(solver)
+        losses = self._losses.checked(losses, self._log.solver(), learns)
         if is_first and losses:
             self._start = self.get_weights()
         if _paddle.is_amp_on():
@@ -340,10 +349,10 @@ class GradNormAggregator(LossAggregator):
             )
         # The Solver numbers its steps, so the balancer need not find out whether L-BFGS calls.
         self.balancer._schedule.knows_steps = self._last_step is not None
-        if self._losses.have_changed:
-            self._losses.warn_of_weights_by_hand()
         in_solver = self._losses.have_changed and self._last_step is not None
         with said_by_the_solver() if in_solver else contextlib.nullcontext():
+            if self._losses.have_changed:
+                self._losses.tell_of_weights_by_hand()
             self.balancer.backward(losses, scale=scale)
         self._losses.have_changed = False
         if scale != 1:

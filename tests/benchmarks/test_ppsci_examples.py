@@ -113,7 +113,7 @@ def write(path, rows):
 
 
 def test_the_plan_goes_seed_by_seed_and_leaves_out_runs_that_are_another_balances(examples):
-    balances = ["original", "of", "of_advised", "by_name"]
+    balances = ["original", "of", "of_bare", "by_name"]
     runs = examples.planned(["laplace2d", "heat_pinn"], balances, [0, 1], False)
     assert [(r.seed, r.example, r.balance) for r in runs] == [
         (seed, example, balance)
@@ -123,7 +123,7 @@ def test_the_plan_goes_seed_by_seed_and_leaves_out_runs_that_are_another_balance
             ("laplace2d", "of"),  # finds its equation, and no two losses have one name
             ("heat_pinn", "original"),
             ("heat_pinn", "of"),
-            ("heat_pinn", "of_advised"),  # it has weights by hand
+            ("heat_pinn", "of_bare"),  # it has weights by hand
             ("heat_pinn", "by_name"),
         )
     ]
@@ -280,14 +280,14 @@ def test_every_balance_trains_and_is_measured(snapshot, tmp_path, examples):
     options = ["--seeds", "3", "--jobs", "2"]
     done = run(snapshot, work, "--examples", "heat_pinn", *options)
     assert done.returncode == 0, done.stderr
-    done = run(snapshot, work, "--examples", "darcy2d", "--balances", "of,of_advised", *options)
+    done = run(snapshot, work, "--examples", "darcy2d", "--balances", "of,of_bare", *options)
     assert done.returncode == 0, done.stderr
     rows = {(r.example, r.balance): x for r, x in examples.read(work / "runs.jsonl").items()}
     assert [key for key, x in rows.items() if x["fails"]] == []
-    theirs, ours = ["original", "GradNorm", "Relobralo", "NTK"], ["of", "of_advised", "of_early"]
+    theirs, ours = ["original", "GradNorm", "Relobralo", "NTK"], ["of", "of_bare", "of_early"]
     balances = [*theirs, *ours, "by_name"]
     expected = {("heat_pinn", name) for name in balances}
-    assert set(rows) == {("darcy2d", "of"), ("darcy2d", "of_advised"), *expected}
+    assert set(rows) == {("darcy2d", "of"), ("darcy2d", "of_bare"), *expected}
     # Both trainings, with the same aggregator, and the error of the last.
     adam, lbfgs = rows["darcy2d", "of"]["trainings"]
     assert (adam["optimizer"], lbfgs["optimizer"]) == ("Adam", "LBFGS")
@@ -295,8 +295,8 @@ def test_every_balance_trains_and_is_measured(snapshot, tmp_path, examples):
     assert adam["equations"] == ["EQ.poisson"]
     assert lbfgs["weights"] != [1.0, 1.0, 1.0]
     assert rows["darcy2d", "of"]["error"] == lbfgs["error"]
-    # As advised the weights are frozen before L-BFGS.
-    first, second = rows["darcy2d", "of_advised"]["trainings"]
+    # The weights are frozen before L-BFGS.
+    first, second = rows["darcy2d", "of_bare"]["trainings"]
     assert first["weights"] == second["weights"] and lbfgs["weights"] != adam["weights"]
     # At five moments.
     assert len(adam["errors"]) == 5

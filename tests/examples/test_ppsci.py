@@ -17,7 +17,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @pytest.fixture
 def run(tmp_path):
     def start(example, *settings):
-        command = [sys.executable, "-W", "ignore", str(EXAMPLES / example), *settings]
+        script, *config = example.split()
+        command = [sys.executable, "-W", "ignore", str(EXAMPLES / script), *config, *settings]
         command += [f"hydra.run.dir={tmp_path / 'run'}", f"INFER.export_path={tmp_path / 'net'}"]
         result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         return result.returncode, result.stdout + result.stderr
@@ -37,7 +38,14 @@ def run(tmp_path):
             ["u_0.png", "u_1.png", "u_2.png"],
         ),
         (
-            "ppsci_kovasznay/kovasznay.py",
+            "ppsci_flow/flow.py",
+            ["EQ.continuity", "EQ.momentum_x", "EQ.momentum_y"],
+            ["inflow.u", "inflow.v", "walls.u", "walls.v", "outflow.p"],
+            0.7,
+            ["flow.vtu"],
+        ),
+        (
+            "ppsci_flow/flow.py --config-name=kovasznay",
             ["EQ.continuity", "EQ.momentum_x", "EQ.momentum_y"],
             [
                 "inflow.u",
@@ -53,7 +61,7 @@ def run(tmp_path):
             ["flow.vtu"],
         ),
     ],
-    ids=["laplace", "allen_cahn", "kovasznay"],
+    ids=["laplace", "allen_cahn", "channel", "kovasznay"],
 )
 def test_every_mode_runs_and_agrees(run, tmp_path, example, equations, conditions, error, files):
     short = ["TRAIN.epochs=3", "TRAIN.iters_per_epoch=100", "POINTS.inside=400", "log_freq=100"]
@@ -89,7 +97,7 @@ def test_every_mode_runs_and_agrees(run, tmp_path, example, equations, condition
     [
         "ppsci_laplace/laplace2d.py",
         "ppsci_allen_cahn/allen_cahn.py",
-        "ppsci_kovasznay/kovasznay.py",
+        "ppsci_flow/flow.py",
     ],
 )
 def test_a_comparison_makes_the_two_runs_that_one_can_make_apart(run, tmp_path, example):
@@ -141,10 +149,15 @@ def test_the_front_solves_the_equation():
     assert np.abs(residual).max() < 1e-3 < np.abs(5 * u**3 - 5 * u).max()
 
 
-def test_the_flow_solves_the_equations():
-    example = imported("ppsci_kovasznay/kovasznay.py")
-    flow, h = example.Flow(40, 4), 1e-4
-    points = {key: value.astype("float64") for key, value in example.grid().items()}
+def test_the_flows_solve_the_equations():
+    example = imported("ppsci_flow/flow.py")
+    for flow in example.Channel(10, 1), example.Kovasznay(40, 4):
+        check_flow(flow)
+
+
+def check_flow(flow):
+    h = 1e-4
+    points = {key: value.astype("float64") for key, value in flow.grid().items()}
 
     def at(field, x=0.0, y=0.0):
         return getattr(flow, field)({"x": points["x"] + x, "y": points["y"] + y})
@@ -156,7 +169,7 @@ def test_the_flow_solves_the_equations():
         ways = ((h, 0), (-h, 0), (0, h), (0, -h))
         spread = (sum(at(field, *way) for way in ways) - 4 * at(field)) / h**2
         convection = at("u") * slope(field, 1, 0) + at("v") * slope(field, 0, 1)
-        return convection + slope("p", *axis) - spread * 4 / 40
+        return convection + slope("p", *axis) - spread * flow.viscosity
 
     assert np.abs(slope("u", 1, 0) + slope("v", 0, 1)).max() < 1e-5
     assert np.abs(residual("u", 1, 0)).max() < 1e-5 < np.abs(slope("p", 1, 0)).max()

@@ -179,13 +179,13 @@ def trained(
     model, constraint, equation, aggregator, steps=30, output=None, optimizer=None, **settings
 ):
     """Trains by a Solver; what it has logged in every step."""
+    settings.setdefault("iters_per_epoch", 1)
     solver = ppsci.solver.Solver(
         model,
         constraint,
         None if output is None else str(output),
         optimizer or ppsci.optimizer.Adam(1e-3)(model),
         epochs=steps,
-        iters_per_epoch=1,
         equation=equation,
         loss_aggregator=aggregator,
         log_freq=1,

@@ -474,38 +474,6 @@ def test_a_constraint_under_two_names_is_refused():
         GradNormAggregator.of(model, constraint, equation)
 
 
-def test_weights_by_hand_are_named_once(recorded_warnings):
-    def prepare(constraint, equation):
-        constraint["EQ"].loss.weight = {"laplace": 0.5, "other": 3.0}
-        constraint["left"].loss.weight = 100
-        constraint["right"].loss.weight = 1.0
-        ones = np.ones([16, 1], "float32")
-        for name, weight in ("right", 10 * ones), ("slope", ones * np.arange(16)[:, None]):
-            batch = next(constraint[name].data_iter)
-            key = next(iter(batch[1]))
-            weighted = (*batch[:2], {key: paddle.to_tensor(weight, "float32")})
-            constraint[name].data_iter = itertools.repeat(weighted)
-
-    first_step(prepare, ["EQ", "left", "right", "slope"])
-    found = [str(w.message) for w in recorded_warnings if "multiply" in str(w.message)]
-    assert len(found) == 1
-    assert found[0].startswith(
-        "loss 'EQ.laplace' has weight 0.5 (weight), loss 'left.u' has weight 100 (weight), "
-        "loss 'right.u' has weight 10 (weight_dict): "
-    )
-
-
-def test_weights_by_hand_in_a_later_stage_are_named_too(recorded_warnings):
-    model, constraint, equation = apart()
-    aggregator = GradNormAggregator.of(model, constraint, equation)
-    trained(model, constraint, equation, aggregator, steps=1)
-    _, constraint, equation = apart(loss=ppsci.loss.MSELoss(weight={"u": 100}))
-    aggregator.take(constraint, equation)
-    trained(model, constraint, equation, aggregator, steps=2)
-    found = [str(w.message) for w in recorded_warnings if "multiply" in str(w.message)]
-    assert len(found) == 1 and found[0].startswith("loss 'left.u' has weight 100 (weight): ")
-
-
 def test_one_supervised_constraint_may_hold_data_and_an_equation_with_parameters_to_learn():
     """As in an inverse problem, where the optimizer holds the equation too."""
     learned = []
