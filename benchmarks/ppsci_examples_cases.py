@@ -31,9 +31,8 @@ class Example:
         resize: What to replace in the script for the shortened form.
         repair: What to replace in both forms. ``{seed}`` stands for the seed.
         data: Files that this benchmark computes, by their place in the example's folder.
-        named: The equations, as names ``CONSTRAINT.OUTPUT``, where ``of`` does not find exactly
-            these by itself.
-        by_hand: Whether losses have weights by hand, which ``of_bare`` takes out.
+        by_hand: Whether an equation has a weight by hand, which ``of`` leaves and ``of_bare`` takes
+            out.
         lbfgs_steps: Whether L-BFGS makes several steps after Adam, before which ``of_bare`` freezes
             the weights.
         adds_up: Whether constraints share a loss's name, so that the Solver adds up their losses.
@@ -49,7 +48,6 @@ class Example:
     resize: Mapping[str, str] = field(default_factory=dict)
     repair: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
-    named: tuple[str, ...] = ()
     by_hand: bool = False
     lbfgs_steps: bool = False
     adds_up: bool = False
@@ -59,7 +57,7 @@ class Example:
     @property
     def has_bare_run(self) -> bool:
         """Whether ``of_bare`` is another run than ``of``."""
-        return bool(self.named or self.by_hand or self.lbfgs_steps)
+        return self.by_hand or self.lbfgs_steps
 
 
 def grid(keys: str, low: Any, high: Any, count: int) -> dict[str, np.ndarray]:
@@ -240,7 +238,6 @@ EXAMPLES = {
         "TRAIN.epochs=1000 TRAIN.save_freq=0",
         resize={"NPOINT_PDE = 99**2": "NPOINT_PDE = 29**2"},
         adds_up=True,
-        by_hand=True,
     ),
     "biharmonic2d": Example(
         "biharmonic2d",
@@ -260,9 +257,7 @@ EXAMPLES = {
         "MODEL.branch_hidden_size=32 MODEL.BC_hidden_size=32 MODEL.trunk_hidden_size=32 "
         "MODEL.num_features=32 MODEL.branch_num_layers=3 MODEL.BC_num_layers=3 "
         "MODEL.trunk_num_layers=3",
-        named=("interior_sup.chip",),
         adds_up=True,
-        by_hand=True,
     ),
     "volterra_ide": Example("ide", "volterra_ide.py", "L2Rel.u", "TRAIN.optimizer.max_iter=600"),
     "poiseuille": Example(
@@ -379,7 +374,6 @@ EXAMPLES = {
         "viv.py",
         "MSE.eta",
         "TRAIN.epochs=3000 TRAIN.eval_during_train=false TRAIN.save_freq=0",
-        by_hand=True,
     ),
     "quick_start_case2": Example(
         "quick_start",

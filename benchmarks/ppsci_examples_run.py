@@ -45,12 +45,12 @@ def count_losses(constraint: dict[str, Any]) -> int:
     return len({name for each in constraint.values() for name in each.output_keys})
 
 
-def balance_named(name: str, names: tuple[str, ...]) -> Build | None:
+def balance_named(name: str) -> Build | None:
     """Builds the aggregator from model, constraints, equations and update_freq."""
     return {
         "original": None,
         "of": lambda m, c, e, f: GradNormAggregator.of(m, c, e),
-        "of_bare": lambda m, c, e, f: bare_aggregator(m, c, e, names),
+        "of_bare": lambda m, c, e, f: bare_aggregator(m, c, e),
         "of_early": lambda m, c, e, f: GradNormAggregator.of(m, c, e, rule=PinnRule(late=False)),
         "by_name": lambda m, c, e, f: GradNormAggregator(m),
         "GradNorm": lambda m, c, e, f: mtl.GradNorm(m, count_losses(c), f),
@@ -59,14 +59,11 @@ def balance_named(name: str, names: tuple[str, ...]) -> Build | None:
     }[name]
 
 
-def bare_aggregator(
-    model: Any, constraint: dict[str, Any], equation: Any, names: tuple[str, ...]
-) -> GradNormAggregator:
-    """With the equations named, and no weights by hand, not even those of equations."""
+def bare_aggregator(model: Any, constraint: dict[str, Any], equation: Any) -> GradNormAggregator:
+    """Without any weights by hand, not even those of equations."""
     for each in constraint.values():
         each.loss = functools.partial(without_weights_by_hand, each.loss)
-    options = {"equations": list(names)} if names else {}
-    return GradNormAggregator.of(model, constraint, equation, **options)
+    return GradNormAggregator.of(model, constraint, equation)
 
 
 class Recorder:
@@ -74,7 +71,7 @@ class Recorder:
 
     def __init__(self, example: Example, balance: str, full: bool) -> None:
         self.example = example
-        self.build = balance_named(balance, example.named)
+        self.build = balance_named(balance)
         self.is_by_name = balance == "by_name"
         self.is_bare = balance == "of_bare"
         self.update_freq = 1000 if full else SHORT_UPDATE_FREQ

@@ -252,7 +252,8 @@ class _LossOfOne(Loss):
         self.weights_by_hand: dict[str, dict[str, float]] = {}
         self._replaced: list[str] = []
         # In the first step the losses are there before anybody knows which are ``_replaced``.
-        self._is_new, self._first = True, {}
+        self._is_new = True
+        self._first: dict[str, paddle.Tensor] = {}
 
     def forward(
         self, output: Any, label: Any = None, weight: Mapping[str, paddle.Tensor] | None = None

@@ -6,7 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import paddle
@@ -38,7 +38,7 @@ class WeightsByHand:
         self,
         weights: Mapping[str, Mapping[str, float]],
         names: Sequence[str],
-        equations: Sequence[str],
+        equations: _equations.Equations,
         learns: bool,
     ) -> Collection[str]:
         """Decide which of these are replaced.
@@ -96,7 +96,7 @@ class WeightsByHand:
 
 
 def without_weights_by_hand(
-    loss: Callable[..., Any], output: Any, label: Any, weights: Mapping[str, paddle.Tensor] | None
+    loss: Any, output: Any, label: Any, weights: Mapping[str, paddle.Tensor] | None
 ) -> Any:
     """What a constraint's loss returns if weights that are the same at all points are 1.
 
