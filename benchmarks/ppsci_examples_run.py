@@ -31,7 +31,7 @@ from ppsci_examples_cases import EXAMPLES, Example
 
 from paddlescience_gradnorm.balancing import PinnRule
 from paddlescience_gradnorm.ppsci import GradNormAggregator
-from paddlescience_gradnorm.ppsci._weights_by_hand import without_weights_by_hand
+from paddlescience_gradnorm.ppsci._weights_by_hand import weights_by_hand, without_weights_by_hand
 
 # A single iterate at a constant rate is noise, so this takes the median of five.
 MOMENTS = (0.92, 0.94, 0.96, 0.98, 1.0)
@@ -62,7 +62,8 @@ def balance_named(name: str) -> Build | None:
 def bare_aggregator(model: Any, constraint: dict[str, Any], equation: Any) -> GradNormAggregator:
     """Without any weights by hand, not even those of equations."""
     for each in constraint.values():
-        each.loss = functools.partial(without_weights_by_hand, each.loss)
+        found = weights_by_hand(each, each.loss)
+        each.loss = functools.partial(without_weights_by_hand, found, each.loss)
     return GradNormAggregator.of(model, constraint, equation)
 
 

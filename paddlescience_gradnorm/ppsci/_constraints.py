@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Callable
 
 import paddle
@@ -15,7 +15,7 @@ from paddlescience_gradnorm.balancing._losses import NamedLosses
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
 from paddlescience_gradnorm.ppsci._weights_by_hand import (
     WeightsByHand,
-    constant_weight,
+    weights_by_hand,
     without_weights_by_hand,
 )
 
@@ -44,7 +44,7 @@ class SolverLosses:
         # Those that ``take`` has got, and the equation that each expression is a part of.
         self._constraint: Mapping[str, Any] = {}
         self._equation_of: Mapping[str, str] = {}
-        self._by_hand = WeightsByHand(balancer)
+        self.by_hand = WeightsByHand(balancer)
 
     def take(self, constraint: Mapping[str, Any], equation: Mapping[str, Any] | None) -> None:
         """Balance the losses of these constraints apart: see ``GradNormAggregator.take``."""
@@ -54,7 +54,7 @@ class SolverLosses:
         self.have_changed = True
         for name, each in self._constraint.items():
             inner = each.loss.inner if isinstance(each.loss, _LossOfOne) else each.loss
-            each.loss = _LossOfOne(inner, name)
+            each.loss = _LossOfOne(inner, name, weights_by_hand(each, inner))
 
     def expect(self, names: list[str]) -> None:
         """Before the first step: its losses must be those of a checkpoint, in whatever order."""
@@ -87,14 +87,19 @@ class SolverLosses:
                 for each in self._constraint.values()
                 for name, of_loss in each.loss.weights_by_hand.items()
             }
-            replaced = self._by_hand.meet(weights, self.names, self.equations, learns)
-            for each in self._constraint.values():
-                losses = {**losses, **each.loss.replace_weights(replaced)}
+            self.by_hand.meet(weights, self.names, self.equations, learns)
+        losses = self._without_replaced(losses)
         return NamedLosses({n: losses[n] for n in names if n in losses}, self.equations)
 
-    def tell_of_weights_by_hand(self) -> None:
-        """Say what becomes of the weights that the losses have had before."""
-        self._by_hand.tell()
+    def _without_replaced(self, losses: Mapping[str, paddle.Tensor]) -> dict[str, paddle.Tensor]:
+        """The losses without the weights by hand that learned ones replace."""
+        bare = {
+            name: without
+            for each in self._constraint.values()
+            for name, (loss, without) in each.loss.both.items()
+            if name in self.by_hand.replaced and losses.get(name) is loss
+        }
+        return {**losses, **bare}
 
     def _check_names(self, names: list[str], losses: Mapping[str, paddle.Tensor]) -> None:
         n_loss, may_be_absent = self._balancer.n_loss, self._balancer.absent == "skip"
@@ -241,42 +246,36 @@ def _place(constraint: str) -> str:
 class _LossOfOne(Loss):
     """A constraint's loss that gives its parts the constraint's name too.
 
-    Everything else is read from the loss itself, ``inner``. ``weights_by_hand`` has the weights
-    other than 1 that its parts have had in the first step: loss -> argument -> weight.
+    Everything else is read from the loss itself, ``inner``.
+
+    Args:
+        inner: The loss.
+        name: The constraint's name.
+        found: The weights by hand of its outputs.
+
+    Attributes:
+        weights_by_hand: The same, by the losses' names.
+        both: If there are any, each loss of the last call, with its weight and without. Only the
+            aggregator knows which of the two acts.
     """
 
-    def __init__(self, inner: Callable[..., Any], name: str) -> None:
+    def __init__(
+        self, inner: Callable[..., Any], name: str, found: Mapping[str, Mapping[str, float]]
+    ) -> None:
         super().__init__(getattr(inner, "reduction", None), getattr(inner, "weight", None))
         self.inner = inner
-        self._of = name
-        self.weights_by_hand: dict[str, dict[str, float]] = {}
-        self._replaced: list[str] = []
-        # In the first step the losses are there before anybody knows which are ``_replaced``.
-        self._is_new = True
-        self._first: dict[str, paddle.Tensor] = {}
+        self._of, self._found = name, found
+        self.weights_by_hand = {f"{name}.{output}": each for output, each in found.items()}
+        self.both: dict[str, tuple[paddle.Tensor, paddle.Tensor]] = {}
 
     def forward(
         self, output: Any, label: Any = None, weight: Mapping[str, paddle.Tensor] | None = None
     ) -> dict[str, paddle.Tensor]:
         losses = self._named(self.inner(output, label, weight))
-        if self._is_new:
-            self._find_weights_by_hand(losses, weight)
-        if self._replaced or (self._is_new and self.weights_by_hand):
-            bare = self._named(without_weights_by_hand(self.inner, output, label, weight))
-            losses.update({name: bare[name] for name in self._replaced})
-            self._first = bare if self._is_new else {}
-        self._is_new = False
+        if self._found:
+            bare = without_weights_by_hand(self._found, self.inner, output, label, weight)
+            self.both = {n: (losses[n], each) for n, each in self._named(bare).items()}
         return losses
-
-    def replace_weights(self, losses: Collection[str]) -> dict[str, paddle.Tensor]:
-        """Leave the weights of these losses out from now on.
-
-        Returns:
-            Those losses of the first step that have been computed with their weights, without.
-        """
-        self._replaced = [name for name in self.weights_by_hand if name in losses]
-        first, self._first = self._first, {}
-        return {name: first[name] for name in self._replaced if name in first}
 
     def _named(self, losses: Any) -> dict[str, paddle.Tensor]:
         if not isinstance(losses, Mapping):
@@ -285,13 +284,6 @@ class _LossOfOne(Loss):
                 f"{type(losses).__name__}"
             )
         return {f"{self._of}.{name}": loss for name, loss in losses.items()}
-
-    def _find_weights_by_hand(self, losses: Iterable[str], weight: Any) -> None:
-        for name in losses:
-            output = name[len(self._of) + 1 :]
-            for argument, weights in ("weight_dict", weight), ("weight", self.weight):
-                if (value := constant_weight(weights, output)) not in (None, 1):
-                    self.weights_by_hand.setdefault(name, {})[argument] = value
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -39,7 +39,7 @@ _TRAIN_FIRST = (
     "write Solver(..., loss_aggregator=aggregator)"
 )
 # What a checkpoint has besides the balancer's tensors.
-_NAMES, _FROZEN = "names", "frozen"
+_NAMES, _FROZEN, _BY_HAND = "names", "frozen", "weights_by_hand_are_replaced"
 
 
 class GradNormAggregator(LossAggregator):
@@ -150,11 +150,12 @@ class GradNormAggregator(LossAggregator):
         raises an error that names it. For example, a residual that is required both inside the
         domain and on its boundary is in doubt on the boundary.
 
-        With ``PinnRule`` learned weights replace the weights by hand of conditions
-        (``weight_dict=`` of a constraint, ``weight=`` of its loss). Those of equations stay as
-        factors, because they say how much an equation counts beside others. So do those below
-        ``floor`` or above 1 / ``floor``, and all of them with L-BFGS from the first step on, which
-        may leave no step to learn in. The first step logs what it has replaced.
+        With a rule that tells equations from conditions, such as ``PinnRule``, learned weights
+        replace the weights by hand of conditions (``weight_dict=`` of a constraint, ``weight=`` of
+        its loss). Those of equations stay as factors, because they say how much an equation counts
+        beside others. So do those below ``floor`` or above 1 / ``floor``. All of them stay if the
+        first step is one of L-BFGS, which may leave no step to learn in, or if the weights are
+        frozen in it. The first step logs what it has replaced.
 
         Args:
             model: The Solver's model.
@@ -352,7 +353,7 @@ class GradNormAggregator(LossAggregator):
         in_solver = self._losses.have_changed and self._last_step is not None
         with said_by_the_solver() if in_solver else contextlib.nullcontext():
             if self._losses.have_changed:
-                self._losses.tell_of_weights_by_hand()
+                self._losses.by_hand.tell()
             self.balancer.backward(losses, scale=scale)
         self._losses.have_changed = False
         if scale != 1:
@@ -422,7 +423,11 @@ class GradNormAggregator(LossAggregator):
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Names, weights, rule state and step count, because the Solver saves the model itself."""
         self._last_step = None  # the step is over, though the next one may have its number
-        more = {_NAMES: list(self.names), _FROZEN: self.balancer._schedule.frozen}
+        more = {
+            _NAMES: list(self.names),
+            _FROZEN: self.balancer._schedule.frozen,
+            _BY_HAND: self._losses.by_hand.are_replaced,
+        }
         return {**self.balancer.state_dict(), **more}
 
     def set_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
@@ -434,6 +439,7 @@ class GradNormAggregator(LossAggregator):
         self._last_step = None
         state = dict(state_dict)
         names, frozen = state.pop(_NAMES, []), state.pop(_FROZEN, None)
+        are_replaced = state.pop(_BY_HAND, None)
         if self.names and names and names != self.names:
             state = _in_order(state, names, self.names)
         elif not self.names:
@@ -441,6 +447,7 @@ class GradNormAggregator(LossAggregator):
         found = self.balancer.set_state_dict(state)
         if frozen is not None:  # an older version did not save it
             self.balancer._schedule.frozen = frozen
+        self._losses.by_hand.are_replaced = are_replaced
         return found
 
 

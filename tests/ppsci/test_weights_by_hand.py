@@ -12,17 +12,16 @@ import ppsci
 from ppsci_problem import LOADER, apart, trained, values_of
 
 from paddlescience_gradnorm.ppsci import GradNormAggregator
-from paddlescience_gradnorm.ppsci._weights_by_hand import constant_weight, without_weights_by_hand
+from paddlescience_gradnorm.ppsci._weights_by_hand import weights_by_hand, without_weights_by_hand
 
 
 def set_weight_dict(constraint, weights):
-    """What ``weight_dict=`` does: a weight for each point comes with every batch."""
-    batch = next(constraint.data_iter)
-    tensors = {
-        name: paddle.full_like(batch[1][name], weight) if np.isscalar(weight) else weight
+    """What ``weight_dict=`` does: the dataset has a weight for each point."""
+    constraint.data_loader.weight = {
+        name: paddle.full([16, 1], weight) if np.isscalar(weight) else weight
         for name, weight in weights.items()
     }
-    constraint.data_iter = itertools.repeat((*batch[:2], tensors))
+    constraint.data_iter = iter(constraint.data_loader)
 
 
 def run(
@@ -30,10 +29,10 @@ def run(
 ):
     """Parameters after a training; weights; and the aggregator, if there is one."""
     model, constraint, equation = apart(kinds)
-    for each in constraint.values():  # the same points in every step
-        each.data_iter = itertools.repeat(next(each.data_iter))
     if prepare is not None:
         prepare(constraint)
+    for each in constraint.values():  # the same points in every step
+        each.data_iter = itertools.repeat(next(each.data_iter))
     aggregator = None
     if balanced:
         options = {} if balanced is True else balanced
@@ -144,6 +143,11 @@ def test_weights_that_stay_act_as_in_the_plain_sum(prepare, options, settings):
     assert any(np.abs(mine - each).max() > 1e-4 for mine, each in zip(found, other))
 
 
+def test_weights_stay_if_conditions_have_one_coefficient_in_common():
+    _, aggregator = run(by_both, 1, balanced={"rule": "dcgd"})
+    assert aggregator._losses.by_hand.replaced == set()
+
+
 def test_weights_stay_if_none_are_learned():
     found, _ = run(by_weight, 3, adapt=lambda aggregator: aggregator.balancer.freeze())
     same(found, run(by_weight, 3, balanced=False)[0])
@@ -202,6 +206,8 @@ def test_the_log_says_what_is_replaced_and_what_stays(tmp_path):
 
 
 def test_a_rule_that_does_not_tell_conditions_warns_once(recorded_warnings):
+    run(by_both, 3, balanced={"rule": "equal"})  # no weights are learned
+    assert not [w for w in recorded_warnings if "multiply" in str(w.message)]
     run(by_both, 3, balanced={"alpha": 1.0})
     found = [str(w.message) for w in recorded_warnings if "multiply" in str(w.message)]
     assert len(found) == 1
@@ -239,23 +245,134 @@ def test_a_loss_object_keeps_its_weight():
 
     loss.forward = fails
     with pytest.raises(RuntimeError, match="no points"):
-        without_weights_by_hand(loss, {}, {}, None)
+        without_weights_by_hand({"u": {"weight": 5.0}}, loss, {}, {})
     assert loss.weight == 5
 
 
+def test_a_plain_training_afterwards_has_the_weights_again():
+    """And so has the first step of another aggregator's."""
+    model, constraint, equation = apart()
+    by_weight(constraint)
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    trained(model, constraint, equation, aggregator, steps=2)
+    losses = losses_of(model, constraint)
+    bare = losses_of(model, {"left": apart()[1]["left"]})
+    assert float(losses["left.u"]) == pytest.approx(100 * float(bare["u"]), rel=1e-5)
+
+
+def supervised(weights, batch_size):
+    points = np.linspace(0, 1, 4, dtype="float32")[:, None]
+    data = {"name": "NamedArrayDataset", "input": {"x": points, "y": points}}
+    data |= {"label": {"u": 5 * points}, "weight": {"u": np.array(weights, "float32")[:, None]}}
+    return ppsci.constraint.SupervisedConstraint(
+        {
+            "dataset": data,
+            "batch_size": batch_size,
+            "sampler": {"name": "BatchSampler", "shuffle": False, "drop_last": False},
+        },
+        ppsci.loss.MSELoss(),
+        {"u": lambda out: out["u"]},
+        name="data",
+    )
+
+
+def losses_of(model, constraint):
+    """The losses of the next batches, as a Solver gives them to its aggregator."""
+    forward = ppsci.utils.ExpressionSolver()
+    forward.nvtx_flag = False  # as a Solver sets it
+    batches = [next(iter(each.data_loader)) for each in constraint.values()]
+    for points, _, _ in batches:
+        for value in points.values():
+            value.stop_gradient = False
+    points, labels, weights = zip(*batches)
+    expressions = tuple(each.output_expr for each in constraint.values())
+    return forward.train_forward(expressions, points, model, constraint, labels, weights)[0]
+
+
+@pytest.mark.parametrize("weights", [[10, 10, 0, 0], [10, 10, 10, 0], [10, 10, 10, 10]])
+def test_the_weights_of_all_points_decide_not_those_of_a_batch(weights):
+    model, constraint, equation = apart(["own"])
+    constraint["data"] = supervised(weights, batch_size=2)
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    losses = losses_of(model, constraint)
+    total = float(aggregator(losses))
+    factor = 0.1 if set(weights) == {10} else 1
+    assert total == pytest.approx(
+        float(losses["own.anything"] + factor * losses["data.u"]), rel=1e-5
+    )
+
+
+def test_the_same_losses_may_be_given_twice():
+    model, constraint, equation = apart(["own", "left", "right"])
+    by_weight(constraint)
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    losses = losses_of(model, constraint)
+    first, second = float(aggregator(losses)), float(aggregator(losses))
+    assert first == second < float(sum(losses.values()))
+
+
+@pytest.mark.parametrize("prepare", ["freeze", "lbfgs"])
+def test_a_resumed_run_replaces_what_the_first_one_has_replaced(prepare):
+    """Though its own first step would leave the weights."""
+    model, constraint, equation = apart()
+    by_weight(constraint)
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    trained(model, constraint, equation, aggregator, steps=12)
+    if prepare == "freeze":
+        aggregator.balancer.freeze()
+    state = aggregator.state_dict()
+    again, constraint, equation = apart()
+    by_weight(constraint)
+    again.set_state_dict(model.state_dict())
+    other = GradNormAggregator.of(again, constraint, equation)
+    other.set_state_dict(state)
+    optimizer = lbfgs(again) if prepare == "lbfgs" else None
+    trained(again, constraint, equation, other, steps=1, optimizer=optimizer)
+    assert other._losses.by_hand.replaced == {"left.u", "right.u"}
+
+
+def test_weights_of_a_loss_that_joins_later():
+    """And the number of an equation that has not come yet."""
+    model, constraint, equation = apart(["left", "right", "EQ"])
+    by_weight(constraint)
+    aggregator = GradNormAggregator.of(
+        model, constraint, equation, absent="skip", equations=[2], weight_attr=[1.0] * 3
+    )
+    first = {name: constraint[name] for name in ("left",)}
+    trained(model, first, equation, aggregator, steps=2)
+    assert aggregator._losses.by_hand.replaced == {"left.u"}
+    trained(model, constraint, equation, aggregator, steps=2)
+    assert aggregator._losses.by_hand.replaced == {"left.u", "right.u"}
+    assert aggregator.names == ["left.u", "right.u", "EQ.laplace"]
+
+
 @pytest.mark.parametrize(
-    "weights, expected",
+    "weight, expected",
     [
-        (None, None),
-        (3, 3.0),
-        ({"u": 0.5}, 0.5),
-        ({"v": 0.5}, None),
-        ({"u": paddle.full([4, 1], 7.0)}, 7.0),
-        ({"u": paddle.to_tensor([[1.0], [2.0]])}, None),
+        (None, {}),
+        (3, {"u": {"weight": 3.0}}),
+        (1.0, {}),
+        ({"u": 0.5}, {"u": {"weight": 0.5}}),
+        ({"u": np.float32(0.5)}, {"u": {"weight": 0.5}}),
+        ({"v": 0.5}, {}),
+        ({"u": paddle.full([4, 1], 7.0)}, {"u": {"weight": 7.0}}),
+        ({"u": paddle.to_tensor([[1.0], [2.0]])}, {}),
     ],
 )
-def test_a_weight_that_is_the_same_at_all_points(weights, expected):
-    assert constant_weight(weights, "u") == expected
+def test_a_weight_that_is_the_same_at_all_points(weight, expected):
+    constraint = apart()[1]["left"]
+    assert weights_by_hand(constraint, ppsci.loss.MSELoss(weight=weight)) == expected
+
+
+def test_a_trainable_weight_is_not_one_by_hand():
+    class Trained(ppsci.loss.MSELoss):
+        def __init__(self):
+            super().__init__()
+            del self.weight
+            self.weight = self.create_parameter([])
+
+    constraint = apart()[1]["left"]
+    assert weights_by_hand(constraint, Trained()) == {}
 
 
 def test_a_periodic_constraint_may_have_a_weight():
