@@ -60,7 +60,7 @@ PACKAGE = {
     # DeepXDE's own checkpoints are pickles, which Model.restore loads too.
     ("deepxde.py", "paddle.load"),
 }
-SOLVERS = ("kovasznay/kovasznay", "allen_cahn/allen_cahn", "laplace/laplace2d")
+SOLVERS = ("flow/flow", "allen_cahn/allen_cahn", "laplace/laplace2d")
 EXAMPLES = {
     ("toy_regression/toy_regression.py", "json.loads"),
     ("rotograd_toy/rotograd_toy.py", "state.load"),
