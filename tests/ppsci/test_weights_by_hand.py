@@ -399,3 +399,17 @@ def test_a_periodic_constraint_may_have_a_weight():
     aggregator = GradNormAggregator.of(model, constraint, {"laplace": ppsci.equation.Laplace(2)})
     trained(model, constraint, {}, aggregator, steps=2)
     assert set(constraint["PBC"].loss.weights_by_hand) == {"PBC.u"}
+
+
+def test_the_other_losses_of_a_constraint_keep_their_weights():
+    ones, points = paddle.ones([4, 1]), paddle.arange(4, dtype="float32").reshape([4, 1])
+    loss = ppsci.loss.MSELoss(weight={"u": 3.0, "v": 5.0})
+    found = {"u": {"weight_dict": 7.0, "weight": 3.0}}
+    losses = without_weights_by_hand(
+        found,
+        loss,
+        {"u": 2 * ones, "v": ones},
+        {"u": 0 * ones, "v": 0 * ones},
+        {"u": 7 * ones, "v": points},
+    )
+    assert {name: float(each) for name, each in losses.items()} == {"u": 4.0, "v": 5 * 1.5}
