@@ -88,6 +88,11 @@ class SolverLosses:
                 for name, of_loss in each.loss.weights_by_hand.items()
             }
             self.by_hand.meet(weights, self.names, self.equations, learns)
+            for each in self._constraint.values():
+                each.loss.gives_both = any(
+                    name in self.by_hand.replaced or name not in self.names
+                    for name in each.loss.weights_by_hand
+                )
         losses = self._without_replaced(losses)
         return NamedLosses({n: losses[n] for n in names if n in losses}, self.equations)
 
@@ -255,8 +260,9 @@ class _LossOfOne(Loss):
 
     Attributes:
         weights_by_hand: The same, by the losses' names.
-        both: If there are any, each loss of the last call, with its weight and without. Only the
-            aggregator knows which of the two acts.
+        gives_both: Whether a weight is replaced, or may yet be.
+        both: If so, each loss of the last call, with its weight and without. Only the aggregator
+            knows which of the two acts.
     """
 
     def __init__(
@@ -266,13 +272,15 @@ class _LossOfOne(Loss):
         self.inner = inner
         self._of, self._found = name, found
         self.weights_by_hand = {f"{name}.{output}": each for output, each in found.items()}
+        self.gives_both = bool(found)
         self.both: dict[str, tuple[paddle.Tensor, paddle.Tensor]] = {}
 
     def forward(
         self, output: Any, label: Any = None, weight: Mapping[str, paddle.Tensor] | None = None
     ) -> dict[str, paddle.Tensor]:
         losses = self._named(self.inner(output, label, weight))
-        if self._found:
+        self.both = {}
+        if self.gives_both:
             bare = without_weights_by_hand(self._found, self.inner, output, label, weight)
             self.both = {n: (losses[n], each) for n, each in self._named(bare).items()}
         return losses

@@ -143,6 +143,21 @@ def test_weights_that_stay_act_as_in_the_plain_sum(prepare, options, settings):
     assert any(np.abs(mine - each).max() > 1e-4 for mine, each in zip(found, other))
 
 
+@pytest.mark.parametrize("prepare, calls", [(on_the_equation, 4), (by_weight, 6)])
+def test_a_loss_is_computed_twice_only_if_its_weight_is_replaced(prepare, calls):
+    """After the first step, in which nobody knows that yet."""
+    counted = []
+
+    def prepare_counted(constraint):
+        prepare(constraint)
+        loss = constraint["EQ" if prepare is on_the_equation else "left"].loss
+        forward = loss.forward
+        loss.forward = lambda *args: counted.append(1) or forward(*args)
+
+    run(prepare_counted, 3)
+    assert len(counted) == calls
+
+
 def test_weights_stay_if_conditions_have_one_coefficient_in_common():
     _, aggregator = run(by_both, 1, balanced={"rule": "dcgd"})
     assert aggregator._losses.by_hand.replaced == set()
@@ -250,7 +265,6 @@ def test_a_loss_object_keeps_its_weight():
 
 
 def test_a_plain_training_afterwards_has_the_weights_again():
-    """And so has the first step of another aggregator's."""
     model, constraint, equation = apart()
     by_weight(constraint)
     aggregator = GradNormAggregator.of(model, constraint, equation)
