@@ -47,6 +47,7 @@ class Settings:
     waves: dict[str, float] = field(default_factory=dict)  # of a network of waves, as for wave_net
     point_weights: str = ""  # of the equations
     optimizer: str = ""  # of OPTIMIZERS; Adam if it is empty
+    beta2: float = 0.0  # of the optimizer, which has its own if it is 0
 
 
 COLORS = 3  # that dots on one line can have and still be told apart
@@ -154,8 +155,9 @@ def train(run: Run, folder: Path, say: Callable[[float], None], stop: StopOnSign
         steps, callbacks = 10**9, [stop, Deadline()]
     else:
         schedule = paddle.optimizer.lr.CosineAnnealingDecay(settings.learning_rate, T_max=steps)
+    more = {"beta2": settings.beta2} if settings.beta2 else {}
     optimizer = OPTIMIZERS[settings.optimizer or "adam"](
-        learning_rate=schedule, parameters=[*net.parameters(), *trial.parameters]
+        learning_rate=schedule, parameters=[*net.parameters(), *trial.parameters], **more
     )
     extras = {"course": course}
     trainer = Trainer(
@@ -200,9 +202,9 @@ def run_all(options: argparse.Namespace) -> list[Run]:
 
 
 def told(settings: Settings) -> dict[str, Any]:
-    """The settings for JSON; runs that were made before there were the last three have none."""
+    """The settings for JSON; runs that were made before there were the last four have none."""
     values = asdict(settings)
-    late = ("waves", "point_weights", "optimizer")
+    late = ("waves", "point_weights", "optimizer", "beta2")
     return {name: value for name, value in values.items() if value or name not in late}
 
 
@@ -225,6 +227,7 @@ def settings_of(name: str, options: argparse.Namespace) -> Settings:
         seconds=options.seconds,
         point_weights=options.points or "",
         optimizer="" if options.optimizer == "adam" else options.optimizer,
+        beta2=options.beta2,
     )
 
 
@@ -470,6 +473,9 @@ def parse(problems: list[str], balances: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--optimizer", choices=list(OPTIMIZERS), default="adam", help="soap needs PaddleScience"
+    )
+    parser.add_argument(
+        "--beta2", type=float, default=0.0, help="of Adam, whose own is 0.999 in Paddle"
     )
     parser.add_argument("--rule-options", type=json.loads, default={}, help="JSON, of PinnRule")
     parser.add_argument("--label", help="the name of a balance with these --rule-options")

@@ -113,6 +113,16 @@ def test_soap_makes_runs_of_its_own(tmp_path):
     assert soap["error"] != adam["error"]
 
 
+def test_another_memory_of_adam_makes_runs_of_its_own(tmp_path):
+    arguments = ["--problems", "heat", "--balances", "equal", "--seeds", "3", "--steps", "20"]
+    for more in ([], ["--beta2", "0.99"]):
+        found = run(tmp_path, *arguments, *more)
+        assert found.returncode == 0, found.stderr
+    usual, shorter = [json.loads(s) for s in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert "beta2" not in usual["settings"] and shorter["settings"]["beta2"] == 0.99
+    assert shorter["error"] != usual["error"]
+
+
 @pytest.mark.slow
 def test_runs_are_made_once_and_end_in_a_table_and_a_figure(tmp_path):
     arguments = ["--problems", "heat,burgers_inverse", "--seeds", "3", "--steps", "4"]
