@@ -37,13 +37,18 @@ BALANCES = {
     "of": "`of`",
     "of_bare": "`of`, no weights by hand, frozen before L-BFGS",
     "of_early": "`of`, `PinnRule(late=False)`",
+    "of_beta2": "`of`, `beta2=0.99`",
+    "original_beta2": "original, `beta2=0.99`",
     "by_name": "by name",
     "GradNorm": "its GradNorm",
     "Relobralo": "its Relobralo",
     "NTK": "its NTK",
 }
 # In the table the default comes first.
-COLUMNS = ("of", "of_bare", "of_early", "by_name", "original", "GradNorm", "Relobralo", "NTK")
+COLUMNS = (
+    *("of", "of_bare", "of_early", "of_beta2", "by_name", "original", "original_beta2"),
+    *("GradNorm", "Relobralo", "NTK"),
+)
 RUN = Path(__file__).with_name("ppsci_examples_run.py")
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import matplotlib
 from paddle.optimizer import LBFGS
 from ppsci.loss import mtl
+from ppsci.optimizer import Adam
 from ppsci.solver import solver as solvers
 from ppsci.utils import save_load
 from ppsci_examples_cases import EXAMPLES, Example
@@ -35,6 +36,8 @@ from paddlescience_gradnorm.ppsci._weights_by_hand import weights_by_hand, witho
 
 # A single iterate at a constant rate is noise, so this takes the median of five.
 MOMENTS = (0.92, 0.94, 0.96, 0.98, 1.0)
+# A shorter memory of Adam, for the balances that end so. An example that sets another keeps it.
+BETA2, OF_BETA2 = 0.99, "_beta2"
 # PaddleScience's aggregators update on every thousandth step, which a shortened run hardly reaches.
 SHORT_UPDATE_FREQ = 100
 Build = Callable[[Any, dict[str, Any], dict[str, Any], int, int], Any]
@@ -47,6 +50,7 @@ def count_losses(constraint: dict[str, Any]) -> int:
 
 def balance_named(name: str) -> Build | None:
     """Builds the aggregator from model, constraints, equations and update_freq."""
+    name = name.removesuffix(OF_BETA2)
     return {
         "original": None,
         "of": lambda m, c, e, f: GradNormAggregator.of(m, c, e),
@@ -75,13 +79,15 @@ class Recorder:
         self.build = balance_named(balance)
         self.is_by_name = balance == "by_name"
         self.is_bare = balance == "of_bare"
+        self.adam_options = {"beta2": BETA2} if balance.endswith(OF_BETA2) else {}
         self.update_freq = 1000 if full else SHORT_UPDATE_FREQ
         self.trainings: list[dict[str, Any]] = []
         # By the constraints, which are kept alive so that their ids stay theirs.
         self._aggregators: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
     def install(self) -> None:
-        """Change the Solver."""
+        """Change the Solver, and perhaps Adam."""
+        Adam.__init__ = functools.partialmethod(Adam.__init__, **self.adam_options)
         original_init, original_train = solvers.Solver.__init__, solvers.Solver.train
 
         def init(solver: Any, *args: Any, **kwargs: Any) -> None:

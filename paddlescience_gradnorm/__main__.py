@@ -255,7 +255,7 @@ def _train(
     tune_cpu()
     from paddlescience_gradnorm import GradNorm, _operators
     from paddlescience_gradnorm.training import StopOnSignals, Trainer
-    from paddlescience_gradnorm.training._trial import LEARNING_RATE, KnownProblem
+    from paddlescience_gradnorm.training._trial import BETA2, LEARNING_RATE, KnownProblem
 
     problem = options.problem
     print(f"{problem.name}: {problem.equation}", flush=True)
@@ -314,6 +314,7 @@ def _train(
             "hidden_layers": HIDDEN_LAYERS,
             "width": WIDTH,
             "learning_rate": LEARNING_RATE,
+            "beta2": BETA2,
         },
         "versions": {**_versions(), "operators": "in use" if _operators.loaded else "not in use"},
         "machine": str(find_machine()),
@@ -437,9 +438,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             run,
             _add_run_options,
             "train a network on a problem and say how good it is",
-            f" A tanh network with {HIDDEN_LAYERS} hidden layers of {WIDTH} is trained by Adam at "
-            "a rate that falls to zero along a cosine. Ctrl-C ends the run "
-            "after the step; what came of it is written all the same.",
+            f" A tanh network with {HIDDEN_LAYERS} hidden layers of {WIDTH} is trained by Adam, "
+            "with a beta2 of 0.99, at a rate that falls to zero along a cosine. Ctrl-C ends the "
+            "run after the step; what came of it is written all the same.",
             EXAMPLES_OF_RUN,
         ),
         (

@@ -228,6 +228,15 @@ def schedule_of(optimizer: paddle.optimizer.Optimizer) -> Any | None:
     return rate if isinstance(rate, paddle.optimizer.lr.LRScheduler) else None
 
 
+def options_of(optimizer: paddle.optimizer.Optimizer) -> dict[str, Any]:
+    """The optimizer's numbers and flags by name, such as ``beta2``; without its learning rate.
+
+    Nothing public tells. An optimizer that is not one of Paddle's may have none.
+    """
+    options = getattr(optimizer, "_default_dict", None) or {}
+    return {name: each for name, each in options.items() if isinstance(each, (bool, int, float))}
+
+
 def parameter_groups(optimizer: paddle.optimizer.Optimizer) -> list[list[paddle.Tensor]]:
     """The optimizer's parameters by group; one group if it was given plain parameters.
 

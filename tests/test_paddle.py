@@ -231,6 +231,14 @@ def test_a_schedule_is_handed_out(net):
     assert _paddle.schedule_of(adam(net.parameters(), 0.1)) is None
 
 
+def test_an_optimizer_tells_its_options(net):
+    options = _paddle.options_of(adam(net.parameters(), beta2=0.99))
+    assert options.items() >= {"beta1": 0.9, "beta2": 0.99}.items()
+    assert not any(isinstance(each, paddle.Tensor) for each in options.values())
+    assert "momentum" in _paddle.options_of(paddle.optimizer.Momentum(parameters=net.parameters()))
+    assert _paddle.options_of(object()) == {}
+
+
 def test_parameters_by_group(net):
     first, second = net[0].parameters(), net[1].parameters()
     (plain,) = _paddle.parameter_groups(adam(net.parameters()))

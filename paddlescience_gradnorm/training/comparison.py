@@ -91,7 +91,8 @@ def compare(
 
     Runs that are in the folder are not made again. What tells one problem from another is the
     name of ``losses``, the number of parameters, the losses and the error before the first step,
-    the kinds of the optimizer and of its schedule, its first rate, ``equations`` and ``steps``.
+    the kinds of the optimizer and of its schedule, its first rate and its options, such as
+    ``beta2``, ``equations`` and ``steps``.
     After another change, such as of how fast a schedule falls, choose another folder.
 
     Args:
@@ -105,8 +106,8 @@ def compare(
         steps: Of every run, at least 1.
         error: ``error(net)`` gives the error of a network, a number. Without it the losses, their
             weights and their conflicts are compared.
-        optimizer: ``optimizer(parameters, steps)`` gives the optimizer. The default is Adam at a
-            rate that falls from 2e-3 to 0 along a cosine.
+        optimizer: ``optimizer(parameters, steps)`` gives the optimizer. The default is Adam
+            with ``beta2=0.99``, at a rate that falls from 2e-3 to 0 along a cosine.
         equations: Losses that are residuals of equations, as for ``GradNorm``.
         jobs: How many runs are made at once, each in a process of its own; by default as many
             as cores. So the functions have to be at the top level of a module, and in a script
@@ -258,6 +259,7 @@ class _OwnProblem:
             "first losses": {name: f"{float(loss):.6g}" for name, loss in first.items()},
             "first error": self._first_error(net),
             "optimizer": f"{type(optimizer).__name__}, rate {optimizer.get_lr():g}",
+            "optimizer options": _paddle.options_of(optimizer),
             "schedule": None if schedule is None else type(schedule).__name__,
             "equations": None if self.equations is None else list(self.equations),
         }

@@ -285,7 +285,7 @@ def test_every_balance_trains_and_is_measured(snapshot, tmp_path, examples):
     rows = {(r.example, r.balance): x for r, x in examples.read(work / "runs.jsonl").items()}
     assert [key for key, x in rows.items() if x["fails"]] == []
     theirs, ours = ["original", "GradNorm", "Relobralo", "NTK"], ["of", "of_early"]
-    balances = [*theirs, *ours, "by_name"]
+    balances = [*theirs, *ours, "by_name", "original_beta2", "of_beta2"]
     expected = {("heat_pinn", name) for name in balances}
     assert set(rows) == {("darcy2d", "of"), ("darcy2d", "of_bare"), *expected}
     # Both trainings, with the same aggregator, and the error of the last.
