@@ -126,7 +126,8 @@ def train(
             {"params": net.net.parameters()},
             {"params": [net.loss_weights], "learning_rate": WEIGHTS_RATE},
         ]
-    optimizer = paddle.optimizer.Adam(schedule, parameters=groups)
+    # With the usual 0.999 Adam remembers large gradients for too long, with and without balancing.
+    optimizer = paddle.optimizer.Adam(schedule, beta2=0.99, parameters=groups)
     with StopOnSignals() as stop:
         trainer = Trainer(net, problem.losses, optimizer, callbacks=[*callbacks, stop])
         trainer.fit(
