@@ -11,7 +11,7 @@ import paddle
 import pytest
 from PIL import Image
 
-from paddlescience_gradnorm import FCNet, _operators
+from paddlescience_gradnorm import FCNet, _operators, _paddle
 from paddlescience_gradnorm.balancing import Fixed, PinnRule
 from paddlescience_gradnorm.point_weights import SelfAdaptiveWeights
 from paddlescience_gradnorm.training import _compared, _course, compare
@@ -149,6 +149,13 @@ def test_runs_are_made_once_and_a_changed_problem_anew(make, tmp_path, capsys):
     ):
         make(**{"rules": ["pinn"], "seeds": [0], "progress": True, **changed})
         assert "already" not in capsys.readouterr().out, changed
+
+
+def test_by_default_adam_has_a_short_memory():
+    trial = KnownProblem("heat", 1, 4).begin(0)
+    optimizer = trial.optimizer(trial.net.parameters(), 10)
+    assert isinstance(optimizer, paddle.optimizer.Adam)
+    assert _paddle.options_of(optimizer)["beta2"] == 0.99
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(make, tmp_path, monkeypatch):
