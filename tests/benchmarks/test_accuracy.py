@@ -113,14 +113,24 @@ def test_soap_makes_runs_of_its_own(tmp_path):
     assert soap["error"] != adam["error"]
 
 
-def test_another_memory_of_adam_makes_runs_of_its_own(tmp_path):
-    arguments = ["--problems", "heat", "--balances", "equal", "--seeds", "3", "--steps", "20"]
-    for more in ([], ["--beta2", "0.99"]):
-        found = run(tmp_path, *arguments, *more)
-        assert found.returncode == 0, found.stderr
-    usual, shorter = [json.loads(s) for s in (tmp_path / "runs.jsonl").read_text().splitlines()]
-    assert "beta2" not in usual["settings"] and shorter["settings"]["beta2"] == 0.99
-    assert shorter["error"] != usual["error"]
+def test_another_memory_of_adam_makes_runs_of_its_own(accuracy, tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy, "tune_cpu", lambda **_: None)
+    command = ["accuracy.py", "--problems", "heat", "--beta2", "0.99", "--steps", "20"]
+    monkeypatch.setattr(sys, "argv", command)
+    shorter = accuracy.told(accuracy.settings_of("heat", accuracy.parse(["heat"], ["equal"])))
+    usual = {name: value for name, value in shorter.items() if name != "beta2"}
+    assert shorter["beta2"] == 0.99
+    assert accuracy.told(accuracy.Settings(**usual)) == usual  # as in lines from before
+    errors = {
+        accuracy.train(
+            {"problem": "heat", "balance": "equal", "options": {}, "seed": 0, "settings": settings},
+            tmp_path / str(len(settings)),
+            lambda done: None,
+            StopOnSignals(),
+        )["error"]
+        for settings in (usual, shorter)
+    }
+    assert len(errors) == 2
 
 
 @pytest.mark.slow
