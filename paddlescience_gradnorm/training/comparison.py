@@ -27,6 +27,7 @@ from paddlescience_gradnorm.training._course import MOMENTS, Course
 from paddlescience_gradnorm.training._like import copy_into, values_of
 from paddlescience_gradnorm.training._runs import FAILED, Run, read_runs, run_all
 from paddlescience_gradnorm.training._trial import (
+    BETA2,
     KnownProblem,
     MakeOptimizer,
     Trial,
@@ -181,6 +182,7 @@ def compare_problem(
 ) -> Comparison:
     """``compare`` for one of ``PROBLEMS``, with its equation for the page."""
     looks = {name: getattr(task, name) for name in ("n_points", "hidden_layers", "width")}
+    looks["beta2"] = BETA2  # which runs from before this number do not have
     if task.point_weights is not None:
         looks["point_weights"] = task.point_weights
     chosen, of_seeds = _rules(rules), dict.fromkeys(seeds, looks)

@@ -266,6 +266,16 @@ def test_runs_with_weights_of_points_are_other_runs(tmp_path):
     assert len({run["error"] for run in lines}) == 3
 
 
+def test_runs_of_a_known_problem_with_another_memory_of_adam_are_other_runs(tmp_path):
+    task, path = KnownProblem("heat", 2, 8, 32), tmp_path / "runs.jsonl"
+    compare_problem(task, ["equal"], [0], 4, 0, tmp_path, "an equation")
+    run = json.loads(path.read_text())
+    assert run["settings"].pop("beta2") == 0.99
+    path.write_text(json.dumps(run) + "\n")  # as it was written before
+    compare_problem(task, ["equal"], [0], 4, 0, tmp_path, "an equation")
+    assert len(path.read_text().splitlines()) == 2
+
+
 class Weighted(paddle.nn.Layer):
     """Losses with weights of points; it keeps those with which each call began."""
 
