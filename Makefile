@@ -8,8 +8,9 @@ RUN := $(VENV)/bin/python
 DISTRIBUTION := cpu,
 REQUIREMENTS := $(if $(PADDLE),paddlepaddle==$(PADDLE) $(if $(filter 2.%,$(PADDLE)),'numpy<2' setuptools))
 
-# Among processes; -rs: why tests are skipped, at the end.
-SHARED := --numprocesses auto --maxprocesses 4 -rs
+# Among processes, of which one that is done takes tests from another; -rs: why tests are skipped, at
+# the end.
+SHARED := --numprocesses auto --maxprocesses 4 --dist worksteal -rs
 
 # What needs neither a compiler nor other processes, and little time.
 QUICK := tests/balancing tests/network tests/training/test_history.py tests/training/test_live.py \

@@ -25,6 +25,11 @@ ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests come first, so that no process is left with one when the others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_operators_of_the_user(tmp_path_factory):
     """Nothing that has been built on this machine before is used, and nothing built unasked."""
