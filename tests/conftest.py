@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import pty
 import shutil
@@ -102,6 +103,33 @@ def elsewhere():
         return told
 
     return called
+
+
+@pytest.fixture
+def waiting_tensors():
+    """Calls a function: how many objects with tensors it leaves to the garbage collector.
+
+    Graphs among them would fill the memory, because the collector counts objects, not bytes.
+    """
+
+    def left_by(act):
+        act()  # what is made once may be thrown away once
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.disable()
+        try:
+            act()
+            gc.collect()
+            return sum(
+                any(isinstance(each, paddle.Tensor) for each in gc.get_referents(waiting))
+                for waiting in gc.garbage
+            )
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+
+    return left_by
 
 
 @pytest.fixture

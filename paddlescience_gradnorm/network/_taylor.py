@@ -298,24 +298,29 @@ def _compose(
 ) -> list[paddle.Tensor | None]:
     """The parts after an activation with these derivatives; a part that is ``None`` is 0."""
     products: dict[tuple[int, ...], paddle.Tensor] = {(k,): part for k, part in enumerate(parts)}
-
-    def product(factors: tuple[int, ...]) -> paddle.Tensor:
-        if factors not in products:
-            products[factors] = product(factors[:-1]) * parts[factors[-1]]
-        return products[factors]
-
     composed = [derivatives[0] if wanted[0] else None]
     for of_part, is_wanted in zip(terms[1:], wanted[1:]):
         by_order: dict[int, paddle.Tensor] = {}
         for coefficient, factors in of_part if is_wanted else ():
             if any(parts[k] is None for k in factors):
                 continue
-            term, order = product(factors), len(factors)
+            term, order = _product(factors, products), len(factors)
             term = term if coefficient == 1 else coefficient * term
             by_order[order] = by_order[order] + term if order in by_order else term
         summands = [derivatives[order] * factor for order, factor in by_order.items()]
         composed.append(sum(summands[1:], summands[0]) if summands else None)
     return composed
+
+
+# Not within the function that calls it: a function that refers to itself by a closure, and its
+# products with it, would wait for the garbage collector, and so would the graph of the step.
+def _product(
+    factors: tuple[int, ...], products: dict[tuple[int, ...], paddle.Tensor]
+) -> paddle.Tensor:
+    """The product of these parts, which is kept among ``products``."""
+    if factors not in products:
+        products[factors] = _product(factors[:-1], products) * products[factors[-1:]]
+    return products[factors]
 
 
 def _tanh(z: paddle.Tensor, order: int) -> list[paddle.Tensor]:

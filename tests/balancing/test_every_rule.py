@@ -229,6 +229,19 @@ def test_a_loss_that_cannot_be_balanced_keeps_its_weight(rule, fault, recorded_w
 
 
 @every_rule
+@pytest.mark.parametrize("share", [False, True], ids=["disjoint", "shared"])
+def test_a_step_leaves_no_tensors_to_the_garbage_collector(rule, share, waiting_tensors):
+    net, sgd = balanced(rule)
+
+    def step():
+        net.backward(losses_of(net, 0, share=share))
+        sgd.step()
+        sgd.clear_grad()
+
+    assert waiting_tensors(step) == 0
+
+
+@every_rule
 @pytest.mark.filterwarnings("ignore:update_every is 3")
 def test_weights_rest_between_updates_and_act(rule):
     net, sgd = balanced(rule, update_every=3)

@@ -270,6 +270,17 @@ def test_graph_can_be_kept_for_a_second_backward():
     np.testing.assert_allclose(net.linears[1].weight.grad.numpy(), 2 * once, rtol=1e-5)
 
 
+@pytest.mark.parametrize("problem", HIGHER)
+def test_nothing_waits_for_the_garbage_collector(problem, waiting_tensors):
+    layers, points = layers_of(FCNet(3, 2, 3, 8), "tanh"), paddle.rand([10, 3])
+
+    def step():
+        found = propagate(layers, points, HIGHER[problem])
+        sum(part.square().mean() for part in found).backward()
+
+    assert waiting_tensors(step) == 0
+
+
 def test_works_without_gradients():
     with paddle.no_grad():
         layers = layers_of(FCNet(2, 1, 4, 7), "tanh")

@@ -290,3 +290,11 @@ def test_gradnorm_balances_the_losses(name):
         FCNet(len(p.coordinates), len(p.fields), 3, 8), n_loss=len(p.conditions), alpha=1.0
     )
     assert np.isfinite(net.backward(training.losses(net)).item())
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_step_leaves_no_tensors_to_the_garbage_collector(name, waiting_tensors):
+    p = problem(name)
+    training = p.sample(n_points=20, seed=0)
+    net = FCNet(len(p.coordinates), len(p.fields), 3, 8)
+    assert waiting_tensors(lambda: sum(training.losses(net).values()).backward()) == 0
