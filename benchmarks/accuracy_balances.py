@@ -57,7 +57,8 @@ def balanced(
 
     Args:
         name: Of ``BALANCES``, or of a PINN rule with options.
-        options: Of ``PinnRule``; ``lr`` is the weights' rate, and ``shared="last"`` the last layer.
+        options: Of ``PinnRule``; ``lr`` is the weights' rate, ``update_every`` the balancer's, and
+            ``shared="last"`` the last layer.
         net: The network.
         kinds: Loss -> its kind, in the order of the losses.
     """
@@ -68,6 +69,7 @@ def balanced(
     if options:
         left = dict(options)
         more["weight_lr"] = left.pop("lr", 0.01)
+        more["update_every"] = left.pop("update_every", None)
         if left.pop("shared", "all") == "last":
             more["shared"] = net.get_last_shared_layer()
         rule = PinnRule(**left)

@@ -21,6 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gradnorm": {"alpha": ALPHA},
     "gradnorm_own": {"alpha": ALPHA, "weight_lr": WEIGHT_LR},
     "gradnorm_every_10": {"alpha": ALPHA, "update_every": 10},
+    "gradnorm_pinn_every_30": {"equations": [0], "update_every": 30},
     "two_pass": {"alpha": ALPHA},
 }
 

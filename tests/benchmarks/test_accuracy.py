@@ -314,6 +314,12 @@ def test_a_balance_is_the_rule_of_this_name_with_its_options(balances, options, 
     assert net.balancer.equations == ("a",)
 
 
+@pytest.mark.parametrize("options, every", [({"lr": 0.01}, 10), ({"update_every": 30}, 30)])
+def test_so_is_its_interval(balances, options, every):
+    net, _ = balances.balanced("mine", options, FCNet(1, 1, 2, 4), {"a": "pde", "b": "data"})
+    assert net.balancer.update_every == every
+
+
 def test_fixed_weights_act_from_the_first_step_on(balances):
     kinds = {"pde": "pde", "edge": "boundary"}
     net, _ = balances.balanced("fixed", {}, FCNet(1, 1, 2, 4), kinds)
