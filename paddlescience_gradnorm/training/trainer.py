@@ -407,7 +407,12 @@ class Trainer:
             optimizer.clear_grad()
             return total, row
 
-        return self._run(data, epochs, validate, validate_every, step)
+        try:
+            return self._run(data, epochs, validate, validate_every, step)
+        finally:
+            # Paddle's optimizers refer to themselves, so that up to 200 vectors of the size of all
+            # parameters would wait for the garbage collector.
+            optimizer.state.clear()
 
     def diagnose(self) -> list[str]:
         """What a user should act on, in words; an empty list if there is nothing.

@@ -965,6 +965,22 @@ def test_lbfgs_minimises_the_weighted_sum_with_frozen_weights(fc_net, fit_a_sine
     assert (net.get_weights() != weights).any()
 
 
+def test_lbfgs_leaves_its_history_to_nobody(fc_net, fit_a_sine, monkeypatch):
+    """Paddle's optimizers are in a cycle, so what they hold waits for the garbage collector."""
+    made = []
+
+    class Kept(paddle.optimizer.LBFGS):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    monkeypatch.setattr(paddle.optimizer, "LBFGS", Kept)
+    trainer = Trainer(fc_net, fit_a_sine, adam(fc_net))
+    trainer.fit_lbfgs(epochs=2, max_iter=8)
+    (lbfgs,) = made
+    assert not lbfgs.state
+
+
 def test_lbfgs_trains_what_the_optimizers_train(fc_net, fit_a_sine):
     coefficient = paddle.create_parameter([1], "float32")
     fixed = fc_net.linears[0].weight.numpy()
