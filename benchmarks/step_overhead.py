@@ -41,7 +41,7 @@ CASES = [
     Case("navier_stokes", 2000, 3),
 ]
 CASE_OF_RULES = Case("laplace", 2000, 4)
-# The published rule stands there with its alpha, and fixed weights cost what equal ones do.
+# By its name the published rule would have no alpha. Fixed weights cost what equal ones do.
 RULE_NAMES = ["gradnorm_own" if name == "published" else name for name in RULES if name != "fixed"]
 PERIOD = 30  # steps, so that every kind of step updates as often in each turn
 SECONDS = 0.04  # of a turn, roughly, but a period at least
