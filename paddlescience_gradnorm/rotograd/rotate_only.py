@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import Any, Union
 
@@ -28,6 +29,7 @@ from paddlescience_gradnorm.rotograd._references import References
 from paddlescience_gradnorm.rotograd.rotations import Rotations, add_gradient
 
 VERSIONS = ("0.1.6", "0.1.2")
+MANY_PASSES = 200  # more than a step has, so that they are evaluations
 
 
 class RotateOnly(PicklableLayer):
@@ -40,7 +42,8 @@ class RotateOnly(PicklableLayer):
 
     In training mode the backbone is cut off its heads. So a prediction cannot be differentiated
     in the model's input, and for a PINN the backbone returns the derivatives as further vectors
-    of z. Several calls of the model may precede one ``backward``.
+    of z. Several calls of the model may precede one ``backward``; until then it keeps their graphs.
+    So evaluate it after ``eval()`` or within ``paddle.no_grad()``.
 
     Args:
         backbone: Returns the representation z, shape [..., *latent_size, *post_shape], or a
@@ -145,6 +148,9 @@ class RotateOnly(PicklableLayer):
         Raises:
             TypeError: The backbone returns no tensor.
             ValueError: The tensor does not match ``latent_size`` and ``post_shape``.
+
+        Warns:
+            RuntimeWarning: This is the 200th pass in training mode since the last ``backward``.
         """
         latent, extras = _split(self.backbone(ins))
         self.space.check(latent)
@@ -153,6 +159,14 @@ class RotateOnly(PicklableLayer):
             cut = LatentCut(latent, self.space)
             returned = [cut.enter(head, r) for head, r in zip(self.heads, rotations)]
             self._cuts.append(cut)
+            if len(self._cuts) == MANY_PASSES:
+                warnings.warn(
+                    f"the model was called {MANY_PASSES} times in training mode without backward, "
+                    "and keeps the graph of each call; evaluate it after model.eval() or within "
+                    "paddle.no_grad()",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
         else:
             returned = [
                 head(self.space.rotated(latent, r)) for head, r in zip(self.heads, rotations)

@@ -3,6 +3,7 @@ import paddle
 import pytest
 
 from paddlescience_gradnorm import FCNet, RotateOnly, RotoGrad, RotoGradNorm, cached
+from paddlescience_gradnorm.rotograd import rotate_only
 
 WIDTH = 6
 
@@ -350,3 +351,22 @@ def test_a_used_graph_is_named(points):
     sum(values).backward()
     with pytest.raises(RuntimeError, match=r"graph of loss .* is gone"):
         model.backward(values)
+
+
+def test_passes_that_nobody_takes_back_are_told_once(model, points):
+    for _ in range(rotate_only.MANY_PASSES - 1):
+        model(points)
+    with pytest.warns(RuntimeWarning, match=r"called 200 times .* after model\.eval\(\)") as told:
+        for _ in range(3):
+            predictions = model(points)
+    assert [warning.filename for warning in told] == [__file__]
+    model.backward([prediction.square().mean() for prediction in predictions])
+    model.eval()
+    for _ in range(rotate_only.MANY_PASSES):
+        model(points)
+    model.train()
+    with paddle.no_grad():
+        for _ in range(rotate_only.MANY_PASSES):
+            model(points)
+    for _ in range(rotate_only.MANY_PASSES - 1):
+        model(points)
