@@ -146,9 +146,10 @@ def run(options: argparse.Namespace) -> int:
         callbacks = _callbacks(options, output)
         net, trainer, metrics, code = _train(options, callbacks)
         metrics["settings"]["output"] = str(output)
-        _print_metrics(options.problem, metrics)
+        # Files first, because the printing fails if nobody reads it, as in `run ... | head -1`.
         save_metrics(output / "metrics.json", metrics)
         trainer.history.save(output / "history.npz")
+        _print_metrics(options.problem, metrics)
         written = ["metrics.json", "history.npz"]
         try:
             _plot_training(output / "training.png", trainer.history)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Union
 
@@ -30,6 +31,7 @@ Rows = Union[slice, np.ndarray, paddle.Tensor, list]
 
 _UNSEEN = -1.0  # in place of the size of a residual
 _are_held = False  # see held
+_called: list[PointWeights] | None = None  # see called
 
 
 class PointWeights(PreciseLayer):
@@ -38,7 +40,8 @@ class PointWeights(PreciseLayer):
     The weights are updated as soon as all points have been seen, and act from the next pass on.
     So micro-batches that together have all points give the weights of one batch. Nothing is
     updated in evaluation mode (``layer.eval()``), within ``held``, or where gradients are switched
-    off. A pass with a residual that is not finite leaves the weights as they are.
+    off. A pass with a residual that is not finite leaves the weights as they are. So does one
+    whose residual is so large that the new weights would not be finite, and it warns.
 
     With several processes each has the weights of its own points. The processes then have to make
     equally many passes, because some kinds compare the points of all of them.
@@ -55,6 +58,9 @@ class PointWeights(PreciseLayer):
     Raises:
         TypeError: ``n_points`` is no integer.
         ValueError: ``n_points`` is below 1, or ``initial`` is not above 0 or not of N numbers.
+
+    Warns:
+        RuntimeWarning: The residual is too large for the weights' dtype; once for each layer.
     """
 
     weights: paddle.Tensor
@@ -71,6 +77,7 @@ class PointWeights(PreciseLayer):
         self.register_buffer("weights", _column(np.broadcast_to(values.reshape(-1), n_points)))
         # Sizes of the residuals of a pass that is not complete yet.
         self.register_buffer("_seen", _column(np.full(n_points, _UNSEEN)))
+        self._has_warned = False
 
     def update(self, sizes: paddle.Tensor) -> dict[str, paddle.Tensor]:
         """The buffers after a pass, by name.
@@ -109,6 +116,8 @@ class PointWeights(PreciseLayer):
         # A copy, because the backward pass needs it after the update.
         weights = self.weights.clone() if index is None else paddle.gather(self.weights, index)
         weighted = residual * weights.astype(residual.dtype)
+        if _called is not None and all(layer is not self for layer in _called):
+            _called.append(self)
         if self.training and paddle.is_grad_enabled() and not _are_held:
             with paddle.no_grad():
                 self._see(residual.detach(), index)
@@ -135,13 +144,28 @@ class PointWeights(PreciseLayer):
             if (sizes == _UNSEEN).any().item():
                 self._seen.set_value(sizes)
                 return
-            self._seen.set_value(paddle.full_like(sizes, _UNSEEN))
-        finite = paddle.isfinite(sizes).all()
+        # Also after a pass of all points: micro-batches before it may not have had all.
+        self._seen.set_value(paddle.full_like(sizes, _UNSEEN))
+        updated = self.update(sizes)
+        usable = paddle.stack([paddle.isfinite(value).all() for value in updated.values()]).all()
+        of_residual = paddle.isfinite(sizes).all()
+        finite = paddle.logical_and(of_residual, usable)
         if _ranks.number() > 1:  # or some processes would update and others not
             finite = _ranks.mean(finite.astype("float32")) == 1
-        for name, value in self.update(sizes).items():
-            buffer = getattr(self, name)
-            buffer.set_value(paddle.where(finite, value, buffer))
+        if not finite.item():
+            if of_residual.item() and not usable.item() and not self._has_warned:
+                self._has_warned = True
+                warnings.warn(
+                    f"the residual is up to {sizes.max().item():.3g}, for which the weights of "
+                    f"{type(self).__name__} are not finite in {str(sizes.dtype).split('.')[-1]}; "
+                    "they stay as they are in such a pass. Write the equation without units, or "
+                    "divide its residual by a typical value of its terms",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+            return
+        for name, value in updated.items():
+            getattr(self, name).set_value(value)
 
     def _stays_on_host(self, buffer: paddle.Tensor) -> bool:
         return False
@@ -288,10 +312,18 @@ class CausalWeights(PointWeights):
         chunks: int = 32,
         span: Sequence[float] | None = None,
     ) -> None:
-        values = np.array(times, dtype="float64").reshape(-1)
-        begin, end = (
-            (values.min(initial=np.inf), values.max(initial=-np.inf)) if span is None else span
-        )
+        values = np.array(times, dtype="float64")
+        if values.size != max(values.shape, default=1):
+            raise ValueError(
+                f"times must have one number for each point, got shape {list(values.shape)}; pass "
+                "the column of the time, as in points[:, 1:]"
+            )
+        values = values.reshape(-1)
+        if span is None:
+            span = (values.min(initial=np.inf), values.max(initial=-np.inf))
+        if not isinstance(span, (list, tuple, np.ndarray)) or len(span) != 2:
+            raise TypeError(f"span must be two numbers, first and last time, got {span!r}")
+        begin, end = (_arguments.number("span", x) for x in span)
         if not (begin < end and ((begin <= values) & (values <= end)).all()):
             raise ValueError(
                 f"times must be finite and lie in a span of time, got {times!r} in {begin} to {end}"
@@ -312,7 +344,8 @@ class CausalWeights(PointWeights):
         sums = paddle.zeros([self.chunks, 2], sizes.dtype)
         sums = _ranks.mean(paddle.scatter_nd_add(sums, self._chunk.unsqueeze(1), squares_and_ones))
         losses = sums[:, 0] / (sums[:, 1] + (sums[:, 1] == 0).astype(sizes.dtype))  # 0 if empty
-        before = paddle.cumsum(losses) - losses
+        # Not the sum up to k minus L_k, which would cancel if L_k is large.
+        before = paddle.concat([paddle.zeros_like(losses[:1]), paddle.cumsum(losses[:-1])])
         factors = paddle.exp(-self.tolerance * before)
         raised = paddle.clip(self.tolerance * 10, max=self.last)
         tolerance = paddle.where(factors.min() > 0.99, raised, self.tolerance)
@@ -338,6 +371,17 @@ def held() -> Iterator[None]:
         yield
     finally:
         _are_held = before
+
+
+@contextlib.contextmanager
+def called() -> Iterator[list[PointWeights]]:
+    """The layers of this kind that are called within it, each once, in the order of their calls."""
+    global _called
+    before, _called = _called, []
+    try:
+        yield _called
+    finally:
+        _called = before
 
 
 def _between(name: str, value: Any, low: float, high: float = math.inf) -> float:

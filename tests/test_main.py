@@ -236,6 +236,17 @@ def test_without_matplotlib_there_is_no_figure_and_a_line_that_says_why(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.npz", "metrics.json"]
 
 
+def test_a_run_whose_printing_nobody_reads_keeps_its_results(tmp_path):
+    command = [*COMMAND, "run", "laplace", *TINY, "--output", "."]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    process.stdout.read(1)  # as head -1 does
+    process.stdout.close()
+    assert process.wait() != 0
+    assert {"history.npz", "metrics.json"} <= {path.name for path in tmp_path.iterdir()}
+
+
 def test_compare_writes_what_it_prints_and_goes_on_where_it_was(tmp_path):
     options = ["--balance", "equal,pinn", "--seeds", "0,1", *TINY, "--jobs", "2"]
     result = command_line("compare", "burgers_inverse", *options, cwd=tmp_path)

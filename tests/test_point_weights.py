@@ -17,6 +17,7 @@ from paddlescience_gradnorm.point_weights import (
     PointWeights,
     ResidualAttention,
     SelfAdaptiveWeights,
+    called,
     held,
 )
 from paddlescience_gradnorm.training import RunState, Trainer
@@ -308,6 +309,10 @@ def test_lbfgs_holds_the_weights_that_a_function_closes_over():
         (lambda: CausalWeights([]), "times must be finite and lie in a span of time"),
         (lambda: CausalWeights([0.0, math.nan]), "times must be finite"),
         (lambda: CausalWeights([0.0, 2.0], span=(0.0, 1.0)), "times must be finite"),
+        (
+            lambda: CausalWeights([[0.0, 1.0], [1.0, 2.0]]),
+            r"one number .* got shape \[2, 2\]",
+        ),
         (lambda: CausalWeights([0.0, 1.0], chunks=1), "chunks must be at least 2, got 1"),
         (lambda: CausalWeights([0.0, 1.0], 1.0, 0.5), "last must be at least the tolerance 1.0"),
         (lambda: give(ResidualAttention(3), np.ones((2, 1), "float32")), r"shape \[3, k\]"),
@@ -408,3 +413,49 @@ def test_two_processes_have_the_weights_of_one(tmp_path):
     for rank in range(2):
         for kind, weights in np.load(tmp_path / f"2_{rank}.npz").items():
             np.testing.assert_allclose(weights, expected[kind][rank::2], rtol=1e-12, err_msg=kind)
+
+
+def test_a_large_residual_late_does_not_cancel_what_is_before_it():
+    layer = CausalWeights([0.0, 0.2, 0.6, 1.0], tolerance=0.3, chunks=2)
+    for _ in range(3):
+        layer(paddle.to_tensor([[1.0], [1.0], [1e4], [1e4]]))
+        before = math.exp(-0.3)  # the mean square of the first chunk is 1
+        np.testing.assert_allclose(
+            layer.weights.square().flatten().numpy(), [1, 1, before, before], rtol=1e-6
+        )
+        assert layer.tolerance.item() == pytest.approx(0.3)  # the first chunk is not solved
+
+
+def test_a_residual_that_is_too_large_for_the_weights_is_told_once_and_changes_nothing():
+    layer = SelfAdaptiveWeights(10)
+    huge = paddle.ones([10, 1])
+    huge[7] = 1e12  # its fourth power is no number of float32
+    before = {name: buffer.numpy().copy() for name, buffer in layer.named_buffers()}
+    with pytest.warns(RuntimeWarning, match=r"up to 1e\+12, .* are not finite in float32") as told:
+        layer(huge)
+        layer(huge)
+    assert len(told) == 1
+    for name, buffer in layer.named_buffers():
+        np.testing.assert_array_equal(buffer.numpy(), before[name])
+    layer(paddle.ones([10, 1]))
+    assert (layer.weights.numpy() > 1).all()
+
+
+def test_a_whole_pass_forgets_micro_batches_that_were_given_up():
+    layer, other = (ResidualAttention(4, gamma=0.5, eta=0.5) for _ in range(2))
+    ones = paddle.ones([4, 1])
+    layer(100 * ones[:2], rows=[0, 1])
+    for each in (layer, other):
+        each(ones)
+        each(ones[:2], rows=[2, 3])
+    np.testing.assert_array_equal(layer.weights.numpy(), other.weights.numpy())
+    assert layer._seen.flatten().tolist() == [-1, -1, 1, 1]
+
+
+def test_the_layers_that_are_called_are_known_in_their_order():
+    one, other = SelfAdaptiveWeights(1), ResidualAttention(1)
+    with called() as layers:
+        for layer in (other, one, other):
+            layer(paddle.ones([1, 1]))
+    one(paddle.ones([1, 1]))
+    assert [id(layer) for layer in layers] == [id(other), id(one)]

@@ -170,7 +170,7 @@ class LossOrder:
             )
         raise ValueError(
             f"{what}; every step must name the same losses. If a loss may be absent from a step, "
-            'pass absent="skip"'
+            'pass absent="skip" to GradNorm or LossBalancer'
         )
 
 

@@ -52,6 +52,10 @@ class Rule(ABC):
     # Whether what ``weigh`` returns acts on the gradients of the same step: see ``DirectionRule``.
     acts_now: ClassVar[bool] = False
 
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({options})"
+
     @property
     def needs_positive_losses(self) -> bool:
         """Whether a loss at or below zero is left out, such as because the rule forms ratios."""

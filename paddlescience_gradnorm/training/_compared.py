@@ -36,11 +36,16 @@ def markdown(runs: Sequence[Run], failed: Sequence[Run]) -> str:
     by_rule = _by_rule(runs)
     parts = []
     for header, rows in (_results(by_rule), _weights(by_rule)):
-        lines = [header, ["---"] * len(header), *rows]
+        lines = [_escaped(header), ["---"] * len(header), *map(_escaped, rows)]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     if failed:
         parts.append("\n".join(f"- {line}" for line in _failures(failed)))
     return "\n\n".join(parts) + "\n"
+
+
+def _escaped(cells: Sequence[str]) -> list[str]:
+    """A name of a loss or rule may have what would end a cell or a line."""
+    return [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
 
 
 def write(

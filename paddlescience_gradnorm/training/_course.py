@@ -85,7 +85,8 @@ class Course:
     def measure(self, trainer: Trainer) -> None:
         """Add the run's present moment."""
         self._before = np.array(self._both_seconds())
-        error = None if self.error is None else float(self.error(trainer.net))
+        with held():
+            error = None if self.error is None else float(self.error(trainer.net))
         self.points.append([trainer.step, float(self._before[0]), error])
         self.conflicts.append(_smallest_cosine(trainer))
         self._since = _clocks()

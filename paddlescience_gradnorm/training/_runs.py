@@ -72,7 +72,12 @@ def run_all(
         ValueError: Another process, which the error names, makes its runs in the folder.
         OSError: The folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise FileExistsError(
+            f"folder is {str(folder)!r}, which is a file; choose another folder"
+        ) from None
     parts = list(plan[0])
     results = {_key(run, parts): run for run in known}
     missing = [

@@ -18,7 +18,7 @@ from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
 from paddlescience_gradnorm.balancing.rule import Rule
 from paddlescience_gradnorm.balancing.rules import find_rule
 from paddlescience_gradnorm.network.grad_norm import GradNorm
-from paddlescience_gradnorm.point_weights import held
+from paddlescience_gradnorm.point_weights import called, held
 from paddlescience_gradnorm.runtime import tune_cpu
 from paddlescience_gradnorm.training import _compared
 from paddlescience_gradnorm.training._checkpoint_file import PathLike, Values, replace
@@ -205,18 +205,55 @@ class _OwnProblem:
     equations: Sequence[int | str] | None
     # Of the layers behind the losses, such as weights of points, before any run.
     buffers: list[Values] = field(init=False)
+    # Of weights of points that the losses call although their code does not name the layer.
+    others: list[tuple[paddle.Tensor, Values]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        values = [values_of(buffer, "a buffer of losses") for buffer in self._buffers()]
-        object.__setattr__(self, "buffers", values)
+        object.__setattr__(self, "buffers", [_values(buffer) for buffer in self._buffers()])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "others": []}  # another process has its own
 
     def _buffers(self) -> list[paddle.Tensor]:
         return [buffer for layer in layers_of(self.losses) for buffer in layer.buffers()]
 
     def restore(self) -> None:
         """Undo what a run in this process has done to the layers behind the losses."""
-        for buffer, values in zip(self._buffers(), self.buffers):
+        for buffer, values in [*zip(self._buffers(), self.buffers), *self.others]:
             copy_into(buffer, values)
+
+    def _first_losses(self, net: paddle.nn.Layer) -> dict[str, float]:
+        """The losses before the first step, in which no weights of points move."""
+        with held(), called() as layers:
+            losses = self.losses(net)
+        known = {id(buffer) for buffer in [*self._buffers(), *(x for x, _ in self.others)]}
+        self.others.extend(
+            (buffer, _values(buffer))
+            for layer in layers
+            for buffer in layer.buffers()
+            if id(buffer) not in known
+        )
+        order = LossOrder(count(losses))
+        scalars = order.scalars(losses)  # which sets the names
+        return {name: float(loss) for name, loss in zip(order.names, scalars)}
+
+    def check_here(self, run: Run) -> None:
+        """Raise an error if this process finds another problem than the one that has called it.
+
+        A new process imports the user's module again, and what the module draws at random.
+        """
+        there = {name: float(x) for name, x in run["settings"]["first losses"].items()}
+        here = self._first_losses(self.begin(run["seed"]).net)
+        values = [np.array([*losses.values()]) for losses in (here, there)]
+        # Threads and operators may round otherwise here.
+        limits = {"rtol": 1e-3, "atol": 1e-6 * max(map(abs, there.values())), "equal_nan": True}
+        if here.keys() != there.keys() or not np.allclose(*values, **limits):
+            raise ValueError(
+                f"in a process of its own the losses of seed {run['seed']} begin at {here}, and "
+                f"not at {there}: points or layers that a module draws when it is imported are "
+                "drawn again in every process. Call paddle.seed(0) before them, draw them within "
+                "build, or pass jobs=0"
+            )
 
     def _network(self) -> paddle.nn.Layer:
         net = self.build()
@@ -250,15 +287,17 @@ class _OwnProblem:
     def looks(self, seed: int) -> dict[str, Any]:
         """What tells this problem from others, and from itself before it was changed."""
         net = self.begin(seed).net
-        with held():
-            losses = self.losses(net)
-        order = LossOrder(count(losses))
-        first = dict(zip(order.names, order.scalars(losses)))
+        first = self._first_losses(net)
         optimizer = self.optimizer(net.parameters(), 1)
+        if not isinstance(optimizer, paddle.optimizer.Optimizer):
+            raise TypeError(
+                "optimizer must be a function optimizer(parameters, steps) that gives a Paddle "
+                f"optimizer, got {optimizer!r} from it"
+            )
         schedule = _paddle.schedule_of(optimizer)
         return {
             "parameters": sum(int(np.prod(p.shape)) for p in net.parameters()),
-            "first losses": {name: f"{float(loss):.6g}" for name, loss in first.items()},
+            "first losses": {name: f"{loss:.6g}" for name, loss in first.items()},
             "first error": self._first_error(net),
             "optimizer": f"{type(optimizer).__name__}, rate {optimizer.get_lr():g}",
             "optimizer options": _paddle.options_of(optimizer),
@@ -274,15 +313,32 @@ class _OwnProblem:
             error = self.error(net)
         try:
             return f"{float(error):.6g}"
-        except (TypeError, ValueError) as reason:
+        except (TypeError, ValueError, AssertionError) as reason:  # the last by Paddle's tensors
             raise TypeError(f"error must give a number, got {error!r}") from reason
+
+
+def _values(buffer: paddle.Tensor) -> Values:
+    return values_of(buffer, "a buffer of losses")
 
 
 def _rules(rules: Rules) -> dict[str, Rule]:
     if isinstance(rules, str):
         raise TypeError(f"rules must be a list or a dict of rules, got {rules!r}; pass [{rules!r}]")
+    if not isinstance(rules, (Mapping, Iterable)):
+        raise TypeError(f"rules must be a list or a dict of rules, got {rules!r}")
     if not isinstance(rules, Mapping):
-        rules = {rule if isinstance(rule, str) else repr(rule): rule for rule in rules}
+        by_label: dict[str, Any] = {}
+        for rule in rules:
+            label = rule if isinstance(rule, str) else repr(rule)
+            if by_label.setdefault(label, rule) != rule:
+                raise ValueError(
+                    f"rules has two rules that are both printed as {label}; give them names, as in "
+                    "rules={'one': ..., 'other': ...}"
+                )
+        rules = by_label
+    for label in rules:
+        if not isinstance(label, str):
+            raise TypeError(f"rules must have strings as names, got {label!r}")
     return {
         label: find_rule(rule, ALPHA if rule == "published" else None)
         for label, rule in rules.items()
@@ -373,9 +429,16 @@ def _train(
         logging.getLogger("paddlescience_gradnorm").setLevel(logging.WARNING)
         tune_cpu(threads=threads)
         _operators.go_on(with_operators)
+        if isinstance(task, _OwnProblem):
+            task.check_here(run)
     trial = task.begin(run["seed"])
-    with held():
+    with held(), called() as layers:
         n_loss = count(trial.losses(trial.net))
+    # Checkpoints hold the weights of points too, except those that the trainer finds by itself.
+    owner = getattr(trial.losses, "__self__", trial.losses)
+    found = {id(x) for x in owner.sublayers(True)} if isinstance(owner, paddle.nn.Layer) else {}
+    hidden = [layer for layer in layers if id(layer) not in found]
+    extras = {f"points {number}": layer for number, layer in enumerate(hidden)}
     net = GradNorm(
         trial.net,
         n_loss,
@@ -385,7 +448,12 @@ def _train(
     optimizer = trial.optimizer([*net.parameters(), *trial.parameters], steps)
     course = Course(trial.error, say)
     trainer = Trainer(
-        net, trial.losses, optimizer, callbacks=[stop], extras={"course": course}, progress=False
+        net,
+        trial.losses,
+        optimizer,
+        callbacks=[stop],
+        extras={"course": course, **extras},
+        progress=False,
     )
     course.follow(trainer, steps, folder, every=max(1, steps // MOMENTS))
     if stop.received and trainer.step < steps:

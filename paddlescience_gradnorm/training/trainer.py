@@ -708,7 +708,8 @@ class Trainer:
         self._call("on_eval_begin")
         self.net.eval()
         try:
-            results = _numbers(validate(self.net))
+            with point_weights.held():  # which a function of losses moves otherwise
+                results = _numbers(validate(self.net))
         finally:
             self.net.train()
         self._call("on_eval_end", results)

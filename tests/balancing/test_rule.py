@@ -131,3 +131,16 @@ def test_a_rule_without_its_formula_cannot_be_made(kind, missing):
 
     with pytest.raises(TypeError, match=missing):
         Incomplete()
+
+
+def test_a_rule_is_printed_with_its_options():
+    class Mine(Rule):
+        def __init__(self, *options):
+            if options:
+                self.strength, self.lead = options
+
+        def weigh(self, weights, state, measurement):
+            return weights, state
+
+    # By this comparisons tell rules from one another.
+    assert repr(Mine()) == "Mine()" and repr(Mine(0.5, "late")) == "Mine(strength=0.5, lead='late')"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from paddlescience_gradnorm import FCNet, _operators, _paddle
-from paddlescience_gradnorm.balancing import Fixed, PinnRule
+from paddlescience_gradnorm.balancing import Fixed, PinnRule, Rule
 from paddlescience_gradnorm.point_weights import SelfAdaptiveWeights
 from paddlescience_gradnorm.training import _compared, _course, compare
 from paddlescience_gradnorm.training._trial import KnownProblem
@@ -151,6 +151,30 @@ def test_runs_are_made_once_and_a_changed_problem_anew(make, tmp_path, capsys):
         assert "already" not in capsys.readouterr().out, changed
 
 
+@pytest.mark.parametrize("change", [str, lambda name: {"bc": "data"}.get(name, name)])
+def test_a_loss_with_another_name_makes_another_problem(make, change, capsys):
+    def renamed(net):
+        return {change(name): loss for name, loss in losses(net).items()}
+
+    renamed.__qualname__ = losses.__qualname__  # or that alone would tell them apart
+    make(seeds=[0])
+    found = make(renamed, ["equal", "pinn", "relobralo"], seeds=[0], progress=True)
+    is_same = change is str
+    assert ("2 of 3 runs are there already" in capsys.readouterr().out) == is_same
+    assert all(list(run["losses"]) == [change("pde"), change("bc")] for run in found.runs)
+
+
+def test_names_of_losses_and_rules_cannot_break_the_table(make, tmp_path):
+    def odd(net):
+        return {f"{name} | x\n$y$": loss for name, loss in losses(net).items()}
+
+    make(odd, {"a|b": "equal", "c\nd": "pinn"}, seeds=[0], equations=[0])
+    tables = (tmp_path / "comparison.md").read_text().split("\n\n")
+    for table in tables[:2]:
+        columns = [line.replace("\\|", "").count("|") for line in table.strip().splitlines()]
+        assert len(columns) == 4 and len(set(columns)) == 1
+
+
 def test_by_default_adam_has_a_short_memory():
     trial = KnownProblem("heat", 1, 4).begin(0)
     optimizer = trial.optimizer(trial.net.parameters(), 10)
@@ -176,6 +200,40 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(make, tmp_path, mo
     assert not list((tmp_path / "checkpoints").iterdir())
     for one, other in zip(whole.runs, parts.runs):
         assert json.dumps(without_times(one)) == json.dumps(without_times(other))
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_weights_of_its_points(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(_course, "CHECKPOINT_EVERY", 5)
+    hidden, calls, stop = [Weighted()], [0], [0]
+
+    def weighted(net):
+        calls[0] += 1
+        if calls[0] == stop[0]:
+            signal.raise_signal(signal.SIGINT)
+        return hidden[0].losses(net)
+
+    whole = make(weighted, ["equal"], seeds=[0], folder=tmp_path / "whole")
+    stop[0] = calls[0] + calls[0] // 2
+    with pytest.raises(KeyboardInterrupt, match="0 of 1 runs are done"):
+        make(weighted, ["equal"], seeds=[0])
+    parts = make(weighted, ["equal"], seeds=[0])
+    one, other = (without_times(found.runs[0]) for found in (whole, parts))
+    assert json.dumps(one) == json.dumps(other)
+
+
+DRAWN = np.random.default_rng().random([16, 1], dtype=np.float32)  # anew in each process
+
+
+def of_points_that_are_drawn(net):
+    u = net(paddle.to_tensor(DRAWN))
+    return {"pde": u.square().mean(), "bc": (u - 9 * paddle.to_tensor(DRAWN)).abs().mean()}
+
+
+def test_points_that_each_process_draws_anew_are_told(make):
+    message = r"in a process of its own the losses of seed 0 begin at .* paddle\.seed\(0\)"
+    with pytest.raises(RuntimeError, match=message):
+        make(of_points_that_are_drawn, ["equal"], seeds=[0], jobs=1)
+    assert make(of_points_that_are_drawn, ["equal"], seeds=[0]).runs
 
 
 def test_ctrl_c_stops_all_processes_and_the_same_command_goes_on(tmp_path):
@@ -307,6 +365,32 @@ def test_every_run_begins_with_the_same_weights_of_points(make, closed_over, cap
     assert "2 of 2 runs are there already" in capsys.readouterr().out
 
 
+def test_so_it_does_if_its_code_does_not_name_the_layer(make):
+    hidden = {"pde": Weighted()}
+
+    def by_dict(net):
+        return hidden["pde"].losses(net)
+
+    found = make(by_dict, {"one": "equal", "other": "equal"}, seeds=[0], error=error)
+    one, other = map(without_times, found.runs)
+    assert one["loss_curves"] == other["loss_curves"] and one["error"] == other["error"]
+    assert hidden["pde"].began[-1] > 1
+
+
+def test_an_error_function_that_calls_the_losses_moves_no_weights_of_points(make, tmp_path):
+    hidden = {"pde": Weighted()}
+
+    def by_dict(net):
+        return hidden["pde"].losses(net)
+
+    def watched(net):
+        return float(by_dict(net)["pde"])
+
+    one = make(by_dict, ["equal"], seeds=[0], folder=tmp_path / "one")
+    other = make(by_dict, ["equal"], seeds=[0], folder=tmp_path / "other", error=watched)
+    assert one.runs[0]["loss_curves"] == other.runs[0]["loss_curves"]
+
+
 def test_no_weights_of_points_move_before_the_first_step(make):
     hidden = [Weighted()]  # so that nobody can put them back
     make(lambda net: hidden[0].losses(net), ["equal"], seeds=[0])
@@ -333,11 +417,25 @@ def test_a_network_that_is_no_new_one_is_refused(tmp_path):
     assert len(found.runs) == 1
 
 
+class Alike(Rule):
+    def __init__(self, value):
+        self.value = value
+
+    def __repr__(self):
+        return "Alike"
+
+    def weigh(self, weights, state, measurement):
+        return weights * 0 + self.value, state
+
+
 @pytest.mark.parametrize(
     "options, kind, message",
     [
         ({"rules": "pinn"}, TypeError, r"rules must be a list or a dict.*pass \['pinn'\]"),
         ({"rules": ["magic"]}, ValueError, "rule must be one of 'published', .*, got 'magic'"),
+        ({"rules": None}, TypeError, "rules must be a list or a dict of rules, got None"),
+        ({"rules": {1: "equal"}}, TypeError, "rules must have strings as names, got 1"),
+        ({"rules": [Alike(1.0), Alike(9.0)]}, ValueError, "two rules .* printed as Alike; give"),
         ({"rules": []}, ValueError, r"rules and seeds must have one at least, got \[\]"),
         ({"seeds": []}, ValueError, r"rules and seeds must have one at least, got"),
         ({"seeds": [0.5]}, TypeError, "seeds must be an integer"),
@@ -345,6 +443,13 @@ def test_a_network_that_is_no_new_one_is_refused(tmp_path):
         ({"losses": 3}, TypeError, "losses must be a function, got 3"),
         ({"error": 0.1}, TypeError, "error must be a function, got 0.1"),
         ({"error": lambda net: {"u": 1}}, TypeError, "error must give a number, got {'u': 1}"),
+        (
+            {"error": lambda net: paddle.ones([2])},
+            TypeError,
+            "error must give a number, got T",
+        ),
+        ({"optimizer": lambda parameters, steps: []}, TypeError, r"optimizer must be .*, got \[\]"),
+        ({"folder": __file__}, FileExistsError, "folder is .* a file; choose another folder"),
         ({"optimizer": "adam"}, TypeError, "optimizer must be a function, got 'adam'"),
         ({"steps": 0}, ValueError, "steps must be .* 1"),
         ({"jobs": -1}, ValueError, "jobs must be .* 0"),

@@ -1219,3 +1219,20 @@ def test_lbfgs_may_come_first_when_the_number_of_losses_is_not_known():
     history = Trainer(net, training.losses, parameters).fit_lbfgs(epochs=2)
     assert history.to_numpy()["weights"].tolist() == [[1] * 5] * 2
     assert history.losses["pde"][1] != history.losses["pde"][0]
+
+
+def test_a_validation_that_calls_the_losses_moves_no_weights_of_points():
+    curves = []
+    for watches in (False, True):
+        paddle.seed(0)
+        training = problem("heat").sample(20, seed=0, point_weights="self_adaptive")
+        net = FCNet(2, 1, 2, 8)
+        adam = paddle.optimizer.Adam(1e-3, parameters=net.parameters())
+        trainer = Trainer(net, training.losses, adam, progress=False)
+
+        def watched(net, losses=training.losses):
+            return {name: loss.item() for name, loss in losses(net).items()}
+
+        trainer.fit(epochs=5, validate=watched if watches else None)
+        curves.append(trainer.history.to_numpy()["losses"])
+    np.testing.assert_array_equal(*curves)
