@@ -244,10 +244,14 @@ class _OwnProblem:
         """
         there = {name: float(x) for name, x in run["settings"]["first losses"].items()}
         here = self._first_losses(self.begin(run["seed"]).net)
-        values = [np.array([*losses.values()]) for losses in (here, there)]
-        # Threads and operators may round otherwise here.
-        limits = {"rtol": 1e-3, "atol": 1e-6 * max(map(abs, there.values())), "equal_nan": True}
-        if here.keys() != there.keys() or not np.allclose(*values, **limits):
+        size = max(map(abs, there.values()))
+        if here.keys() != there.keys() or not np.allclose(
+            [*here.values()],
+            [*there.values()],
+            rtol=1e-3,  # because threads and operators may round otherwise here
+            atol=1e-6 * size,
+            equal_nan=True,
+        ):
             raise ValueError(
                 f"in a process of its own the losses of seed {run['seed']} begin at {here}, and "
                 f"not at {there}: points or layers that a module draws when it is imported are "
