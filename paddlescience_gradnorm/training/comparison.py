@@ -163,7 +163,7 @@ def compare(
         )
     own = _OwnProblem(build, losses, error, optimizer, equations)
     own.check_that_networks_are_new()
-    looks = {_arguments.integer("seeds", seed, at_least=0): own.looks(seed) for seed in seeds}
+    looks = {_seed(seed): own.looks(seed) for seed in seeds}
     name = getattr(losses, "__qualname__", type(losses).__qualname__)
     try:
         return _side_by_side(name, own, chosen, looks, steps, jobs, Path(folder), progress)
@@ -319,6 +319,13 @@ class _OwnProblem:
             return f"{float(error):.6g}"
         except (TypeError, ValueError, AssertionError) as reason:  # the last by Paddle's tensors
             raise TypeError(f"error must give a number, got {error!r}") from reason
+
+
+def _seed(value: Any) -> int:
+    seed = _arguments.integer("seeds", value, at_least=0)
+    if seed >= 2**32:
+        raise ValueError(f"seeds must be below 2**32, because numpy's are, got {seed}")
+    return seed
 
 
 def _values(buffer: paddle.Tensor) -> Values:

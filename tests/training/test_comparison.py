@@ -439,6 +439,7 @@ class Alike(Rule):
         ({"rules": []}, ValueError, r"rules and seeds must have one at least, got \[\]"),
         ({"seeds": []}, ValueError, r"rules and seeds must have one at least, got"),
         ({"seeds": [0.5]}, TypeError, "seeds must be an integer"),
+        ({"seeds": [2**40]}, ValueError, r"seeds must be below 2\*\*32, .* got 1099511627776"),
         ({"seeds": 3}, TypeError, r"seeds must be a list of integers, got 3; pass .* range\(3\)"),
         ({"losses": 3}, TypeError, "losses must be a function, got 3"),
         ({"error": 0.1}, TypeError, "error must be a function, got 0.1"),
