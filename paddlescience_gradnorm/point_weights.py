@@ -65,6 +65,7 @@ class PointWeights(PreciseLayer):
 
     weights: paddle.Tensor
     _seen: paddle.Tensor
+    _has_warned = False
 
     def __init__(self, n_points: int, initial: Any = 1.0) -> None:
         super().__init__()
@@ -77,7 +78,6 @@ class PointWeights(PreciseLayer):
         self.register_buffer("weights", _column(np.broadcast_to(values.reshape(-1), n_points)))
         # Sizes of the residuals of a pass that is not complete yet.
         self.register_buffer("_seen", _column(np.full(n_points, _UNSEEN)))
-        self._has_warned = False
 
     def update(self, sizes: paddle.Tensor) -> dict[str, paddle.Tensor]:
         """The buffers after a pass, by name.

@@ -236,6 +236,18 @@ def test_points_that_each_process_draws_anew_are_told(make):
     assert make(of_points_that_are_drawn, ["equal"], seeds=[0]).runs
 
 
+GENERATOR = np.random.default_rng(0)
+
+
+def of_new_points_in_every_call(net):
+    points = GENERATOR.random([16, 1], dtype=np.float32)
+    return dict(zip("ab", (net(paddle.to_tensor(points)) - points).abs()[:2]))
+
+
+def test_new_points_in_every_call_are_no_mistake(make):
+    assert len(make(of_new_points_in_every_call, ["equal"], seeds=[0, 1], jobs=1).runs) == 2
+
+
 def test_ctrl_c_stops_all_processes_and_the_same_command_goes_on(tmp_path):
     command = [sys.executable, "-W", "ignore", "-m", "paddlescience_gradnorm", "compare", "laplace"]
     command += ["--balance", "equal,pinn", "--seeds", "0", "--jobs", "2", "--points", "16"]
