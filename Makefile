@@ -28,7 +28,7 @@ kovasznay: $(VENV)/operators
 	$(RUN) examples/pinn_kovasznay/pinn_kovasznay.py
 
 test: $(VENV)/installed-test
-	@echo 'All but the slow tests: about 7 minutes on two cores. `make test-quick` takes one.'
+	@echo 'All but the slow tests: about 10 minutes on two cores. `make test-quick` takes one.'
 	$(RUN) -m pytest -m 'not slow' $(SHARED)
 
 test-quick: $(VENV)/installed-test
