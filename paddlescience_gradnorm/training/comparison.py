@@ -235,19 +235,21 @@ class _OwnProblem:
             for buffer in layer.buffers()
             if id(buffer) not in known
         )
-        order = LossOrder(count(losses))
-        scalars = order.scalars(losses)  # which sets the names
-        return {name: float(loss) for name, loss in zip(order.names, scalars)}
+        return _by_name(losses)
 
-    def check_here(self, run: Run) -> None:
+    def check_here(self, run: Run, losses: Losses) -> None:
         """Raise an error if this process finds another problem than the one that has called it.
 
         A new process imports the user's module again, and what the module draws at random.
+
+        Args:
+            run: What the call has found, in its settings.
+            losses: Those before the first step here.
         """
         if run["seed"] not in self.repeated:
             return  # they draw new points in every call
         there = {name: float(x) for name, x in run["settings"]["first losses"].items()}
-        here = self._first_losses(self.begin(run["seed"]).net)
+        here = _by_name(losses)
         size = max((abs(loss) for loss in there.values() if np.isfinite(loss)), default=0.0)
         if here.keys() != there.keys() or not np.allclose(
             [*here.values()],
@@ -328,6 +330,12 @@ class _OwnProblem:
             raise TypeError(f"error must give a number, got {error!r}") from reason
 
 
+def _by_name(losses: Losses) -> dict[str, float]:
+    order = LossOrder(count(losses))
+    scalars = order.scalars(losses)  # which sets the names
+    return {name: float(loss) for name, loss in zip(order.names, scalars)}
+
+
 def _seed(value: Any) -> int:
     seed = _arguments.integer("seeds", value, at_least=0)
     if seed >= 2**32:
@@ -342,7 +350,7 @@ def _values(buffer: paddle.Tensor) -> Values:
 def _rules(rules: Rules) -> dict[str, Rule]:
     if isinstance(rules, str):
         raise TypeError(f"rules must be a list or a dict of rules, got {rules!r}; pass [{rules!r}]")
-    if not isinstance(rules, (Mapping, Iterable)):
+    if not isinstance(rules, Iterable):
         raise TypeError(f"rules must be a list or a dict of rules, got {rules!r}")
     if not isinstance(rules, Mapping):
         by_label: dict[str, Any] = {}
@@ -447,11 +455,13 @@ def _train(
         logging.getLogger("paddlescience_gradnorm").setLevel(logging.WARNING)
         tune_cpu(threads=threads)
         _operators.go_on(with_operators)
-        if isinstance(task, _OwnProblem):
-            task.check_here(run)
     trial = task.begin(run["seed"])
     with held(), called() as layers:
-        n_loss = count(trial.losses(trial.net))
+        losses = trial.losses(trial.net)
+    if threads is not None and isinstance(task, _OwnProblem):
+        task.check_here(run, losses)
+    n_loss = count(losses)
+    del losses  # or their graph would stay through the run
     # Checkpoints hold the weights of points too, except those that the trainer finds by itself.
     owner = getattr(trial.losses, "__self__", trial.losses)
     found = {id(x) for x in owner.sublayers(True)} if isinstance(owner, paddle.nn.Layer) else {}
