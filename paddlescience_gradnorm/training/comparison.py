@@ -217,7 +217,7 @@ class _OwnProblem:
         return {**self.__dict__, "others": []}  # another process has its own
 
     def _buffers(self) -> list[paddle.Tensor]:
-        return [buffer for layer in layers_of(self.losses) for buffer in layer.buffers()]
+        return [buffer for layer in layers_of(self.losses).values() for buffer in layer.buffers()]
 
     def restore(self) -> None:
         """Undo what a run in this process has done to the layers behind the losses."""
@@ -463,8 +463,7 @@ def _train(
     n_loss = count(losses)
     del losses  # or their graph would stay through the run
     # Checkpoints hold the weights of points too, except those that the trainer finds by itself.
-    owner = getattr(trial.losses, "__self__", trial.losses)
-    found = {id(x) for x in owner.sublayers(True)} if isinstance(owner, paddle.nn.Layer) else {}
+    found = {id(x) for part in layers_of(trial.losses).values() for x in part.sublayers(True)}
     hidden = [layer for layer in layers if id(layer) not in found]
     extras = {f"points {number}": layer for number, layer in enumerate(hidden)}
     net = GradNorm(

@@ -76,7 +76,8 @@ class Trainer:
         net: The network, any Paddle layer.
         losses: ``losses(net, *batch)`` gives the losses of a batch: a dict name -> scalar,
             whose names label the history, a list or tuple of scalars, or a 1-D tensor. If it is a
-            layer with buffers, or a method of one, checkpoints hold that layer.
+            layer with buffers, such as weights of points, or a method of one, checkpoints hold
+            that layer. They also hold such layers that the function itself names.
         optimizers: An optimizer of ``paddle.optimizer``, or several, such as one for the network
             and one for the weights. All of them step in every step.
         balancer: What runs the backward pass; by default the balancer of a ``GradNorm`` network.
@@ -85,8 +86,8 @@ class Trainer:
             interface. They find this object in ``self.model``.
         schedule_by: ``"step"`` or ``"epoch"``: how often the optimizers' learning-rate
             schedules advance.
-        extras: What else belongs into a checkpoint, by name, as for ``RunState``. Layers that
-            functions of losses use and random generators of the sampling are examples.
+        extras: What else belongs into a checkpoint, by name, as for ``RunState``. Random generators
+            of the sampling are an example, and layers that ``losses`` uses without naming them.
         progress: Whether to show a ``ProgressBar`` on the standard error. By default it is shown
             if that is a terminal, by the first of several processes, and not under pytest.
             ``True`` shows it in a notebook too, and every 30 seconds in a file. There is none
@@ -205,14 +206,18 @@ class Trainer:
         if id(self.balancer) not in own and hasattr(self.balancer, "set_state_dict"):
             parts["balancer"] = self.balancer
         parts["trainer"] = _TrainerPart(self)
-        owner = getattr(losses, "__self__", losses)
-        own.update(id(x) for layer in self.extras.values() for x in _sublayers(layer))
-        if isinstance(owner, paddle.nn.Layer) and id(owner) not in own:
-            in_net = {id(buffer) for buffer in net.buffers()}
-            if any(id(buffer) not in in_net for buffer in owner.buffers()):
-                parts["losses"] = owner  # which holds weights of points
+        for part in (self.balancer, *self.extras.values()):
+            own.update(id(x) for x in _sublayers(part))
+        held = {id(buffer) for buffer in net.buffers()}
+        for name, layer in layers_of(losses).items():
+            if id(layer) not in own and any(id(buffer) not in held for buffer in layer.buffers()):
+                parts[f"losses {name}" if name else "losses"] = layer
+                own.update(id(x) for x in _sublayers(layer))
         parts.update({f"extras {name}": part for name, part in self.extras.items()})
         self._state = RunState(**parts)
+        self._saved = own
+        # Weights of points that the losses call, as the first step shows, and that are not saved.
+        self._unsaved: list[point_weights.PointWeights] | None = None
 
     def __repr__(self) -> str:
         net, balancer = type(self.net).__name__, self.balancer
@@ -284,6 +289,8 @@ class Trainer:
         Warns:
             UserWarning: No optimizer holds a parameter that the losses depend on, such as an
                 unknown coefficient. Or the checkpoint has another learning rate.
+            RuntimeWarning: The losses call weights of points that ``checkpoints`` will not hold,
+                because the function of losses does not name the layer.
         """
         data, epochs = batches_and_epochs(data, epochs)
         _check_validation(validate, validate_every)
@@ -319,7 +326,11 @@ class Trainer:
         """Write all that decides how the run goes on; see ``RunState.save``.
 
         Callbacks may call it at the end of a batch or of an epoch.
+
+        Warns:
+            RuntimeWarning: The losses call weights of points that are not saved.
         """
+        self._warn_of_unsaved(stacklevel=3)
         self._state.save(path, step=self.step)
 
     def load(self, path: PathLike) -> None:
@@ -513,6 +524,7 @@ class Trainer:
             self._call("on_train_batch_end", number, {"loss": total.detach()})
             self._agree_to_stop()
             if checkpoints is not None:
+                self._warn_of_unsaved(stacklevel=5)
                 if self.stop_training:
                     checkpoints.save(self._state, self.step)
                 else:
@@ -635,7 +647,12 @@ class Trainer:
 
     def _losses(self, batch: Sequence[Any]) -> tuple[Losses, list[paddle.Tensor]]:
         """The losses of a batch as they are given, and as scalars in the order of their names."""
-        losses = self.losses(self.net, *batch)
+        if self._unsaved is None:
+            with point_weights.called() as layers:
+                losses = self.losses(self.net, *batch)
+            self._unsaved = [layer for layer in layers if id(layer) not in self._saved]
+        else:
+            losses = self.losses(self.net, *batch)
         if self._order.n_loss == 0:
             balancer, n_loss, absent = self.balancer, None, "error"
             if isinstance(balancer, LossBalancer):
@@ -683,7 +700,7 @@ class Trainer:
         extras = [x for x in self.extras.values() if isinstance(x, paddle.nn.Layer)]
         untrained = {
             id(p): f"{name} of {type(layer).__name__}"
-            for layer in [*layers_of(self.losses), *extras]
+            for layer in [*layers_of(self.losses).values(), *extras]
             for name, p in layer.named_parameters()
             if not p.stop_gradient and id(p) not in known
             # Zeros, not None, are left by an optimizer that has trained the layer before.
@@ -698,6 +715,18 @@ class Trainer:
                 UserWarning,
                 stacklevel=5,
             )
+
+    def _warn_of_unsaved(self, stacklevel: int) -> None:
+        """Warn, once, of weights of points that a checkpoint does not hold."""
+        if self._unsaved:
+            warnings.warn(
+                f"checkpoints do not hold {', '.join(map(repr, self._unsaved))}, because the "
+                "function of losses does not name the layer, and a resumed run would begin with "
+                'new weights of points: pass Trainer(..., extras={"points": layer})',
+                RuntimeWarning,
+                stacklevel=stacklevel,
+            )
+            self._unsaved = []
 
     def _advance_schedules(self) -> None:
         schedules = {id(s): s for s in map(_paddle.schedule_of, self.optimizers) if s is not None}

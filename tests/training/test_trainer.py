@@ -10,6 +10,7 @@ import pytest
 from paddlescience_gradnorm import FCNet, GradNorm, LossBalancer
 from paddlescience_gradnorm.balancing import PinnRule
 from paddlescience_gradnorm.pde.problems import problem
+from paddlescience_gradnorm.point_weights import SelfAdaptiveWeights
 from paddlescience_gradnorm.training import CheckpointError, Checkpoints, StopOnSignals, Trainer
 from paddlescience_gradnorm.training.history import QUANTITIES
 
@@ -1236,3 +1237,61 @@ def test_a_validation_that_calls_the_losses_moves_no_weights_of_points():
         trainer.fit(epochs=5, validate=watched if watches else None)
         curves.append(trainer.history.to_numpy()["losses"])
     np.testing.assert_array_equal(*curves)
+
+
+def closing_over_weights(folder, epochs, names_the_layer, resume=None):
+    """A run with weights of points that its function of losses names, or that another one calls."""
+    paddle.seed(0)
+    attention = SelfAdaptiveWeights(16, rate=0.1)
+    x = paddle.rand([16, 2])
+
+    def named(net):
+        return {"pde": attention(net(x) - 1).square().mean()}
+
+    def hidden(net):
+        return named(net)
+
+    net = FCNet(2, 1, 2, 4)
+    losses = named if names_the_layer else hidden
+    trainer = Trainer(net, losses, adam(net))
+    trainer.fit(epochs=epochs, checkpoints=Checkpoints(folder, every=4), resume=resume)
+    return trainer, attention
+
+
+def test_checkpoints_hold_the_weights_of_points_that_the_losses_name(tmp_path):
+    through, expected = closing_over_weights(tmp_path / "through", 7, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        closing_over_weights(tmp_path / "parted", 4, True)
+        resumed, found = closing_over_weights(tmp_path / "parted", 7, True, resume="latest")
+    np.testing.assert_array_equal(found.weights.numpy(), expected.weights.numpy())
+    np.testing.assert_array_equal(*(t.history.to_numpy()["losses"] for t in (through, resumed)))
+
+
+def test_weights_of_points_that_no_checkpoint_holds_are_told_once(tmp_path):
+    text = r"do not hold SelfAdaptiveWeights\(n_points=16\), .*extras=\{\"points\": layer\}"
+    with pytest.warns(RuntimeWarning, match=text) as found:
+        trainer, attention = closing_over_weights(tmp_path / "a", 9, False)
+    assert len(found) == 1 and found[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.save(tmp_path / "again.ckpt")
+        named = Trainer(trainer.net, trainer.losses, trainer.optimizers, extras={"x": attention})
+        named.fit(epochs=1, checkpoints=Checkpoints(tmp_path / "b"))
+        other = Trainer(trainer.net, trainer.losses, trainer.optimizers)
+        other.fit(epochs=1)  # which saves nothing
+    with pytest.warns(RuntimeWarning, match=text) as found:
+        other.save(tmp_path / "other.ckpt")
+    assert found[0].filename == __file__
+
+
+def test_a_balancer_that_the_losses_name_is_in_a_checkpoint_once():
+    net = FCNet(2, 1, 2, 4)
+    balancer = LossBalancer(net, 2)
+    x = paddle.rand([4, 2])
+
+    def losses(net):
+        return [net(x).mean() * balancer.loss_weights[0], net(x).square().mean()]
+
+    trainer = Trainer(net, losses, adam(net), balancer)
+    assert not [name for name in trainer._state.state()["parts"] if name.startswith("losses")]
