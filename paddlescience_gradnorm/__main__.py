@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import platform
 import re
 import shlex
@@ -79,8 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser(argv).parse_args(argv)
     try:
         code: int = options.command(options)
+        sys.stdout.flush()  # here, where an error has a name
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # nobody reads on, as in "problems | head -1"
+        # Or Python would say at its end that it could not write the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as by SIGPIPE
     except OSError as error:  # a disk that is full, a folder that went away
         options.parser.exit(1, f"{options.parser.prog}: {error}\n")
     except MemoryError as error:

@@ -237,14 +237,27 @@ def test_without_matplotlib_there_is_no_figure_and_a_line_that_says_why(tmp_path
 
 
 def test_a_run_whose_printing_fails_keeps_its_results(tmp_path, monkeypatch):
-    def nobody_reads(*_):
-        raise BrokenPipeError
+    def is_full(*_):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("paddlescience_gradnorm.__main__._print_metrics", nobody_reads)
+    monkeypatch.setattr("paddlescience_gradnorm.__main__._print_metrics", is_full)
     with pytest.raises(SystemExit) as ended:
         main(["run", "laplace", *TINY, "--output", str(tmp_path)])
     assert ended.value.code == 1
     assert {"history.npz", "metrics.json"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_reader_that_goes_away_ends_a_command_without_a_word(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-u", *COMMAND[3:], "problems"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141
 
 
 def test_compare_writes_what_it_prints_and_goes_on_where_it_was(tmp_path):
