@@ -15,7 +15,7 @@ from paddlescience_gradnorm.balancing.rule import Rule, RuleState
 _PARALLEL = 0.99999
 # What to do about a loss that is left out, by a word of the fault.
 _REMEDIES = {
-    "nan": "Look for a division by 0, a root or a logarithm in it.",
+    "nan": "Look for a division by 0, a root or a logarithm in it, or a batch without points.",
     "inf": "Look for a division by 0, an exponential or a logarithm in it.",
     "no gradient": "Leave it out of the losses if it is always met. If it acts on other "
     "parameters only, pass as shared= parameters that every loss goes through.",
@@ -101,7 +101,7 @@ def diagnose(
         ... ):
         ...     print(finding)
         'data' has been left out of the balancing since step 10, because it is nan. Look for a
-        division by 0, a root or a logarithm in it.
+        division by 0, a root or a logarithm in it, or a batch without points.
     """
     if is_dead(measurement.cosines):  # whatever else there is to say follows from it
         return [

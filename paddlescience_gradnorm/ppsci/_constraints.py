@@ -6,25 +6,20 @@ from collections.abc import Mapping
 from typing import Any, Callable
 
 import paddle
-from ppsci import constraint as constraints
+from ppsci.constraint import Constraint
 from ppsci.loss.base import Loss
 
 from paddlescience_gradnorm import _paddle
 from paddlescience_gradnorm.balancing import _equations, _one_pass
 from paddlescience_gradnorm.balancing._losses import NamedLosses
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
+from paddlescience_gradnorm.ppsci._told import Told, conditions_known
 from paddlescience_gradnorm.ppsci._weights_by_hand import (
     WeightsByHand,
     weights_by_hand,
     without_weights_by_hand,
 )
 
-_CONDITIONS = (
-    constraints.BoundaryConstraint,
-    constraints.InitialConstraint,
-    constraints.IntegralConstraint,
-    constraints.PeriodicConstraint,
-)
 _APART = (
     "; or write GradNormAggregator.of(model, constraint, equation), which balances them apart: the "
     "Solver adds up losses of the same name"
@@ -41,16 +36,16 @@ class SolverLosses:
         self.equations: tuple[str, ...] = ()
         self._balancer, self._model = balancer, model
         self._expected: list[str] = []  # what the first step has to give, after a checkpoint
-        # Those that ``take`` has got, and the equation that each expression is a part of.
+        # Those that ``take`` has got, and what they tell.
         self._constraint: Mapping[str, Any] = {}
-        self._equation_of: Mapping[str, str] = {}
+        self._told = Told({}, None, model)
         self.by_hand = WeightsByHand(balancer)
 
     def take(self, constraint: Mapping[str, Any], equation: Mapping[str, Any] | None) -> None:
         """Balance the losses of these constraints apart: see ``GradNormAggregator.take``."""
         check_constraints(constraint, equation)
         self._constraint = {str(name): each for name, each in constraint.items()}
-        self._equation_of = {part: n for n, e in (equation or {}).items() for part in e.equations}
+        self._told = Told(self._constraint, equation, self._model)
         self.have_changed = True
         for name, each in self._constraint.items():
             inner = each.loss.inner if isinstance(each.loss, _LossOfOne) else each.loss
@@ -61,12 +56,13 @@ class SolverLosses:
         self._expected = names
 
     def checked(
-        self, losses: Mapping[str, paddle.Tensor], solver: Any, learns: bool
+        self, losses: Mapping[str, paddle.Tensor], find_solver: Callable[[], Any], learns: bool
     ) -> NamedLosses:
         """The losses of a step in the order of ``names``, with those that are equations.
 
-        If no constraints have been taken, the Solver's are asked, unless it is None. If their
-        weights are learned, these replace weights by hand: see ``WeightsByHand``.
+        If no constraints have been taken, those of the Solver that ``find_solver`` gives are asked,
+        unless it gives None. If the losses' weights are learned, these replace weights by hand: see
+        ``WeightsByHand``.
         """
         known = self.names or self._expected
         names = [*known, *(name for name in losses if name not in known)]
@@ -79,7 +75,7 @@ class SolverLosses:
             if self._balancer.n_loss is None:
                 self._balancer.set_n_loss(len(names))
             # Names last, because faulty losses must not set them.
-            self.equations, self.names = self._find_equations(names, losses, solver), names
+            self.equations, self.names = self._find_equations(names, losses, find_solver), names
             self.have_changed = True
         if self.have_changed:
             weights = {
@@ -109,7 +105,7 @@ class SolverLosses:
     def _check_names(self, names: list[str], losses: Mapping[str, paddle.Tensor]) -> None:
         n_loss, may_be_absent = self._balancer.n_loss, self._balancer.absent == "skip"
         for name in losses:
-            if self._constraint and not self._constraint_of(name):
+            if self._constraint and not self._told.constraint_of(name):
                 raise ValueError(
                     f"loss {name!r} comes from none of the constraints that this aggregator has "
                     f"been given, {', '.join(self._constraint)}: call aggregator.take(constraint, "
@@ -139,7 +135,9 @@ class SolverLosses:
         if len(names) == 1:
             raise ValueError(
                 f"the constraints give one loss only, {names[0]!r}, so there is nothing to "
-                "balance: leave loss_aggregator out" + ("" if self._constraint else _APART)
+                "balance: leave loss_aggregator out. If it is the sum of several losses, as that "
+                "of a FunctionalLoss may be, return these in its dict"
+                + ("" if self._constraint else _APART)
             )
         if n_loss in (None, len(names)):
             return
@@ -154,98 +152,38 @@ class SolverLosses:
         )
 
     def _find_equations(
-        self, names: list[str], losses: Mapping[str, paddle.Tensor], solver: Any
+        self,
+        names: list[str],
+        losses: Mapping[str, paddle.Tensor],
+        find_solver: Callable[[], Any],
     ) -> tuple[str, ...]:
         """The losses that are residuals of equations, unless the user has told them."""
         rule, known = self._balancer.rule, {}
         if self._balancer.equations is not None or not rule.tells_equations:
             return ()
+        solver = None if self._constraint else find_solver()
         if self._constraint:
-            differentiates = {name: _differentiates(loss) for name, loss in losses.items()}
-            known = {name: self._is_equation(name, differentiates) for name in losses}
+            known = self._told.apart(losses)
         else:
             known = dict.fromkeys(conditions_known(losses, self._model), False)
             if solver is not None:
-                known.update(equations_of(solver.constraint, solver.equation or {}))
+                told = Told(solver.constraint, solver.equation, self._model)
+                known.update(told.added_up(losses))
         known.update({name: name in self.equations for name in self.names})
         try:
             return tuple(_equations.by_name(names, type(rule).__name__, known))
         except ValueError as error:
-            if solver is not None or self._constraint:
+            if self._constraint:
+                raise ValueError(
+                    f"{error}. Write GradNormAggregator.of(model, constraint, equation, "
+                    "equations=[...])"
+                ) from None
+            if solver is not None:
                 raise
             raise ValueError(
                 f"{error}. Or write GradNormAggregator.of(model, constraint, equation), because "
                 "the Solver's constraints may tell"
             ) from None
-
-    def _constraint_of(self, loss: str) -> str:
-        """Name of the constraint that gives this loss; empty if none does."""
-        return max((n for n in self._constraint if loss.startswith(f"{n}.")), key=len, default="")
-
-    def _is_equation(self, name: str, differentiates: Mapping[str, bool]) -> bool | None:
-        """Whether a constraint's loss is the residual of an equation; None if that is in doubt."""
-        of = self._constraint_of(name)
-        output, constraint = name[len(of) + 1 :], self._constraint[of]
-        if isinstance(constraint, _CONDITIONS):
-            in_doubt = differentiates[name] and self._may_hold_there(output, differentiates)
-            return None if in_doubt else False
-        is_inside = isinstance(constraint, constraints.InteriorConstraint)
-        place = _place(of)
-        by_constraint = _equations.is_equation(place)
-        if output in self._equation_of:
-            if is_inside or by_constraint:
-                return True
-            return None if by_constraint is False or self._is_beside_another(output) else True
-        if is_inside and differentiates[name]:
-            return None if by_constraint is False else True
-        if output in (getattr(self._model, "output_keys", None) or ()) and not differentiates[name]:
-            return False
-        # A constraint at given points may be of either kind, so only the names are left to ask. If
-        # it holds losses both with and without derivatives, its own name tells nothing of one. Nor
-        # does the name of data: a residual is often required at the points of the data too.
-        kinds = {differentiates[n] for n in differentiates if self._constraint_of(n) == of}
-        is_of_data = _equations.is_measured(place) or "supervised" in of.lower()
-        if len(kinds) > 1 or (differentiates[name] and is_of_data):
-            by_constraint = None
-        by_words = {_equations.is_equation(output), by_constraint} - {None}
-        return by_words.pop() if len(by_words) == 1 else None
-
-    def _may_hold_there(self, output: str, differentiates: Mapping[str, bool]) -> bool:
-        """Whether an expression with derivatives may be required on the boundary as a residual.
-
-        A traction is not, because the equation that defines it holds inside by other expressions,
-        and its name is not an equation's.
-        """
-        inside = {
-            expression
-            for name, each in self._constraint.items()
-            if not isinstance(each, _CONDITIONS)
-            for expression in each.output_expr
-            if differentiates.get(f"{name}.{expression}", True)
-        }
-        if output in inside or _equations.is_equation(output):
-            return True
-        equation = self._equation_of.get(output)
-        return equation is not None and equation not in map(self._equation_of.get, inside)
-
-    def _is_beside_another(self, output: str) -> bool:
-        """Whether surely another of ``equation``'s entries holds inside, and not this output's.
-
-        Then this one may be an object that has been written for a boundary condition.
-        """
-        sure = {
-            self._equation_of.get(expression)
-            for name, each in self._constraint.items()
-            if isinstance(each, constraints.InteriorConstraint)
-            or (not isinstance(each, _CONDITIONS) and _equations.is_equation(_place(name)))
-            for expression in each.output_expr
-        } - {None}
-        return bool(sure) and self._equation_of[output] not in sure
-
-
-def _place(constraint: str) -> str:
-    """Where a constraint holds, by its name: "interior_sup" is supervised, and inside."""
-    return constraint.replace("sup", "")
 
 
 class _LossOfOne(Loss):
@@ -311,7 +249,7 @@ def check_constraints(constraint: Any, equation: Any) -> None:
         raise ValueError("constraint is empty, so there are no losses to balance")
     names: dict[int, str] = {}
     for name, each in constraint.items():
-        if not isinstance(each, constraints.Constraint):
+        if not isinstance(each, Constraint):
             raise TypeError(
                 f"constraint must hold PaddleScience's constraints, got {each!r} as {name!r}"
             )
@@ -329,67 +267,3 @@ def check_constraints(constraint: Any, equation: Any) -> None:
                 f"equation must hold PaddleScience's equations, got {each!r} as {name!r}: write "
                 '{"laplace": laplace} for an equation laplace, not laplace.equations'
             )
-
-
-def equations_of(constraint: Mapping[str, Any], equation: Mapping[str, Any]) -> dict[str, bool]:
-    """Whether losses are residuals of equations, where a Solver's constraints leave no doubt.
-
-    A loss of a boundary, initial, integral or periodic constraint is a condition, even if it holds
-    derivatives, as a traction does. A loss inside the domain, or at given points, is an equation if
-    one of the Solver's equations has its name. The result does not have any other losses, nor names
-    for which the Solver adds up losses of both kinds.
-
-    Examples:
-        >>> import ppsci
-        >>> laplace, square = ppsci.equation.Laplace(2), ppsci.geometry.Rectangle((0, 0), (1, 1))
-        >>> loader = {"dataset": "IterableNamedArrayDataset", "iters_per_epoch": 1}
-        >>> loader["batch_size"] = 8
-        >>> loss = ppsci.loss.MSELoss()
-        >>> inside = ppsci.constraint.InteriorConstraint(
-        ...     laplace.equations, {"laplace": 0}, square, loader, loss
-        ... )
-        >>> edge = ppsci.constraint.BoundaryConstraint(
-        ...     {"u": lambda out: out["u"]}, {"u": 0}, square, loader, loss
-        ... )
-        >>> equations_of({"EQ": inside, "BC": edge}, {"laplace": laplace})
-        {'laplace': True, 'u': False}
-    """
-    of_equations = {name for each in equation.values() for name in each.equations}
-    kinds: dict[str, set[bool | None]] = {}
-    for each in constraint.values():
-        for name in each.output_expr:
-            inside = True if name in of_equations else None
-            kinds.setdefault(name, set()).add(False if isinstance(each, _CONDITIONS) else inside)
-    return {name: True in kind for name, kind in kinds.items() if kind in ({True}, {False})}
-
-
-def conditions_known(losses: Mapping[str, paddle.Tensor], model: paddle.nn.Layer) -> set[str]:
-    """The losses that are surely conditions: values of an output, under the output's own name.
-
-    The name alone does not tell, because a constraint may give the name of an output to the
-    residual of an equation: ``{"u": lambda out: hessian(out["u"], out["x"])}``. A loss with
-    derivatives may also be a condition on a derivative, so it is not in the result.
-
-    Examples:
-        >>> import paddle, ppsci
-        >>> model = ppsci.arch.MLP(("x",), ("u", "v"), num_layers=1, hidden_size=4)
-        >>> x = paddle.rand([4, 1])
-        >>> x.stop_gradient = False
-        >>> out = model({"x": x})
-        >>> slope = ppsci.autodiff.jacobian(out["u"], x)
-        >>> losses = {"u": slope.square().mean(), "v": out["v"].square().mean()}
-        >>> conditions_known(losses, model)
-        {'v'}
-    """
-    outputs = getattr(model, "output_keys", None) or ()
-    return {name for name, loss in losses.items() if name in outputs and not _differentiates(loss)}
-
-
-def _differentiates(loss: paddle.Tensor) -> bool:
-    """Whether the loss holds derivatives of the network's outputs."""
-    # A derivative is a backward pass of its own, and this is how Paddle names the way back through
-    # one: TanhDoubleGradNode, TanhTripleGradNode.
-    return any(
-        "DoubleGrad" in node.name() or "TripleGrad" in node.name()
-        for node in _one_pass.graph_nodes(loss)
-    )

@@ -9,6 +9,7 @@ from typing import Any
 from ppsci.solver import Solver
 from ppsci.utils import misc
 
+from paddlescience_gradnorm import _paddle
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
 
 
@@ -32,6 +33,12 @@ def training_solver(aggregator: Any) -> Solver | None:
 def is_lbfgs(solver: Solver) -> bool:
     """Whether the Solver trains by L-BFGS, which may be of ``paddle.incubate``."""
     return misc.typename(solver.optimizer) == "LBFGS"
+
+
+def held_by(optimizer: Any) -> set[int]:
+    """The id of each parameter that an optimizer, or an ``OptimizerList``, steps."""
+    optimizers = getattr(optimizer, "_opt_list", [optimizer])
+    return {id(p) for each in optimizers for group in _paddle.parameter_groups(each) for p in group}
 
 
 def expect_the_steps_of(solver: Solver, balancer: LossBalancer) -> None:

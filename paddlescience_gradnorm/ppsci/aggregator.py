@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
+import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import paddle
 from ppsci.loss.mtl import LossAggregator
+from ppsci.solver import Solver
 
 from paddlescience_gradnorm import _arguments, _paddle
 from paddlescience_gradnorm.balancing import _one_pass
@@ -21,7 +23,12 @@ from paddlescience_gradnorm.network._shared_layer import find_shared
 from paddlescience_gradnorm.ppsci._constraints import SolverLosses, check_constraints
 from paddlescience_gradnorm.ppsci._solver_log import SolverLog, plot_weights, said_by_the_solver
 from paddlescience_gradnorm.ppsci._total import Total, with_gradient
-from paddlescience_gradnorm.ppsci._training import expect_the_steps_of, is_lbfgs, training_solver
+from paddlescience_gradnorm.ppsci._training import (
+    expect_the_steps_of,
+    held_by,
+    is_lbfgs,
+    training_solver,
+)
 
 # Options of PaddleScience's aggregators that ours does not have, and what to write instead.
 _THEIR_OPTIONS = {
@@ -40,6 +47,7 @@ _TRAIN_FIRST = (
 )
 # What a checkpoint has besides the balancer's tensors.
 _NAMES, _FROZEN, _BY_HAND = "names", "frozen", "weights_by_hand_are_replaced"
+_PLANNED = "planned_steps"
 
 
 class GradNormAggregator(LossAggregator):
@@ -70,7 +78,8 @@ class GradNormAggregator(LossAggregator):
             constraints.
         alpha: As for ``LossBalancer``: it selects the paper's rule; the default is ``"pinn"``.
         num_losses: PaddleScience's word for ``n_loss``.
-        shared: The shared parameters, as for ``GradNorm``.
+        shared: The shared parameters, as for ``GradNorm``, without those that the Solver's
+            optimizer does not hold.
         *positional: Not accepted; the error says what to write.
         **options: Options of ``LossBalancer``: ``rule``, ``equations``, ``weight_lr``,
             ``update_every``, ``warmup_steps``, ``weight_attr``, ``floor``, ``absent``,
@@ -121,10 +130,15 @@ class GradNormAggregator(LossAggregator):
             rule = find_rule(options.pop("rule", None), alpha)
             found = find_shared(model, shared, rule)
             self.balancer = LossBalancer(found, n_loss, rule=rule, **options)
+        # The shared parameters, unless the user has chosen them. Those that the Solver does not
+        # train do not count.
+        chosen = isinstance(model, GradNorm) or shared is not None
+        self._shared = () if chosen else self.balancer.shared
         self._losses = SolverLosses(self.balancer, model)
         self._log = SolverLog()
         # The current step: its number, how often it has been evaluated, its and the first weights.
         self._last_step: int | None = None
+        self._trains: Callable[[], Any] = lambda: None  # the last Solver, which is not kept alive
         self._evaluations = 0
         self._acting = self._start = np.ones(0)
         # The parameters with a gradient after a scaled pass, which may be of a micro-batch.
@@ -240,8 +254,7 @@ class GradNormAggregator(LossAggregator):
 
         They appear wherever its losses do: in the terminal, VisualDL, W&B and TensorBoard. And
         ``solver.plot_loss_history()`` draws them too, in a picture beside that of the losses. Call
-        this before the training, because from then on the aggregator can ask the Solver's
-        constraints which losses are equations.
+        this before the training.
 
         Args:
             solver: The Solver that has this aggregator.
@@ -306,14 +319,17 @@ class GradNormAggregator(LossAggregator):
         """
         is_first, learns = not self.names, not self.balancer._schedule.frozen
         # Not in a loop of the user's own, which need not give the step.
-        if step is not None and (self._last_step is None or step < self._last_step):
+        if step is not None and (self._last_step is None or step <= self._last_step):
             solver = training_solver(self)
-            if solver is not None:
-                with said_by_the_solver():
-                    expect_the_steps_of(solver, self.balancer)
+            # L-BFGS repeats the number of its step, and so does the first step of the next Solver
+            # after a training of one step.
+            if solver is not None and (step != self._last_step or solver is not self._trains()):
+                self._begin(solver)
                 # L-BFGS may end in the first step, in which the weights stay as they are.
                 learns = learns and not is_lbfgs(solver)
-        losses = self._losses.checked(losses, self._log.solver(), learns)
+        losses = self._losses.checked(
+            losses, lambda: training_solver(self) or self._log.solver(), learns
+        )
         if is_first and losses:
             self._start = self.get_weights()
         if _paddle.is_amp_on():
@@ -339,6 +355,16 @@ class GradNormAggregator(LossAggregator):
             weights = self._weights_of(losses)
             values = paddle.stack([x.detach().astype(weights.dtype) for x in losses.values()])
             return Total(paddle.dot(weights, values), functools.partial(run, losses))
+
+    def _begin(self, solver: Solver) -> None:
+        """Take over from a Solver how long its training is, and what it trains."""
+        self._last_step, self._trains = None, weakref.ref(solver)
+        with said_by_the_solver():
+            expect_the_steps_of(solver, self.balancer)
+        held = held_by(solver.optimizer)
+        trained = tuple(p for p in self._shared if id(p) in held)
+        if trained:
+            self.balancer.shared = trained
 
     def _backward(self, losses: Mapping[str, paddle.Tensor], scale: float) -> None:
         if self._adds_to and not with_gradient(self._adds_to):
@@ -427,6 +453,8 @@ class GradNormAggregator(LossAggregator):
             _NAMES: list(self.names),
             _FROZEN: self.balancer._schedule.frozen,
             _BY_HAND: self._losses.by_hand.are_replaced,
+            # Of a training by L-BFGS, which cannot tell it again from its middle.
+            _PLANNED: self.balancer.total_steps,
         }
         return {**self.balancer.state_dict(), **more}
 
@@ -439,7 +467,7 @@ class GradNormAggregator(LossAggregator):
         self._last_step = None
         state = dict(state_dict)
         names, frozen = state.pop(_NAMES, []), state.pop(_FROZEN, None)
-        are_replaced = state.pop(_BY_HAND, None)
+        are_replaced, planned = state.pop(_BY_HAND, None), state.pop(_PLANNED, None)
         if self.names and names and names != self.names:
             state = _in_order(state, names, self.names)
         elif not self.names:
@@ -448,6 +476,8 @@ class GradNormAggregator(LossAggregator):
         if frozen is not None:  # an older version did not save it
             self.balancer._schedule.frozen = frozen
         self._losses.by_hand.are_replaced = are_replaced
+        if planned is not None:
+            self.balancer._schedule.plan(planned)
         return found
 
 

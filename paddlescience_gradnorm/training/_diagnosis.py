@@ -108,6 +108,7 @@ def _lost(names: Sequence[str], losses: np.ndarray, steps: np.ndarray) -> list[s
     if first and steps[first] > steps[first - 1] + 1:  # the steps between have no row
         step += f", or since one after step {steps[first - 1]}"
     cause = f"look for a division by 0, a root or a logarithm in {listed(guilty)}"
+    cause += ", or a batch without points"
     subject = listed(guilty)
     if 1 < len(guilty) == len(names):
         subject = "All losses"

@@ -62,7 +62,11 @@ def test_a_loss_without_a_gradient_is_named(rule):
 @pytest.mark.parametrize(
     "fault, remedy",
     [
-        ("is nan", "because it is nan. Look for a division by 0, a root or a logarithm in it."),
+        (
+            "is nan",
+            "because it is nan. Look for a division by 0, a root or a logarithm in it, or a batch "
+            "without points.",
+        ),
         ("is -inf", "because it is -inf. Look for a division by 0, an exponential or"),
         (
             "is 0 and has no training rate",
@@ -91,7 +95,9 @@ def test_of_losses_that_have_all_failed_the_first_is_named():
     slope = "has a gradient of norm nan"
     (finding,) = diagnosis(PinnRule(), stopped={**after, "data": (7, slope)}, weights=(1e-3, 1, 1))
     assert finding.startswith(f"'data' failed first, in step 7, because it {slope}, and then all ")
-    assert finding.endswith("Look for a division by 0, a root or a logarithm in it.")
+    assert finding.endswith(
+        "Look for a division by 0, a root or a logarithm in it, or a batch without points."
+    )
     (finding,) = diagnosis(PinnRule(), stopped=dict.fromkeys(NAMES, (8, "is nan")))
     assert finding.startswith("All losses have been left out of the balancing since step 8, ")
     assert "look for NaN in the network's parameters" in finding

@@ -68,6 +68,55 @@ def test_a_resumed_training_has_the_length_of_the_whole(solve, tmp_path):
     assert aggregator.balancer.total_steps == 6 == aggregator.balancer.step_count.item()
 
 
+def test_a_resumed_training_by_lbfgs_has_the_length_of_the_whole(solve, tmp_path):
+    """Of its steps, each of which counts as many, or of the training by Adam before it."""
+    settings = {"optimizer": ppsci.optimizer.LBFGS(1.0, max_iter=15), "epochs": 4}
+    solve(pinn(update_every=10), save_freq=2, **settings)
+    checkpoint = str(tmp_path / "run/checkpoints/epoch_2")
+    _, aggregator, _ = solve(pinn(update_every=10), checkpoint_path=checkpoint, **settings)
+    assert aggregator.balancer.total_steps == 40 == aggregator.balancer.step_count.item()
+    state = aggregator.state_dict()
+    for given, expected in ((None, 40), (77, 77)):
+        other = solve(pinn(total_steps=given), epochs=1)[1]
+        other.set_state_dict(state)
+        assert other.balancer.total_steps == expected
+
+
+@pytest.mark.parametrize("by_lbfgs", [False, True])
+def test_only_what_the_solver_trains_is_shared(by_lbfgs):
+    """As where one network learns what another has learned in a training before."""
+    nets = [ppsci.arch.MLP(("x", "y"), (name,), 2, 8) for name in "uw"]
+    model = ppsci.arch.ModelList(nets)
+    square = ppsci.geometry.Rectangle((0.0, 0.0), (1.0, 1.0))
+    loader = {"dataset": "IterableNamedArrayDataset", "iters_per_epoch": 1, "batch_size": 8}
+    constraint = {
+        name: kind(expression, dict.fromkeys(expression, 1), square, loader, ppsci.loss.MSELoss())
+        for name, kind, expression in (
+            ("EQ", ppsci.constraint.InteriorConstraint, {"pde": lambda out: out["u"] + out["w"]}),
+            ("BC", ppsci.constraint.BoundaryConstraint, {"u": lambda out: out["u"]}),
+        )
+    }
+    both = ppsci.optimizer.OptimizerList(tuple(ppsci.optimizer.Adam(1e-3)(net) for net in nets))
+    aggregator = GradNormAggregator.of(model, constraint, equations=["EQ.pde"])
+    chosen = GradNormAggregator.of(model, constraint, equations=["EQ.pde"], shared=nets)
+
+    def train(aggregator, optimizer):
+        ppsci.solver.Solver(
+            *(model, constraint, None, optimizer),
+            epochs=1,
+            iters_per_epoch=1,
+            loss_aggregator=aggregator,
+        ).train()
+        return [id(p) for p in aggregator.balancer.shared]
+
+    of_nets = [[id(p) for p in net.parameters()] for net in nets]
+    adam, lbfgs = ppsci.optimizer.Adam(), ppsci.optimizer.LBFGS(max_iter=2)
+    one = (lbfgs if by_lbfgs else adam)(nets[0])
+    assert train(aggregator, one) == of_nets[0]
+    assert train(aggregator, both) == of_nets[0] + of_nets[1]
+    assert train(chosen, one) == of_nets[0] + of_nets[1]
+
+
 def test_a_second_training_is_added_to_the_first(tmp_path):
     model, aggregator = None, None
 
