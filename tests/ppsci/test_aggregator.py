@@ -297,7 +297,7 @@ def test_a_checkpoint_of_the_aggregator_holds_no_copy_of_the_model(solve, tmp_pa
     _, aggregator, _ = solve()
     state = paddle.load(str(tmp_path / "run/checkpoints/latest.pdagg"))
     of_balancer = {"loss_weights", "initial_losses", "step_count", "missed"}
-    of_aggregator = {"names", "frozen", "weights_by_hand_are_replaced"}
+    of_aggregator = {"names", "frozen", "weights_by_hand_are_replaced", "planned_steps"}
     assert set(state) == of_balancer | of_aggregator
     assert (np.asarray(state["loss_weights"]) == aggregator.get_weights()).all()
 
