@@ -158,13 +158,13 @@ class SolverLosses:
         find_solver: Callable[[], Any],
     ) -> tuple[str, ...]:
         """The losses that are residuals of equations, unless the user has told them."""
-        rule, known = self._balancer.rule, {}
+        rule, solver = self._balancer.rule, None
         if self._balancer.equations is not None or not rule.tells_equations:
             return ()
-        solver = None if self._constraint else find_solver()
         if self._constraint:
             known = self._told.apart(losses)
         else:
+            solver = find_solver()
             known = dict.fromkeys(conditions_known(losses, self._model), False)
             if solver is not None:
                 told = Told(solver.constraint, solver.equation, self._model)

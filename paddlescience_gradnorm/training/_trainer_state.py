@@ -114,6 +114,7 @@ def _counted(callback: Callback) -> Any:
 
 
 def count_on(callback: Callback, counted: dict[str, Any]) -> None:
+    """Let a callback go on from what it had counted."""
     if _has_state(callback):
         callback.set_state_dict(as_given(callback.state_dict(), counted))
     else:

@@ -42,6 +42,7 @@ from paddlescience_gradnorm.training.run_state import RunState
 _NOT_DRAWN_FROM = (paddle.nn.Layer, paddle.Tensor, paddle.optimizer.Optimizer)
 # Callbacks that show how far the run is.
 _DISPLAYS = (ProgressBar, LiveView, ProgBarLogger)
+
 # ``validate(net)`` gives numbers by name.
 Validate = Callable[[paddle.nn.Layer], Mapping[str, float]]
 # What ``History.record`` takes.

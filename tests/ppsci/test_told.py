@@ -72,6 +72,55 @@ def test_a_residual_under_the_name_of_an_output_is_asked_for_where_there_is_no_s
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def _constraints():
+    """Of all kinds, with the equations that they may hold."""
+    elasticity = ppsci.equation.LinearElasticity(E=1.0, nu=0.3, dim=2)
+    equation = {"elasticity": elasticity, "laplace": ppsci.equation.Laplace(2)}
+    square = ppsci.geometry.Rectangle((0.0, 0.0), (1.0, 1.0))
+    in_time = ppsci.geometry.TimeXGeometry(ppsci.geometry.TimeDomain(0, 1, 0.25), square)
+    loader = {"dataset": "IterableNamedArrayDataset", "iters_per_epoch": 1, "batch_size": 8}
+    loss = ppsci.loss.MSELoss()
+    value = {"edge": lambda out: out["u"], "start": lambda out: out["u"], "own": lambda out: 0}
+    kinds = ppsci.constraint
+    laplace, of_elasticity = equation["laplace"].equations, elasticity.equations
+    points = {key: np.zeros([8, 1], "float32") for key in ("x", "y")}
+    dataset = {"name": "NamedArrayDataset", "input": points, "label": {"laplace": points["x"]}}
+    at_points = {"dataset": dataset, "batch_size": 8, "sampler": {"name": "BatchSampler"}}
+    return {
+        "inside": kinds.InteriorConstraint(
+            {**of_elasticity, **value}, {"equilibrium_x": 0, "own": 0}, square, loader, loss
+        ),
+        "edge": kinds.BoundaryConstraint(
+            {**of_elasticity, **value}, {"traction_x": 0, "edge": 0}, square, loader, loss
+        ),
+        "start": kinds.InitialConstraint(value, {"start": 0}, in_time, loader, loss),
+        "PDE": kinds.SupervisedConstraint(at_points, loss, dict(laplace)),
+    }, equation
+
+
+def test_constraints_of_all_kinds_tell_equations_from_conditions():
+    constraint, equation = _constraints()
+    model = ppsci.arch.MLP(("x", "y"), ("u", "v"), 1, 4)
+    points, out, _ = _losses_on(model)
+    slope = ppsci.autodiff.jacobian(out["u"], points["x"]).square().mean()
+    ppsci.autodiff.clear()
+    value = out["u"].square().mean()
+    losses = dict.fromkeys(("equilibrium_x", "laplace", "traction_x"), slope)
+    losses.update(dict.fromkeys(("edge", "start", "own"), value))
+    expected = {
+        **{"equilibrium_x": True, "laplace": True},
+        **{"traction_x": False, "edge": False, "start": False, "own": None},
+    }
+    assert Told(constraint, equation, model).added_up(losses) == expected
+    # Names and derivatives tell as much here.
+    assert Told(constraint, {}, model).added_up(losses) == expected
+    # An equation on the boundary too: the Solver adds both up.
+    on_edge = constraint["edge"]
+    on_edge.output_expr = {**on_edge.output_expr, "laplace": lambda out: out["u"]}
+    expected["laplace"] = None
+    assert Told(constraint, equation, model).added_up(losses) == expected
+
+
 def test_the_solver_that_trains_tells_what_names_leave_open(tmp_path, solver_log):
     solver, _ = problem.solver(tmp_path, Unlogged, epochs=1)
     inside, equation = solver.constraint["EQ"], solver.equation["laplace"]
