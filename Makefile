@@ -43,7 +43,7 @@ test-all: $(VENV)/installed-test
 # With PaddleScience, in an environment of its own.
 test-ppsci:
 	$(MAKE) VENV=.venv-ppsci .venv-ppsci/installed-ppsci-test
-	.venv-ppsci/bin/python -m pytest tests/ppsci tests/network/test_shared_layer.py \
+	.venv-ppsci/bin/python -m pytest $(SHARED) tests/ppsci tests/network/test_shared_layer.py \
 		tests/training/test_visualdl.py tests/examples/test_ppsci.py \
 		tests/benchmarks/test_ppsci_examples.py tests/benchmarks/test_time_to_error_peers.py \
 		tests/benchmarks/test_accuracy.py::test_soap_makes_runs_of_its_own \
@@ -55,7 +55,7 @@ test-ppsci:
 test-deepxde: export DDE_BACKEND := paddle
 test-deepxde:
 	$(MAKE) VENV=.venv-deepxde .venv-deepxde/installed-deepxde-test
-	.venv-deepxde/bin/python -m pytest tests/test_deepxde.py tests/examples/test_deepxde.py \
+	.venv-deepxde/bin/python -m pytest $(SHARED) tests/test_deepxde.py tests/examples/test_deepxde.py \
 		tests/benchmarks/test_deepxde_examples.py tests/benchmarks/test_time_to_error_peers.py \
 		paddlescience_gradnorm/deepxde.py
 	.venv-deepxde/bin/python -m pytest tests/test_readme.py -k deepxde

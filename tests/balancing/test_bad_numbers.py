@@ -732,7 +732,7 @@ def explore(check_one, strategy, examples):
 
 
 @for_both_rules
-@of_number(50, 2_500)  # of 20 sequences, for two rules
+@of_number(50, 1_000)  # of 20 sequences, for two rules
 def test_random_sequences_through_the_rules(rule, examples):
     explore(check_sequences, sequences((rule,)), examples)
 
@@ -742,7 +742,7 @@ def test_random_sequences_give_gradients_that_an_optimizer_can_square(examples):
     explore(check_gradients, sequences(("published",)), examples)
 
 
-@of_number(100, 2_500)
+@of_number(100, 1_000)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:bound is:UserWarning")
 def test_random_sequences_through_the_balancer(examples):
     @st.composite
