@@ -134,7 +134,7 @@ def train(run: Run, folder: Path, say: Callable[[float], None], stop: StopOnSign
         net = wave_net(problem_of(run["problem"]), settings.waves, *network, run["seed"])
         trial = trial._replace(net=net)
     kinds = {c.name: c.kind for c in problem_of(run["problem"]).conditions}
-    net, balancer = balanced(run["balance"], run["options"], trial.net, kinds)
+    net, balancer = balanced(run["balance"], run["options"], trial.net, kinds, run["problem"])
     course = Course(trial.error, say)
 
     class OverTime(paddle.optimizer.lr.LRScheduler):

@@ -9,13 +9,20 @@ from typing import Any
 import paddle
 
 from paddlescience_gradnorm import GradNorm
-from paddlescience_gradnorm.balancing import Fixed, PinnRule, find_rule
+from paddlescience_gradnorm.balancing import DualBalance, Fixed, PinnRule, find_rule
 from paddlescience_gradnorm.balancing.rules import RULES
+from paddlescience_gradnorm.balancing.rules.published import ALPHA
 
-ALPHA = 1.0  # of the published rule
 FIXED = 50.0  # what a user might guess
 OF_PPSCI = {"ppsci_relobralo": "Relobralo", "ppsci_gradnorm": "GradNorm", "ppsci_ntk": "NTK"}
-BALANCES = [*RULES, *OF_PPSCI]
+# What DB-PINN compares the gradients by, and the intervals of its authors where they are not 10.
+DUAL_BALANCE = {
+    "dual_balance": "mean",
+    "dual_balance_std": "std",
+    "dual_balance_kurtosis": "kurtosis",
+}
+DB_PINN_EVERY = {"wave": 50, "allen_cahn": 100, "klein_gordon": 100}
+BALANCES = list(dict.fromkeys([*RULES, *DUAL_BALANCE, *OF_PPSCI]))
 TITLES = {
     **{name: rule.__name__ for name, rule in RULES.items()},
     "equal": "equal weights",
@@ -28,6 +35,9 @@ TITLES = {
     "inverse_norm": "inverse norm, as in jaxpi",
     "ntk": "NTK, estimated trace",
     "dual_balance": "DB-PINN (Zhou 2025)",
+    "dual_balance_std": "DB-PINN, std",
+    "dual_balance_kurtosis": "DB-PINN, kurtosis",
+    "directed": "PINN rule, then ConFIG",
     "imtl_g": "IMTL-G",
     "aligned_mtl": "Aligned-MTL",
     **{name: f"{of_ppsci} (ppsci)" for name, of_ppsci in OF_PPSCI.items()},
@@ -51,7 +61,7 @@ class OfPaddleScience:
 
 
 def balanced(
-    name: str, options: Mapping[str, Any], net: Any, kinds: Mapping[str, str]
+    name: str, options: Mapping[str, Any], net: Any, kinds: Mapping[str, str], problem: str
 ) -> tuple[paddle.nn.Layer, OfPaddleScience | None]:
     """The network to train, and what balances it if it does not do so itself.
 
@@ -61,6 +71,7 @@ def balanced(
             ``shared="last"`` the last layer.
         net: The network.
         kinds: Loss -> its kind, in the order of the losses.
+        problem: Its name.
     """
     if name in OF_PPSCI:
         return net, OfPaddleScience(name, net, len(kinds))
@@ -74,9 +85,10 @@ def balanced(
             more["shared"] = net.get_last_shared_layer()
         rule = PinnRule(**left)
     elif name == "fixed":
-        # From the first step on, in which a rule has not acted yet.
-        more["weight_attr"] = [1.0 if loss in equations else FIXED for loss in kinds]
-        rule = Fixed(more["weight_attr"])
+        rule = Fixed([1.0 if loss in equations else FIXED for loss in kinds])
+    elif name in DUAL_BALANCE:
+        more["update_every"] = DB_PINN_EVERY.get(problem)
+        rule = DualBalance(DUAL_BALANCE[name])
     else:
         rule = find_rule(name, ALPHA if name == "published" else None)
     return GradNorm(net, len(kinds), rule=rule, **more), None

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import _arguments
+from paddlescience_gradnorm.balancing.rules.published import ALPHA
 from paddlescience_gradnorm.command_line import at_least, non_negative
 
 # What only one command needs is imported by that command.
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 PROGRAM = "python -m paddlescience_gradnorm"
 HIDDEN_LAYERS, WIDTH = 4, 50
 PIXELS = 100  # of a figure's side
-ALPHA = 1.0  # of the published rule, which has no default of its own
 DISTRIBUTIONS = ("numpy", "scipy", "sympy", "matplotlib", "paddlesci")
 MOST_OF_LOSSES = 34  # characters, in the table of problems
 ERRORS = 50  # in the curve of a run's error

@@ -596,6 +596,14 @@ class LossBalancer(PreciseLayer):
         for name, array in self.rule.start(len(weights)).items():
             key = prefix + name
             completed[key] = np.asarray(state_dict.get(key, array), np.float64)
+        own = {prefix + name for name in self.state_dict()}
+        others = [key for key in completed if key.startswith(prefix) and key not in own]
+        if others:
+            warn_the_caller(
+                f"the state dict holds {', '.join(map(repr, others))}, which {self.rule} does not "
+                "have: it is that of another rule. Its weights are loaded, and this rule begins "
+                "anew with what it lacks"
+            )
         return completed
 
     def _settle(self) -> None:
@@ -784,6 +792,8 @@ class LossBalancer(PreciseLayer):
         )
         if scaling is None and (any(update.faults) or not update.balanced.any()):
             self._report(step, update, losses)  # a scaler reports overflows itself
+        if update.balanced.any():
+            self._remark(step, update, measurement)
         run.idle = 0 if update.balanced.any() else run.idle + 1
         if run.idle == _IDLE and any(map(run.order.is_absent, losses)):
             self._faults.report(
@@ -852,6 +862,15 @@ class LossBalancer(PreciseLayer):
 
     def _settle_for_saving(self, state: Any) -> None:
         self._settle()
+
+    def _remark(self, step: int, update: Update, measurement: Measurement) -> None:
+        """Warn, once for each loss, of what the rule does otherwise because of it."""
+        remark = self.rule.remark(measurement.losses[update.balanced])
+        if remark is not None:
+            which, fault, consequence = remark
+            for i in np.flatnonzero(update.balanced)[which]:
+                what = f"loss {measurement.names[i]!r}"
+                self._faults.report(step, what, fault, consequence=consequence)
 
     def _report(self, step: int, update: Update, losses: Sequence[paddle.Tensor]) -> None:
         """Warn of losses that cannot be balanced, once for each loss and fault."""

@@ -61,6 +61,18 @@ class Rule(ABC):
         """Whether a loss at or below zero is left out, such as because the rule forms ratios."""
         return False
 
+    def remark(self, losses: np.ndarray) -> tuple[np.ndarray, str, str] | None:
+        """What the rule does otherwise because of some of these losses, for a warning.
+
+        Args:
+            losses: Of one step, without those that are left out, shape [T].
+
+        Returns:
+            Which losses, boolean, shape [T]; what is wrong with them; and what follows. ``None``
+            if all are as usual.
+        """
+        return None
+
     def effects(
         self,
         equations: Sequence[str],

@@ -17,6 +17,7 @@ from paddlescience_gradnorm._machine import find_machine
 from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
 from paddlescience_gradnorm.balancing.rule import Rule
 from paddlescience_gradnorm.balancing.rules import find_rule
+from paddlescience_gradnorm.balancing.rules.published import ALPHA
 from paddlescience_gradnorm.network.grad_norm import GradNorm
 from paddlescience_gradnorm.point_weights import called, held
 from paddlescience_gradnorm.runtime import tune_cpu
@@ -39,7 +40,6 @@ from paddlescience_gradnorm.training.trainer import Trainer
 
 Rules = Union[Sequence[Union[str, Rule]], Mapping[str, Union[str, Rule]]]
 
-ALPHA = 1.0  # of the published rule, which has no default of its own
 TABLE = "comparison.md"
 
 

@@ -232,7 +232,10 @@ def test_with_alpha_0_zero_and_negative_losses_are_like_any_other(weight, rule, 
         balancer = balancer_on(weight, **{**RULES[rule], "alpha": 0.0})
         runs.append([after_step(balancer, weight, values, GOOD[1]) for _ in range(3)])
     np.testing.assert_array_equal(*runs)
-    assert (runs[0][0] != 1).any() and not messages(recorded_warnings)
+    assert (runs[0][0] != 1).any()
+    said = messages(recorded_warnings)  # by the PINN rule, which else divides by roots
+    assert len(said) == (2 if rule == "pinn" else 0)
+    assert all("has no root" in message for message in said)
 
 
 @for_both_rules
@@ -779,3 +782,15 @@ def test_random_sequences_through_the_balancer(examples):
                 np.testing.assert_array_equal(array, state[name])
 
     explore(check_one, with_types(), examples)
+
+
+def test_a_negative_loss_is_told_to_the_default_rule_once(recorded_warnings):
+    net = paddle.nn.Linear(1, 1)
+    balancer = LossBalancer(net, equations=["energy"])
+    for _ in range(21):  # three updates
+        u = net(paddle.ones([1, 1])).sum()
+        balancer.backward({"energy": u.square() - 100, "edge": u.square()})
+    said = [str(w.message) for w in recorded_warnings if w.category is RuntimeWarning]
+    assert len(said) == 1
+    assert said[0].startswith("step 0: loss 'energy' is at or below 0 and has no root; while")
+    assert "rule=PinnRule(by_root=False)" in said[0]

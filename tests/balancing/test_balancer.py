@@ -1589,3 +1589,13 @@ def test_the_name_of_a_users_file_is_not_taken_for_lbfgs(fc_net, recorded_warnin
     users["step"](lambda: balancer.backward({"pde": loss(fc_net), "bc": loss(fc_net)}))
     assert balancer.get_weights()[1] > 1
     assert not [w for w in recorded_warnings if w.category is RuntimeWarning]
+
+
+def test_the_state_of_another_rule_is_told(recorded_warnings):
+    net = paddle.nn.Linear(1, 1)
+    state = GradNorm(net, 2, rule="relobralo").state_dict()
+    GradNorm(net, 2, rule="relobralo").set_state_dict(state)
+    assert not recorded_warnings
+    GradNorm(net, 2, rule="config").set_state_dict(state)
+    (said,) = [str(w.message) for w in recorded_warnings]
+    assert "'balancer.initial_losses', 'balancer.previous_losses', which ConFIG() does not" in said

@@ -142,13 +142,41 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(rule, tmp_path):
 
 
 @every_rule
+@pytest.mark.filterwarnings("ignore:update_every is 3")
+def test_a_trainer_goes_on_between_two_updates_to_the_last_bit(rule, tmp_path):
+    def trainer():
+        with paddle.utils.unique_name.guard():  # as in another process
+            net, _ = balanced(rule, update_every=3, total_steps=8)
+            adam = paddle.optimizer.Adam(1e-3, parameters=net.net.parameters())
+        return Trainer(net, lambda net, batch: losses_of(net, int(batch.item())), adam), net, adam
+
+    batches = [paddle.to_tensor([float(step)]) for step in range(4)]
+    first, *whole = trainer()
+    first.fit(batches)
+    first.save(tmp_path / "after_4.ckpt")
+    first.fit(batches)
+    second, *resumed = trainer()
+    second.load(tmp_path / "after_4.ckpt")
+    second.fit(batches)
+    assert second.step == first.step == 8
+    for one, two in zip(whole, resumed):
+        pairs = list(zip(one.state_dict().items(), two.state_dict().items()))
+        assert len(pairs) == len(one.state_dict()) > 0
+        for (name, expected), (_, found) in pairs:
+            if isinstance(expected, paddle.Tensor):
+                np.testing.assert_array_equal(found.numpy(), expected.numpy(), name)
+
+
+@every_rule
+@pytest.mark.filterwarnings("ignore:update_every is 3")
+@pytest.mark.parametrize("update_every", [1, 3])
 @both_dtypes
-def test_micro_batches_give_what_one_batch_gives(rule, dtype):
+def test_micro_batches_give_what_one_batch_gives(rule, dtype, update_every):
     paddle.set_default_dtype(dtype)
     # Coefficients come from a linear system, which makes more of the rounding of its matrix.
     of_weights, of_parameters = (4e-6, 1e-6) if dtype == "float32" else (1e-12, 1e-12)
-    expected = train(*balanced(rule), range(4))
-    found = train(*balanced(rule), range(4), parts=3)
+    expected = train(*balanced(rule, update_every=update_every), range(5))
+    found = train(*balanced(rule, update_every=update_every), range(5), parts=3)
     error = np.abs(found - expected) / np.maximum(np.abs(expected), 1)
     assert error[:, :3].max() < of_weights and error[:, 3:].max() < of_parameters
 

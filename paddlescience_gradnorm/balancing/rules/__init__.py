@@ -103,7 +103,9 @@ def find_rule(
         rule = "pinn" if alpha is None else "published"
     if isinstance(rule, str):
         if rule not in RULES:
-            names, hint = ", ".join(map(repr, RULES)), _arguments.did_you_mean(rule, RULES)
+            names = ", ".join(map(repr, RULES))
+            meant = {kind.__name__: name for name, kind in RULES.items()}.get(rule, rule)
+            hint = _arguments.did_you_mean(meant, RULES)
             raise ValueError(f"rule must be one of {names}, got {rule!r}{hint}")
         return _by_name(rule, alpha, options)
     if not isinstance(rule, Rule):

@@ -88,6 +88,10 @@ class Directed(DirectionRule):
     def needs_positive_losses(self) -> bool:
         return self.rule.needs_positive_losses or self.direction.needs_positive_losses
 
+    def remark(self, losses: np.ndarray) -> tuple[np.ndarray, str, str] | None:
+        """See ``Rule.remark``."""
+        return self.rule.remark(losses)
+
     def effects(
         self,
         equations: Sequence[str],

@@ -18,6 +18,8 @@ from paddlescience_gradnorm.balancing.rule import Rule, RuleState
 from paddlescience_gradnorm.balancing.rules._lead import Lead
 from paddlescience_gradnorm.balancing.rules._rates import check_alpha, too_small_references
 
+_LARGEST_RATE = 0.1  # of the weights, that is advised: 10 % for each step
+
 
 @dataclass(frozen=True)
 class PinnRule(Rule):
@@ -87,7 +89,7 @@ class PinnRule(Rule):
         by_root: Whether norms are divided by sqrt(L_i). Pass False, and ``late=False``, for
             Burgers' equation or if you are sure that the problem is elliptic: on most such problems
             the gain is larger then. A loss at or below 0 has no root; while there is one, norms are
-            not divided.
+            not divided, and you are warned.
 
     Raises:
         TypeError: An argument is not a number, or ``late`` or ``by_root`` is no bool.
@@ -140,6 +142,17 @@ class PinnRule(Rule):
     @property
     def needs_positive_losses(self) -> bool:
         return self.alpha > 0
+
+    def remark(self, losses: np.ndarray) -> tuple[np.ndarray, str, str] | None:
+        """See ``Rule.remark``."""
+        if not self.by_root or losses.min() > 0:
+            return None
+        consequence = (
+            "while this lasts, the norms of all losses' gradients are compared as they are, not "
+            "divided by the roots of the losses. If the loss is an energy, which may be negative, "
+            "pass rule=PinnRule(by_root=False)"
+        )
+        return losses <= 0, "is at or below 0 and has no root", consequence
 
     def effects(
         self,
@@ -362,7 +375,7 @@ class PinnRule(Rule):
         # A rate at which half of the steps so far would have been enough, if it is not too high.
         pace_for = self._steps_of_full_pace(measurement)
         faster = 2 * np.abs(np.log(at_rest))[far].max() / pace_for
-        if 1.5 * rate < faster <= 1 / measurement.interval:
+        if 1.5 * rate < faster <= min(_LARGEST_RATE, 1 / measurement.interval):
             remedies.insert(more < steps, f"raise weight_lr from {rate:.2g} to {faster:.1g}")
         advice = ", or ".join(remedies)
         return (

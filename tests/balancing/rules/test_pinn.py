@@ -468,3 +468,11 @@ def test_options_of_another_type(name):
         PinnRule(late=1)
     with pytest.raises(TypeError, match="by_root must be True or False, got None"):
         PinnRule(by_root=None)
+
+
+def test_a_loss_at_or_below_0_is_remarked_where_roots_are_taken():
+    assert PinnRule().remark(np.array([0.5, 2.0])) is None
+    assert PinnRule(by_root=False).remark(np.array([-0.5, 2.0])) is None
+    which, fault, consequence = PinnRule().remark(np.array([-0.5, 2.0]))
+    assert which.tolist() == [True, False]
+    assert fault == "is at or below 0 and has no root" and "PinnRule(by_root=False)" in consequence

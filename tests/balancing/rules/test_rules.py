@@ -75,6 +75,8 @@ def test_a_rule_is_taken_as_it_is(rule):
 
 
 def test_a_name_that_is_none_is_an_error_that_lists_those_there_are():
+    with pytest.raises(ValueError, match=r"got 'ConFIG'; did you mean 'config'"):
+        find_rule("ConFIG")
     with pytest.raises(ValueError, match=r"got 'relobrallo'; did you mean 'relobralo'"):
         find_rule("relobrallo")
     with pytest.raises(ValueError, match=r"rule must be one of 'published', .*, got 'gradnorm'"):
