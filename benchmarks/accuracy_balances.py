@@ -11,7 +11,7 @@ import paddle
 from paddlescience_gradnorm import GradNorm
 from paddlescience_gradnorm.balancing import DualBalance, Fixed, PinnRule, find_rule
 from paddlescience_gradnorm.balancing.rules import RULES
-from paddlescience_gradnorm.balancing.rules.published import ALPHA
+from paddlescience_gradnorm.command_line import ALPHA
 
 FIXED = 50.0  # what a user might guess
 OF_PPSCI = {"ppsci_relobralo": "Relobralo", "ppsci_gradnorm": "GradNorm", "ppsci_ntk": "NTK"}

@@ -8,6 +8,8 @@ prints versions, settings and speed of this installation.
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import itertools
 import os
 import platform
@@ -25,8 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import paddlescience_gradnorm
 from paddlescience_gradnorm import _arguments
-from paddlescience_gradnorm.balancing.rules.published import ALPHA
-from paddlescience_gradnorm.command_line import at_least, non_negative
+from paddlescience_gradnorm.command_line import ALPHA, at_least, non_negative
 
 # What only one command needs is imported by that command.
 if TYPE_CHECKING:
@@ -553,7 +554,7 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
         default=["equal", "pinn", "lr_annealing", "relobralo"],
         metavar="RULE,...",
         help=f"rules, by their names (default: equal,pinn,lr_annealing,relobralo); published has "
-        f"alpha {ALPHA:g}",
+        f"alpha {ALPHA:g}. With options: dual_balance:by=std:update_every=50",
     )
     parser.add_argument(
         "--seeds", type=_seeds, default=[0, 1, 2], metavar="N,...", help="default: 0,1,2"
@@ -585,19 +586,46 @@ def _add_doctor_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
 
 
-def _rules(text: str) -> list[str]:
+def _rules(text: str) -> dict[str, Any]:
+    """What ``compare`` takes: the rules by the texts that were given."""
     from paddlescience_gradnorm.balancing.rules import RULES
 
     known = [name for name in RULES if name != "fixed"]  # which needs weights
-    asked = ("pinn" if name == "gradnorm" else name for name in text.split(","))
-    names = list(dict.fromkeys(asked))
-    for name in names:
+    rules = {}
+    for label in text.split(","):
+        name, *options = label.split(":")
+        name = "pinn" if name == "gradnorm" else name
         if name not in known:
             hint = _arguments.did_you_mean(name, known)
             raise argparse.ArgumentTypeError(
                 f"must name rules of {', '.join(known)}, got {name!r}{hint}"
             )
-    return names
+        rules[":".join([name, *options])] = _with_options(label, name, options)
+    return rules
+
+
+def _with_options(label: str, name: str, options: list[str]) -> dict[str, Any]:
+    """A rule with options of its own and of the balancer, as ``compare`` takes it."""
+    from paddlescience_gradnorm.balancing.rules import find_rule
+    from paddlescience_gradnorm.training.comparison import OF_BALANCER, chosen
+
+    of_rule: dict[str, Any] = {"alpha": ALPHA} if name == "published" else {}
+    of_balancer: dict[str, Any] = {}
+    for option in options:
+        key, is_one, value = option.partition("=")
+        if not is_one:
+            raise argparse.ArgumentTypeError(
+                f"{label!r} has {option!r}; write options as in {name}:update_every=50"
+            )
+        with contextlib.suppress(ValueError, SyntaxError):  # it is a string then
+            value = ast.literal_eval(value)
+        (of_balancer if key in OF_BALANCER else of_rule)[key] = value
+    try:
+        given = {"rule": find_rule(name, **of_rule), **of_balancer}
+        chosen(label, given)
+        return given
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{label!r}: {error}") from error
 
 
 def _seeds(text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Types for ``argparse`` options, with errors that name the range and the value."""
+"""Types for ``argparse`` options, with errors that name the range and the value; a default."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Callable
 
 __all__ = ["at_least", "non_negative", "positive"]
 
+ALPHA = 1.0  # of the published rule where only its name is given: it has no default of its own
 _MOST = 2**31 - 1  # the largest number that Paddle takes
 
 

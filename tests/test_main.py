@@ -285,6 +285,22 @@ def test_compare_writes_what_it_prints_and_goes_on_where_it_was(tmp_path):
     assert (folder / "comparison.md").read_text() == table
 
 
+def test_compare_takes_options_of_rules(tmp_path, capsys):
+    asked = "inverse_norm,inverse_norm:update_every=5:memory=0.5,dual_balance:by=std"
+    options = ["--balance", asked, "--seeds", "0", *TINY, "--jobs", "1", "--output", str(tmp_path)]
+    assert main(["compare", "heat", *options]) == 0
+    runs = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert [(run["balance"], run["options"]) for run in runs] == [
+        ("inverse_norm", "InverseNorm(memory=0.9, eps=1e-05)"),
+        (
+            "inverse_norm:update_every=5:memory=0.5",
+            "InverseNorm(memory=0.5, eps=1e-05), update_every=5",
+        ),
+        ("dual_balance:by=std", "DualBalance(by='std')"),
+    ]
+    assert "inverse_norm:update_every=5:memory=0.5" in capsys.readouterr().out
+
+
 def test_compare_is_the_run_of_each_rule(tmp_path, capsys):
     assert main(["run", "heat", *TINY, "--output", str(tmp_path / "run")]) == 0
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
@@ -346,6 +362,15 @@ def test_doctor_prints_versions_settings_and_speed(tmp_path):
         ),
         (["compare", "heat", "--point-weights", "rbc"], "--point-weights: invalid choice: 'rbc'"),
         (["compare"], "required: PROBLEM"),
+        (
+            ["compare", "heat", "--balance", "pinn:lead"],
+            "'pinn:lead' has 'lead'; write op",
+        ),
+        (["compare", "heat", "--balance", "pinn:leed=2"], "'pinn:leed=2': .* did you mean 'lead'"),
+        (
+            ["compare", "heat", "--balance", "pinn:floor=x"],
+            "'pinn:floor=x': floor must be",
+        ),
         (["compare", "heat", "--balance", "equal,fixed"], "must name rules of .*, got 'fixed'"),
         (["compare", "heat", "--balance", ""], "--balance: must name rules of .*, got ''"),
         (["compare", "heat", "--seeds", "0,x"], "--seeds: must be an integer from 0 .*, got 'x'"),

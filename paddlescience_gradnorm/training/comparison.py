@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Protocol, Union
+from typing import Any, Callable, NamedTuple, Protocol, Union
 
 import numpy as np
 import paddle
@@ -15,9 +15,10 @@ import paddle
 from paddlescience_gradnorm import _arguments, _operators, _paddle
 from paddlescience_gradnorm._machine import find_machine
 from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
+from paddlescience_gradnorm.balancing.balancer import LossBalancer
 from paddlescience_gradnorm.balancing.rule import Rule
 from paddlescience_gradnorm.balancing.rules import find_rule
-from paddlescience_gradnorm.balancing.rules.published import ALPHA
+from paddlescience_gradnorm.command_line import ALPHA
 from paddlescience_gradnorm.network.grad_norm import GradNorm
 from paddlescience_gradnorm.point_weights import called, held
 from paddlescience_gradnorm.runtime import tune_cpu
@@ -38,8 +39,11 @@ from paddlescience_gradnorm.training._trial import (
 from paddlescience_gradnorm.training.signals import StopOnSignals
 from paddlescience_gradnorm.training.trainer import Trainer
 
-Rules = Union[Sequence[Union[str, Rule]], Mapping[str, Union[str, Rule]]]
+OneRule = Union[str, Rule, Mapping[str, Any]]
+Rules = Union[Sequence[Union[str, Rule]], Mapping[str, OneRule]]
 
+# What a rule may be given with, beside its own options: arguments of ``GradNorm``.
+OF_BALANCER = ("update_every", "weight_lr", "warmup_steps", "floor")
 TABLE = "comparison.md"
 
 
@@ -102,7 +106,9 @@ def compare(
         losses: ``losses(net)`` gives the unweighted losses: a dict name -> scalar, a list or tuple
             of scalars, or a 1-D tensor; two at least.
         rules: Names of rules, as in ``RULES``, or rules; or a dict label -> name or rule.
-            ``"published"`` has alpha 1.
+            ``"published"`` has alpha 1. In place of a rule the dict may have its arguments of
+            ``GradNorm``, such as ``{"rule": "inverse_norm", "update_every": 10}``: ``rule``,
+            ``update_every``, ``weight_lr``, ``warmup_steps`` and ``floor``.
         seeds: Integers from 0. Each rule is trained once for each of them.
         steps: Of every run, at least 1.
         error: ``error(net)`` gives the error of a network, a number. Without it the losses, their
@@ -143,7 +149,7 @@ def compare(
         >>> [(run["balance"], run["steps"], list(run["losses"])) for run in found.runs]
         [('equal', 20, ['pde', 'bc']), ('pinn', 20, ['pde', 'bc'])]
     """
-    chosen = _rules(rules)
+    contenders = _rules(rules)
     _arguments.integer("steps", steps, at_least=1)
     functions: dict[str, Any] = {"build": build, "losses": losses, "optimizer": optimizer}
     if error is not None:
@@ -166,7 +172,7 @@ def compare(
     looks = {_seed(seed): own.looks(seed) for seed in seeds}
     name = getattr(losses, "__qualname__", type(losses).__qualname__)
     try:
-        return _side_by_side(name, own, chosen, looks, steps, jobs, Path(folder), progress)
+        return _side_by_side(name, own, contenders, looks, steps, jobs, Path(folder), progress)
     finally:
         own.restore()  # or the same call would find another problem
 
@@ -185,8 +191,19 @@ def compare_problem(
     looks["beta2"] = BETA2  # which runs from before this number do not have
     if task.point_weights is not None:
         looks["point_weights"] = task.point_weights
-    chosen, of_seeds = _rules(rules), dict.fromkeys(seeds, looks)
-    return _side_by_side(task.name, task, chosen, of_seeds, steps, jobs, folder, True, equation)
+    contenders, of_seeds = _rules(rules), dict.fromkeys(seeds, looks)
+    return _side_by_side(task.name, task, contenders, of_seeds, steps, jobs, folder, True, equation)
+
+
+class _Chosen(NamedTuple):
+    """A rule, and what else ``GradNorm`` gets with it."""
+
+    rule: Rule
+    options: dict[str, Any]
+
+    def __str__(self) -> str:
+        more = (f"{name}={value!r}" for name, value in self.options.items())
+        return ", ".join([repr(self.rule), *more])
 
 
 class _Task(Protocol):
@@ -347,7 +364,7 @@ def _values(buffer: paddle.Tensor) -> Values:
     return values_of(buffer, "a buffer of losses")
 
 
-def _rules(rules: Rules) -> dict[str, Rule]:
+def _rules(rules: Rules) -> dict[str, _Chosen]:
     if isinstance(rules, str):
         raise TypeError(f"rules must be a list or a dict of rules, got {rules!r}; pass [{rules!r}]")
     if not isinstance(rules, Iterable):
@@ -365,16 +382,34 @@ def _rules(rules: Rules) -> dict[str, Rule]:
     for label in rules:
         if not isinstance(label, str):
             raise TypeError(f"rules must have strings as names, got {label!r}")
-    return {
-        label: find_rule(rule, ALPHA if rule == "published" else None)
-        for label, rule in rules.items()
-    }
+    return {label: chosen(label, rule) for label, rule in rules.items()}
+
+
+def chosen(label: str, given: OneRule) -> _Chosen:
+    """A rule that was asked for under this label; an error says what is wrong with it."""
+    options = dict(given) if isinstance(given, Mapping) else {"rule": given}
+    if "rule" not in options:
+        raise TypeError(f"rules[{label!r}] is {given!r}, and has no 'rule'; name it")
+    rule = options.pop("rule")
+    for name in options:
+        if name not in OF_BALANCER:
+            hint = _arguments.did_you_mean(name, OF_BALANCER)
+            raise TypeError(
+                f"rules[{label!r}] has {name!r}, and may have {', '.join(OF_BALANCER)} beside the "
+                f"rule{hint}. Pass options of the rule to the rule itself, as in "
+                "{'rule': DualBalance('std')}"
+            )
+    found = find_rule(rule, ALPHA if rule == "published" else None)
+    # It says what is wrong with an option. A rate, because the number of losses is not known yet.
+    parameter = paddle.create_parameter([1], "float32")
+    LossBalancer(parameter, rule=found, **{"weight_lr": 0.01, **options})
+    return _Chosen(found, options)
 
 
 def _side_by_side(
     name: str,
     task: _Task,
-    rules: Mapping[str, Rule],
+    rules: Mapping[str, _Chosen],
     looks: Mapping[int, Mapping[str, Any]],
     steps: int,
     jobs: int | None,
@@ -401,7 +436,7 @@ def _side_by_side(
         {
             "problem": name,
             "balance": label,
-            "options": repr(rule),
+            "options": str(rule),
             "seed": seed,
             "settings": {"steps": steps, **look},
         }
@@ -427,7 +462,7 @@ def _side_by_side(
     replace(folder / TABLE, [comparison.table().encode()])
     settings = {
         "problem": name,
-        "rules": {label: repr(rule) for label, rule in rules.items()},
+        "rules": {label: str(rule) for label, rule in rules.items()},
         "seeds": list(looks),
         "steps": steps,
         **{name: x for name, x in plan[0]["settings"].items() if not name.startswith("first ")},
@@ -440,7 +475,7 @@ def _side_by_side(
 
 def _train(
     task: _Task,
-    rules: Mapping[str, Rule],
+    rules: Mapping[str, _Chosen],
     steps: int,
     threads: int | None,
     with_operators: bool,
@@ -469,8 +504,9 @@ def _train(
     net = GradNorm(
         trial.net,
         n_loss,
-        rule=rules[run["balance"]],
+        rule=rules[run["balance"]].rule,
         equations=trial.equations,
+        **rules[run["balance"]].options,
     )
     optimizer = trial.optimizer([*net.parameters(), *trial.parameters], steps)
     course = Course(trial.error, say)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from paddlescience_gradnorm import FCNet, _operators, _paddle
-from paddlescience_gradnorm.balancing import Fixed, PinnRule, Rule
+from paddlescience_gradnorm.balancing import DualBalance, Fixed, PinnRule, Rule
 from paddlescience_gradnorm.point_weights import SelfAdaptiveWeights
 from paddlescience_gradnorm.training import _compared, _course, compare
 from paddlescience_gradnorm.training._trial import KnownProblem
@@ -489,3 +489,31 @@ def test_a_damaged_file_of_runs_is_named(make, tmp_path):
         file.write('{"problem": "lo')
     with pytest.raises(ValueError, match=r"line 3 of .*runs\.jsonl' is damaged; delete it"):
         make()
+
+
+def test_a_rule_may_have_options_of_the_balancer(make):
+    rules = {
+        "every 1000": "inverse_norm",
+        "every 2": {"rule": "inverse_norm", "update_every": 2},
+        "of std": {"rule": DualBalance("std"), "update_every": 5, "floor": 0.1},
+    }
+    found = make(rules=rules, seeds=[0])
+    rare, often, of_std = found.runs
+    assert often["options"] == "InverseNorm(memory=0.9, eps=1e-05), update_every=2"
+    assert of_std["options"] == "DualBalance(by='std'), update_every=5, floor=0.1"
+    moved = [len({tuple(x) for x in zip(*run["weights"].values())}) for run in (rare, often)]
+    assert moved[0] < moved[1]
+
+
+@pytest.mark.parametrize(
+    "rule, message",
+    [
+        ({"update_every": 2}, r"rules\['mine'\] is .*, and has no 'rule'; name it"),
+        ({"rule": "pinn", "lead": 3}, r"rules\['mine'\] has 'lead', and may have update_every, "),
+        ({"rule": "pinn", "update_evry": 3}, "did you mean 'update_every'"),
+        ({"rule": "pinn", "update_every": "3"}, "update_every must be an integer, got '3'"),
+    ],
+)
+def test_bad_options_are_named(make, rule, message):
+    with pytest.raises(TypeError, match=message):
+        make(rules={"mine": rule}, seeds=[0])

@@ -18,8 +18,6 @@ from paddlescience_gradnorm.balancing.rules._rates import (
     too_small_references,
 )
 
-ALPHA = 1.0  # where a name is all that is given, as to ``compare``: the rule has no default
-
 
 @dataclass(frozen=True)
 class GradNormRule(GradientRule):
