@@ -35,6 +35,7 @@ LABELS = {
     "conditions x 50": "条件 × 50",
     "geometric mean": "几何平均",
     "inverse norm, as in jaxpi": "范数倒数，与 jaxpi 相同",
+    "PINN rule, then ConFIG": "PINN 规则，再 ConFIG",
     "NTK, estimated trace": "NTK，估计的迹",
     "uncertainty (Kendall 2018)": "不确定性加权（Kendall 2018）",
     "GradNorm as published": "论文规则",
