@@ -70,7 +70,8 @@ def write(
     )
     by_loss = (
         "Losses are unweighted. The conflict is the smallest cosine of an angle between two "
-        "losses' gradients; below 0 they pull against each other."
+        "losses' gradients; below 0 they pull against each other. The weights of a direction, such "
+        "as ConFIG, are its coefficients in that very step, and may be negative."
     )
     findings = [
         f"{rule}, seed {run['seed']}: {finding}"
