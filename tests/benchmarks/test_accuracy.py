@@ -309,20 +309,31 @@ def test_without_a_choice_the_first_fifteen_are_run(accuracy, monkeypatch):
     [({}, PinnRule(), 0.01), ({"lead": 5.0, "lr": 0.03}, PinnRule(lead=5.0), 0.03)],
 )
 def test_a_balance_is_the_rule_of_this_name_with_its_options(balances, options, rule, rate):
-    net, other = balances.balanced("pinn", options, FCNet(1, 1, 2, 4), {"a": "pde", "b": "data"})
+    kinds = {"a": "pde", "b": "data"}
+    net, other = balances.balanced("pinn", options, FCNet(1, 1, 2, 4), kinds, "heat")
     assert other is None and net.balancer.rule == rule and net.balancer.weight_lr == rate
     assert net.balancer.equations == ("a",)
 
 
 @pytest.mark.parametrize("options, every", [({"lr": 0.01}, 10), ({"update_every": 30}, 30)])
 def test_so_is_its_interval(balances, options, every):
-    net, _ = balances.balanced("mine", options, FCNet(1, 1, 2, 4), {"a": "pde", "b": "data"})
+    kinds = {"a": "pde", "b": "data"}
+    net, _ = balances.balanced("mine", options, FCNet(1, 1, 2, 4), kinds, "heat")
     assert net.balancer.update_every == every
+
+
+@pytest.mark.parametrize("problem, every", [("heat", 10), ("wave", 50), ("allen_cahn", 100)])
+@pytest.mark.parametrize("name", ["mean", "std", "kurtosis"])
+def test_db_pinn_has_the_intervals_of_its_authors(balances, name, problem, every):
+    balance = "dual_balance" if name == "mean" else f"dual_balance_{name}"
+    kinds = {"a": "pde", "b": "data"}
+    net, _ = balances.balanced(balance, {}, FCNet(1, 1, 2, 4), kinds, problem)
+    assert net.balancer.update_every == every and net.balancer.rule.by == name
 
 
 def test_fixed_weights_act_from_the_first_step_on(balances):
     kinds = {"pde": "pde", "edge": "boundary"}
-    net, _ = balances.balanced("fixed", {}, FCNet(1, 1, 2, 4), kinds)
+    net, _ = balances.balanced("fixed", {}, FCNet(1, 1, 2, 4), kinds, "heat")
     u = net(paddle.ones([3, 1])).square().mean()
     total = net.backward({"pde": u, "edge": 2 * u})
     assert total.item() == pytest.approx((1 + 2 * balances.FIXED) * u.item())
