@@ -1,4 +1,8 @@
-"""Types for ``argparse`` options, with errors that name the range and the value; a default."""
+"""What command lines share.
+
+Types for ``argparse`` options, with errors that name the range and the value; and the published
+rule's alpha where only its name is given.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,9 @@ import argparse
 import math
 from typing import Callable
 
-__all__ = ["at_least", "non_negative", "positive"]
+__all__ = ["ALPHA", "at_least", "non_negative", "positive"]
 
-ALPHA = 1.0  # of the published rule where only its name is given: it has no default of its own
+ALPHA = 1.0  # the rule has no default of its own
 _MOST = 2**31 - 1  # the largest number that Paddle takes
 
 

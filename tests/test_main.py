@@ -364,12 +364,12 @@ def test_doctor_prints_versions_settings_and_speed(tmp_path):
         (["compare"], "required: PROBLEM"),
         (
             ["compare", "heat", "--balance", "pinn:lead"],
-            "'pinn:lead' has 'lead'; write op",
+            "'pinn:lead' has 'lead'; write options as in pinn:update_every=50",
         ),
         (["compare", "heat", "--balance", "pinn:leed=2"], "'pinn:leed=2': .* did you mean 'lead'"),
         (
             ["compare", "heat", "--balance", "pinn:floor=x"],
-            "'pinn:floor=x': floor must be",
+            "'pinn:floor=x': floor must be a number, got 'x'",
         ),
         (["compare", "heat", "--balance", "equal,fixed"], "must name rules of .*, got 'fixed'"),
         (["compare", "heat", "--balance", ""], "--balance: must name rules of .*, got ''"),

@@ -792,9 +792,10 @@ class LossBalancer(PreciseLayer):
         )
         if scaling is None and (any(update.faults) or not update.balanced.any()):
             self._report(step, update, losses)  # a scaler reports overflows itself
+        run.idle += 1
         if update.balanced.any():
+            run.idle = 0
             self._remark(step, update, measurement)
-        run.idle = 0 if update.balanced.any() else run.idle + 1
         if run.idle == _IDLE and any(map(run.order.is_absent, losses)):
             self._faults.report(
                 step,
