@@ -10,7 +10,7 @@ import argparse
 import math
 from typing import Callable
 
-__all__ = ["ALPHA", "at_least", "non_negative", "positive"]
+__all__ = ["at_least", "non_negative", "positive"]
 
 ALPHA = 1.0  # the rule has no default of its own
 _MOST = 2**31 - 1  # the largest number that Paddle takes
