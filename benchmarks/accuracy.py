@@ -21,7 +21,7 @@ from typing import Any, Callable
 import numpy as np
 import paddle
 from accuracy_balances import BALANCES, TITLES, balanced, without_aggregators
-from accuracy_networks import wave_net
+from accuracy_networks import standardised_net, wave_net
 
 from paddlescience_gradnorm import GradNorm
 from paddlescience_gradnorm.pde.problems import PROBLEMS
@@ -35,7 +35,10 @@ from paddlescience_gradnorm.training._trial import KnownProblem
 
 @dataclass(frozen=True)
 class Settings:
-    """How a problem is trained: by Adam, at a rate that falls to zero along a cosine."""
+    """How a problem is trained: by Adam, at a rate that falls to zero along a cosine.
+
+    As ``published``, the rate is constant, and network and inputs are those of ``DB_PINN``.
+    """
 
     hidden_layers: int = 4
     width: int = 50
@@ -48,6 +51,7 @@ class Settings:
     point_weights: str = ""  # of the equations
     optimizer: str = ""  # of OPTIMIZERS; Adam if it is empty
     beta2: float = 0.0  # of the optimizer, which has its own if it is 0
+    published: bool = False
 
 
 COLORS = 3  # that dots on one line can have and still be told apart
@@ -79,7 +83,7 @@ CONFIRMATION = (
     *("schroedinger", "heat_multiscale"),
     *("pipe", "transport_inverse"),
 )
-# Table 1 of Zhou et al., IJCAI 2025. They train at a constant rate of 1e-3.
+# Table 1 of Zhou et al., IJCAI 2025.
 DB_PINN = {
     "allen_cahn": Settings(
         4, 128, {"interior": 20_000, "initial": 512, "boundary": 200}, 1e-3, 80_000
@@ -133,6 +137,9 @@ def train(run: Run, folder: Path, say: Callable[[float], None], stop: StopOnSign
     if settings.waves:
         net = wave_net(problem_of(run["problem"]), settings.waves, *network, run["seed"])
         trial = trial._replace(net=net)
+    if settings.published:
+        net = standardised_net(problem_of(run["problem"]), *network, run["seed"])
+        trial = trial._replace(net=net)
     kinds = {c.name: c.kind for c in problem_of(run["problem"]).conditions}
     net, balancer = balanced(run["balance"], run["options"], trial.net, kinds, run["problem"])
     course = Course(trial.error, say)
@@ -153,6 +160,8 @@ def train(run: Run, folder: Path, say: Callable[[float], None], stop: StopOnSign
     if settings.seconds:
         schedule = OverTime(settings.learning_rate)
         steps, callbacks = 10**9, [stop, Deadline()]
+    elif settings.published:
+        schedule = settings.learning_rate
     else:
         schedule = paddle.optimizer.lr.CosineAnnealingDecay(settings.learning_rate, T_max=steps)
     more = {"beta2": settings.beta2} if settings.beta2 else {}
@@ -202,9 +211,9 @@ def run_all(options: argparse.Namespace) -> list[Run]:
 
 
 def told(settings: Settings) -> dict[str, Any]:
-    """The settings for JSON; runs that were made before there were the last four have none."""
+    """The settings for JSON; runs that were made before there were the last five have none."""
     values = asdict(settings)
-    late = ("waves", "point_weights", "optimizer", "beta2")
+    late = ("waves", "point_weights", "optimizer", "beta2", "published")
     return {name: value for name, value in values.items() if value or name not in late}
 
 
@@ -222,12 +231,15 @@ def settings_of(name: str, options: argparse.Namespace) -> Settings:
         settings = replace(settings, steps=options.steps)
     if options.lbfgs_steps:
         settings = replace(settings, lbfgs_steps=options.lbfgs_steps)
+    if options.interior:
+        settings = replace(settings, points={**settings.points, "interior": options.interior})
     return replace(
         settings,
         seconds=options.seconds,
         point_weights=options.points or "",
         optimizer="" if options.optimizer == "adam" else options.optimizer,
         beta2=options.beta2,
+        published=options.db_pinn,
     )
 
 
@@ -460,6 +472,7 @@ def parse(problems: list[str], balances: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--db-pinn", action="store_true", help="networks, points and steps of DB-PINN's table 1"
     )
+    parser.add_argument("--interior", type=int, default=0, help="points inside, for all problems")
     parser.add_argument(
         "--waves",
         action="store_true",

@@ -1,4 +1,4 @@
-"""Networks of accuracy.py beside FCNet: waves of random frequencies, before a tanh network."""
+"""Networks of accuracy.py beside FCNet: of waves before a tanh network, and as DB-PINN's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 
 from paddlescience_gradnorm import FCNet, NetworkBase
+from paddlescience_gradnorm.network import Scaling
 from paddlescience_gradnorm.pde.problems import Problem
 
 
@@ -125,3 +126,22 @@ def wave_net(
     phases = np.tile([0.0, np.pi / 2], drawn.shape[1])
     linear = [1] if periodic else [0, 1]
     return WaveNet((frequencies, phases), linear, problem.low, problem.high, hidden_layers, width)
+
+
+def standardised_net(
+    problem: Problem, hidden_layers: int, width: int, seed: int
+) -> paddle.nn.Sequential:
+    """The tanh network of Zhou et al., IJCAI 2025.
+
+    Its inputs have mean 0 and standard deviation 1 if they are uniform in the domain. Its weights
+    are drawn from Xavier's normal distribution times 5/3.
+    """
+    low, high = np.asarray(problem.low, float), np.asarray(problem.high, float)
+    factor = np.sqrt(12) / (high - low)
+    tanh = FCNet(len(problem.coordinates), len(problem.fields), hidden_layers + 1, width)
+    random = np.random.default_rng(seed)
+    for linear in tanh.linears:
+        shape = linear.weight.shape
+        deviation = 5 / 3 * np.sqrt(2 / sum(shape))
+        linear.weight.set_value((deviation * random.normal(size=shape)).astype(np.float32))
+    return paddle.nn.Sequential(Scaling(factor, -factor * (low + high) / 2), tanh)

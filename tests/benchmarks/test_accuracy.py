@@ -14,6 +14,7 @@ import pytest
 
 from paddlescience_gradnorm import FCNet
 from paddlescience_gradnorm.balancing import PinnRule
+from paddlescience_gradnorm.pde import derivative_path
 from paddlescience_gradnorm.pde.problems import PROBLEMS, problem
 from paddlescience_gradnorm.training import StopOnSignals
 
@@ -297,6 +298,40 @@ def test_sets_of_problems_have_names(accuracy, monkeypatch, text, number):
     monkeypatch.setattr(sys, "argv", ["accuracy.py", "--problems", text])
     options = accuracy.parse(list(PROBLEMS), ["equal"])
     assert len(options.problems) == number
+
+
+def test_the_network_of_db_pinn_is_standardised(accuracy):
+    of = problem("burgers_inverse")
+    net = accuracy.standardised_net(of, 3, 400, seed=0)
+    scaled = net[0](paddle.to_tensor(of.sample_region(of.regions[0], 20_000, 0), "float32"))
+    np.testing.assert_allclose(scaled.mean(axis=0).numpy(), [0, 0], atol=0.03)
+    np.testing.assert_allclose(scaled.std(axis=0).numpy(), [1, 1], rtol=0.02)
+    of_hidden_layer = net[1].linears[1].weight  # [400, 400]
+    assert of_hidden_layer.std().item() == pytest.approx(5 / 3 * np.sqrt(2 / 800), rel=0.01)
+    assert derivative_path(net).startswith("Taylor propagation")
+
+
+def test_what_is_published_trains_at_a_constant_rate(accuracy, tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy, "tune_cpu", lambda **_: None)
+    command = ["accuracy.py", "--db-pinn", "--steps", "3", "--interior", "50"]
+    monkeypatch.setattr(sys, "argv", [*command, "--problems", "cavity"])
+    settings = accuracy.told(accuracy.settings_of("cavity", accuracy.parse(["cavity"], ["equal"])))
+    assert settings["published"] and settings["points"] == {
+        "interior": 50,
+        "lid": 100,
+        "walls": 300,
+    }
+    rates = []
+
+    class Adam(paddle.optimizer.Adam):
+        def step(self):
+            rates.append(self.get_lr())
+            super().step()
+
+    monkeypatch.setitem(accuracy.OPTIMIZERS, "adam", Adam)
+    run = {"problem": "cavity", "balance": "equal", "options": {}, "seed": 0, "settings": settings}
+    accuracy.train(run, tmp_path, lambda done: None, StopOnSignals())
+    assert rates == [1e-3] * 3
 
 
 def test_without_a_choice_the_first_fifteen_are_run(accuracy, monkeypatch):
