@@ -8,8 +8,13 @@ linear layer acts on each in the same way. For an activation f the chain rule (F
 
 A derivative in the coordinates i, j, ... has one term for each way to divide them into groups:
 the derivative of f of as many orders as there are groups, times the derivative of z in each group.
+A Laplacian needs no place for each second derivative: the sum goes through a linear layer as each
+of them does, and through an activation as f'(z) (z_xx + z_yy) + f''(z) (z_x z_x + z_y z_y) (Li et
+al. 2023, arXiv:2307.08214). So a sum of derivatives is carried as one where nothing else needs its
+summands.
+
 Where a network multiplies two functions, the product rule gives one term for each way to divide
-them between the two.
+the coordinates between the two.
 
 All tensors have the same shape [N, width], because Paddle's kernels broadcast slowly: a product
 of [1, N, width] with [2, N, width] takes 30 times as long. If the C++ operators have been loaded,
@@ -20,10 +25,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Union
 
 import paddle
 
@@ -32,6 +38,53 @@ from paddlescience_gradnorm import _operators
 HIGHEST_ORDER = 4  # as in taylor_jet.h
 
 Index = tuple  # coordinate numbers: (0, 1) is the second derivative in coordinates 0 and 1
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A sum of derivatives of order 2 or higher, each times a whole number, carried as one."""
+
+    summands: tuple[tuple[int, Index], ...]
+
+
+Part = Union[Index, Combination]
+
+
+def summands(part: Part) -> tuple[tuple[int, Index], ...]:
+    return part.summands if isinstance(part, Combination) else ((1, part),)
+
+
+def in_each(part: Part, function: Callable[[Index], Index]) -> Part:
+    """The part with the function's index in place of each of its own."""
+    if isinstance(part, Combination):
+        return Combination(tuple((count, function(index)) for count, index in part.summands))
+    return function(part)
+
+
+def singles(parts: Sequence[Part]) -> list[Index]:
+    """What the parts are made of."""
+    return list(dict.fromkeys(index for part in parts for _, index in summands(part)))
+
+
+def summed(parts: Sequence[Part], values: Mapping[Index, paddle.Tensor]) -> list[paddle.Tensor]:
+    """The parts from the derivatives that they are made of."""
+    found = []
+    for part in parts:
+        terms = [
+            values[index] if count == 1 else count * values[index]
+            for count, index in summands(part)
+        ]
+        found.append(sum(terms[1:], terms[0]))
+    return found
+
+
+def order_of(part: Part) -> int:
+    return max(len(index) for _, index in summands(part))
+
+
+def _place(part: Part) -> tuple[int, bool, tuple[tuple[int, Index], ...]]:
+    """What parts are sorted by: lower orders first, sums last."""
+    return order_of(part), isinstance(part, Combination), summands(part)
 
 
 class Encoders(NamedTuple):
@@ -87,7 +140,7 @@ class ChainRule(NamedTuple):
     the first part of the one function times the second part of the other.
     """
 
-    parts: tuple[Index, ...]
+    parts: tuple[Part, ...]
     terms: tuple[tuple[Term, ...], ...]
     products: tuple[tuple[tuple[int, int, int], ...], ...]
     coordinates: tuple[int, ...]  # of each part, if it is a first derivative, else -1
@@ -95,22 +148,23 @@ class ChainRule(NamedTuple):
     flat: tuple[int, ...]  # the terms as the operator takes them
 
 
-def propagate(layers: Layers, ins: paddle.Tensor, indices: Sequence[Index]) -> list[paddle.Tensor]:
+def propagate(layers: Layers, ins: paddle.Tensor, indices: Sequence[Part]) -> list[paddle.Tensor]:
     """Derivatives of a network in its inputs.
 
     Args:
         layers: The network, with at least 2 linear layers.
         ins: Inputs, shape [N, num_ins].
         indices: Which derivatives: () for the value, (i,), (i, j), ... for those of orders up to
-            ``HIGHEST_ORDER``.
+            ``HIGHEST_ORDER``, and sums of these.
 
     Returns:
         One tensor of shape [N, num_outs] for each index, differentiable with respect to the
         parameters, but not with respect to ``ins``. By the C++ operators, which serve no
         frequencies that are learned and no encoders, it is differentiable once only.
     """
-    wanted = [tuple(sorted(index)) for index in indices]  # their order does not matter
-    rule = chain_rule(tuple(sorted(set(wanted))))
+    # The order of coordinates does not matter.
+    wanted = [in_each(index, lambda one: tuple(sorted(one))) for index in indices]
+    rule = chain_rule(tuple(sorted(set(wanted), key=_place)))
     last = layers.weights[-1]
     points, embedded = ins.detach(), None
     if layers.frequencies is not None:
@@ -131,17 +185,21 @@ def propagate(layers: Layers, ins: paddle.Tensor, indices: Sequence[Index]) -> l
 
 
 @cache
-def chain_rule(indices: tuple[Index, ...]) -> ChainRule:
+def chain_rule(indices: tuple[Part, ...]) -> ChainRule:
     """What has to be propagated for these derivatives: each with all that it is made of."""
-    needed = {part for i in indices for n in range(len(i) + 1) for part in combinations(i, n)}
-    parts = tuple(sorted(needed | {()}, key=lambda part: (len(part), part)))
+    made_of = {
+        part
+        for wanted in indices
+        for _, index in summands(wanted)
+        for n in range(len(index))
+        for part in combinations(index, n)
+    }
+    parts = tuple(sorted({(), *made_of, *indices}, key=_place))
     numbers = {part: k for k, part in enumerate(parts)}
-    terms = []
+    terms, products = [], []
     for part in parts:
-        counts = Counter(
-            tuple(sorted(numbers[tuple(part[i] for i in group)] for group in groups))
-            for groups in _partitions(list(range(len(part))))
-        )
+        counts, pairs = _terms(part, numbers), _pairs(part, numbers)
+        products.append(tuple((count, *pair) for pair, count in pairs.items()))
         # By order, because the terms of an order share a factor.
         in_order = sorted(counts.items(), key=lambda item: (len(item[0]), item[0]))
         terms.append(tuple(Term(count, factors) for factors, count in in_order))
@@ -150,12 +208,35 @@ def chain_rule(indices: tuple[Index, ...]) -> ChainRule:
         flat.append(len(of_part))
         for term in of_part:
             flat += [term.coefficient, len(term.factors), *term.factors]
-    coordinates = tuple(part[0] if len(part) == 1 else -1 for part in parts)
-    products = tuple(
-        tuple((count, numbers[one], numbers[other]) for (one, other), count in halves(part).items())
-        for part in parts
+    coordinates = tuple(
+        index[0] if len(index) == 1 else -1 for ((_, index), *_) in map(summands, parts)
     )
-    return ChainRule(parts, tuple(terms), products, coordinates, len(parts[-1]), tuple(flat))
+    order = order_of(parts[-1])
+    return ChainRule(parts, tuple(terms), tuple(products), coordinates, order, tuple(flat))
+
+
+def _terms(part: Part, numbers: dict[Part, int]) -> Counter[tuple[int, ...]]:
+    """The factors of each term of the chain rule, and how often it is there."""
+    # Undivided, the summands make the part itself.
+    own = (numbers[part],) if order_of(part) else ()
+    counts: Counter[tuple[int, ...]] = Counter({own: 1})
+    for coefficient, index in summands(part):
+        for groups in _partitions(list(range(len(index)))):
+            if len(groups) > 1:
+                factors = (numbers[tuple(index[i] for i in group)] for group in groups)
+                counts[tuple(sorted(factors))] += coefficient
+    return counts
+
+
+def _pairs(part: Part, numbers: dict[Part, int]) -> Counter[tuple[int, int]]:
+    """The pairs of factors of the product rule, and how often each is there."""
+    own, value = numbers[part], numbers[()]
+    counts = Counter({(own, value): 1, (value, own): 1})
+    for coefficient, index in summands(part):
+        for (one, other), count in halves(index).items():
+            if one and other:
+                counts[numbers[one], numbers[other]] += coefficient * count
+    return counts
 
 
 def halves(index: Index) -> Counter[tuple[Index, Index]]:
@@ -199,7 +280,7 @@ def _fused(layers: Layers, points: paddle.Tensor, rule: ChainRule) -> list[paddl
 
 
 def _embedded(
-    ins: paddle.Tensor, frequencies: Sequence[paddle.Tensor | None], parts: Sequence[Index]
+    ins: paddle.Tensor, frequencies: Sequence[paddle.Tensor | None], parts: Sequence[Part]
 ) -> list[paddle.Tensor | None]:
     """The parts of what the first layer takes, shape [N, columns] each; ``None`` is 0."""
     columns = paddle.split(ins, len(frequencies), axis=1)
@@ -211,18 +292,23 @@ def _embedded(
     found: list[paddle.Tensor | None] = [_side_by_side(of_inputs)]
     zero, one = paddle.zeros_like(columns[0]), paddle.ones_like(columns[0])
     for part in parts[1:]:
-        order, w = len(part), frequencies[part[0]]
-        if len(set(part)) > 1 or (w is None and order > 1):
-            found.append(None)
-            continue
         blocks = [[zero] * len(block) for block in of_inputs]
-        if w is None:
-            blocks[part[0]] = [one]
-        else:  # a derivative turns the cosine and the sine by a quarter
-            cosine, sine = of_inputs[part[0]]
-            turned = ((cosine, sine), (-sine, cosine), (-cosine, -sine), (sine, -cosine))
-            blocks[part[0]] = [w**order * x for x in turned[order % 4]]
-        found.append(_side_by_side(blocks))
+        is_zero = True
+        for count, index in summands(part):
+            order, w = len(index), frequencies[index[0]]
+            if len(set(index)) > 1 or (w is None and order > 1):
+                continue
+            is_zero = False
+            if w is None:
+                blocks[index[0]] = [one]
+            else:  # a derivative turns the cosine and the sine by a quarter
+                cosine, sine = of_inputs[index[0]]
+                turned = ((cosine, sine), (-sine, cosine), (-cosine, -sine), (sine, -cosine))
+                before = blocks[index[0]]
+                blocks[index[0]] = [
+                    b + count * w**order * x for b, x in zip(before, turned[order % 4])
+                ]
+        found.append(None if is_zero else _side_by_side(blocks))
     return found
 
 
@@ -235,7 +321,7 @@ def _layer_by_layer(
     ins: paddle.Tensor,
     embedded: Sequence[paddle.Tensor | None] | None,
     rule: ChainRule,
-    wanted: set[Index],
+    wanted: set[Part],
 ) -> list[paddle.Tensor | None]:
     """The same before the last layer, with Paddle's operators, shape [N, width] each.
 
@@ -250,10 +336,8 @@ def _layer_by_layer(
             linear = [x if x is None else paddle.matmul(x, weight) for x in parts]
         else:
             # The first derivatives of a linear function are the same at all points, the others 0.
-            linear = [
-                None if len(part) > 1 else weight[part[0]] if part else paddle.matmul(ins, weight)
-                for part in rule.parts
-            ]
+            of_derivatives = [None if k < 0 else weight[k] for k in rule.coordinates[1:]]
+            linear = [paddle.matmul(ins, weight), *of_derivatives]
         derivatives = ACTIVATIONS[activation](linear[0] + bias, rule.order)
         return _compose(rule.terms, derivatives, linear, of_wanted)
 

@@ -99,7 +99,9 @@ _PRINTABLE = (
 
 
 def compile_expressions(
-    expressions: Sequence[sympy.Expr], arguments: Sequence[sympy.Expr]
+    expressions: Sequence[sympy.Expr],
+    arguments: Sequence[sympy.Expr],
+    zeros: Sequence[sympy.Expr] = (),
 ) -> Callable[..., list[paddle.Tensor]]:
     """A function of tensors, one for each argument, that gives one tensor for each expression.
 
@@ -109,6 +111,7 @@ def compile_expressions(
     Args:
         expressions: Expressions in the arguments.
         arguments: Symbols, applied functions and derivatives, in the order of the call.
+        zeros: Others, in place of which the function has 0.
 
     Raises:
         ValueError: A function in the expressions has no counterpart in Paddle.
@@ -121,7 +124,8 @@ def compile_expressions(
         [[2.0], [3.0]]
     """
     names = {a: sympy.Symbol(f"t{i}") for i, a in enumerate(arguments)}
-    prepared = [_floats(e.xreplace(names)) for e in expressions]
+    replaced = {**names, **dict.fromkeys(zeros, sympy.S.Zero)}
+    prepared = [_floats(e.xreplace(replaced)) for e in expressions]
     for original, expression in zip(expressions, prepared):
         for node in sympy.preorder_traversal(expression):
             if not isinstance(node, _PRINTABLE) and type(node).__name__ not in _NAMES:

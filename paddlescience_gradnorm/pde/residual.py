@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Callable, Union
@@ -20,7 +21,19 @@ from paddlescience_gradnorm.network._structure import (
     takes_dicts,
     unwrapped,
 )
-from paddlescience_gradnorm.network._taylor import HIGHEST_ORDER, Layers, propagate
+from paddlescience_gradnorm.network._taylor import (
+    HIGHEST_ORDER,
+    Combination,
+    Index,
+    Layers,
+    Part,
+    in_each,
+    order_of,
+    propagate,
+    singles,
+    summands,
+    summed,
+)
 from paddlescience_gradnorm.pde._derivative_path import way_of
 from paddlescience_gradnorm.pde._paddle_printer import compile_expressions
 
@@ -88,9 +101,7 @@ class Residual(paddle.nn.Layer):
         )
         # Sorted coordinate numbers, field first: (0, 1, 1) is d^2 u / dy^2 of field 0.
         # Sorting makes u_xy and u_yx one, and lets u_xx build on u_x.
-        self._derivatives = [
-            _multi_index(d, self._fields, inputs, expressions) for d in derivatives
-        ]
+        indices = [_multi_index(d, self._fields, inputs, expressions) for d in derivatives]
         _check_explained(expressions, inputs, self._fields, derivatives, unknowns)
         self._unknown_names = [symbol.name for symbol in unknowns]
         for name, value in zip(self._unknown_names, unknowns.values()):
@@ -100,8 +111,15 @@ class Residual(paddle.nn.Layer):
                     "call the symbol something else"
                 )
             self.add_parameter(name, _parameter(name, value))
+        of_index = dict(zip(indices, derivatives))
+        parts = _parts(expressions, of_index)
+        # A sum takes the place of its first summand, and the others that of 0.
+        firsts = [of_index[summands(part)[0][1]] for part in parts]
+        self._derivatives = parts
         self._evaluate = compile_expressions(
-            expressions, [*inputs, *self._fields, *derivatives, *unknowns]
+            expressions,
+            [*inputs, *self._fields, *firsts, *unknowns],
+            zeros=[derivative for derivative in derivatives if derivative not in firsts],
         )
         self._text = ", ".join(str(e) for e in expressions)
 
@@ -141,31 +159,35 @@ class Residual(paddle.nn.Layer):
         return list(residuals) if self._is_system else residuals[0]
 
     def _values(
-        self, network: Network, points: paddle.Tensor, indices: Sequence[tuple[int, ...]]
+        self, network: Network, points: paddle.Tensor, parts: Sequence[Part]
     ) -> list[paddle.Tensor]:
-        """Fields and derivatives at the points, shape [N, 1] for each index, field first."""
+        """Fields and derivatives at the points, shape [N, 1] each; indices have the field first."""
         constraint = constraint_of(network)
         if constraint is None:
-            return self._of_network(network, points, indices)
+            return self._of_network(network, points, parts)
         if len(self._fields) != len(constraint.distances):
             raise ValueError(
                 f"the network is a HardConstraint with {len(constraint.distances)} distances, and "
                 f"the outputs are {self._output_names}: it must have one for each of them"
             )
+        indices = singles(parts)
         needed = constraint.needed(indices)
         found = dict(zip(needed, self._values(constraint.network, points, needed)))
-        return list(constraint.derivatives(points.detach(), indices, found))
+        derivatives = constraint.derivatives(points.detach(), indices, found)
+        return summed(parts, dict(zip(indices, derivatives)))
 
     def _of_network(
-        self, network: Network, points: paddle.Tensor, indices: Sequence[tuple[int, ...]]
+        self, network: Network, points: paddle.Tensor, parts: Sequence[Part]
     ) -> list[paddle.Tensor]:
-        distinct = list({i[1:]: None for i in indices})
+        fields = [summands(part)[0][1][0] for part in parts]
+        of_coordinates = [in_each(part, lambda index: index[1:]) for part in parts]
+        distinct = list(dict.fromkeys(of_coordinates))
         by_coordinates = self._asked_of_network(network, points, distinct)
         if by_coordinates is not None:
             self._check_prediction(by_coordinates[()], points)
             if len(self._fields) == 1:
-                return [by_coordinates[index[1:]] for index in indices]
-            return [by_coordinates[i[1:]][:, i[0] : i[0] + 1] for i in indices]
+                return [by_coordinates[part] for part in of_coordinates]
+            return [by_coordinates[part][:, k : k + 1] for k, part in zip(fields, of_coordinates)]
         with paddle.enable_grad():
             leaf = points.detach()
             leaf.stop_gradient = not self._derivatives
@@ -175,35 +197,38 @@ class Residual(paddle.nn.Layer):
             prediction = _called(network, function, leaf)
             self._check_prediction(prediction, points)
             table = _DerivativeTable(prediction, leaf)
-            values = [table[index] for index in indices]
+            values = summed(parts, {index: table[index] for index in singles(parts)})
         return values if paddle.is_grad_enabled() else [value.detach() for value in values]
 
     def _asked_of_network(
-        self, network: Any, points: paddle.Tensor, indices: Sequence[tuple[int, ...]]
-    ) -> dict[tuple[int, ...], paddle.Tensor] | None:
+        self, network: Any, points: paddle.Tensor, parts: Sequence[Part]
+    ) -> dict[Part, paddle.Tensor] | None:
         """The derivatives by a faster way than ``paddle.grad``, if the network has one."""
-        if indices == [()]:
+        if parts == [()]:
             return None
-        way = way_of(network)
+        way, order = way_of(network), max(map(order_of, parts))
+        derivatives: list[paddle.Tensor] | None
         if isinstance(way, str):
-            _check_not_zero(network, max(map(len, indices)))
+            _check_not_zero(network, order)
             return None
         if not isinstance(way, Layers):
-            derivatives = _called(network, way, points, indices)
-        elif max(map(len, indices)) > HIGHEST_ORDER or way.num_ins != points.shape[1]:
+            indices = singles(parts)
+            found = _called(network, way, points, indices)
+            derivatives = None if found is None else summed(parts, dict(zip(indices, found)))
+        elif order > HIGHEST_ORDER or way.num_ins != points.shape[1]:
             return None
         elif takes_dicts(network):
-            derivatives = self._by_name(unwrapped(network), way, points, indices)
+            derivatives = self._by_name(unwrapped(network), way, points, parts)
         else:
-            derivatives = _called(network, partial(propagate, way), points, indices)
-        return None if derivatives is None else dict(zip(indices, derivatives))
+            derivatives = _called(network, partial(propagate, way), points, parts)
+        return None if derivatives is None else dict(zip(parts, derivatives))
 
     def _by_name(
         self,
         network: Any,
         layers: Layers,
         points: paddle.Tensor,
-        indices: Sequence[tuple[int, ...]],
+        parts: Sequence[Part],
     ) -> list[paddle.Tensor] | None:
         """The same from layers in the order of the network's keys; None if a name is missing."""
         inputs, outputs = list(network.input_keys), list(network.output_keys)
@@ -213,7 +238,10 @@ class Residual(paddle.nn.Layer):
         if inputs != names:
             columns = paddle.split(points, len(names), axis=1)
             points = paddle.concat([columns[names.index(name)] for name in inputs], axis=1)
-        own = [tuple(inputs.index(names[i]) for i in index) for index in indices]
+        own = [
+            in_each(part, lambda index: tuple(inputs.index(names[i]) for i in index))
+            for part in parts
+        ]
         found: list[paddle.Tensor] = _called(network, partial(propagate, layers), points, own)
         if outputs == self._output_names:
             return found
@@ -308,6 +336,78 @@ def _multi_index(
         )
     coordinates = sorted(list(inputs).index(v) for v in derivative.variables)
     return (list(fields).index(derivative.expr), *coordinates)
+
+
+def _parts(
+    expressions: Sequence[sympy.Expr], derivatives: Mapping[Index, sympy.Expr]
+) -> list[Part]:
+    """The derivatives, with one part for those that the expressions have in a sum only.
+
+    That is so where the expressions' slope in the one is a whole multiple of that in the other,
+    whatever the values are, for every field: all fields are carried through a network together.
+    """
+    symbols = {derivative: sympy.Dummy(real=True) for derivative in derivatives.values()}
+    plain = [expression.xreplace(symbols) for expression in expressions]
+    # The slope of a step is 0, so slopes tell everything of sums, products and powers alone.
+    within = {
+        symbol
+        for expression in plain
+        for node in sympy.preorder_traversal(expression)
+        if node.args and not isinstance(node, (sympy.Add, sympy.Mul, sympy.Pow))
+        for symbol in node.free_symbols
+    }
+    fields = sorted({index[0] for index in derivatives})
+    coordinates = list(dict.fromkeys(index[1:] for index in derivatives))
+
+    groups: list[tuple[list[sympy.Expr], list[tuple[int, Index]]]] = []
+    for index in coordinates:
+        of_fields = [symbols.get(derivatives.get((k, *index))) for k in fields]
+        # What a higher derivative is made of is carried anyway.
+        if (
+            len(index) < 2
+            or any(_is_within(index, other) for other in coordinates)
+            or any(symbol in within for symbol in of_fields)
+        ):
+            continue
+        slopes = [0 if symbol is None else e.diff(symbol) for symbol in of_fields for e in plain]
+        for k, (of_first, group) in enumerate(groups):
+            count, inverse = _multiple(slopes, of_first), _multiple(of_first, slopes)
+            if count is not None:
+                group.append((count, index))
+                break
+            if inverse is not None:
+                groups[k] = slopes, [(1, index), *((inverse * n, of) for n, of in group)]
+                break
+        else:
+            groups.append((slopes, [(1, index)]))
+    firsts = {group[0][1]: group for _, group in groups if len(group) > 1}
+    others = {index for group in firsts.values() for _, index in group[1:]}
+    parts: list[Part] = []
+    for k, *rest in derivatives:
+        index = tuple(rest)
+        if index in firsts:
+            parts.append(Combination(tuple((count, (k, *of)) for count, of in firsts[index])))
+        elif index not in others:
+            parts.append((k, *index))
+    return parts
+
+
+def _is_within(index: Index, other: Index) -> bool:
+    """Whether it is a derivative that the other one is made of."""
+    return len(index) < len(other) and not Counter(index) - Counter(other)
+
+
+def _multiple(slopes: Sequence[sympy.Expr], of: Sequence[sympy.Expr]) -> int | None:
+    """The whole number other than 0 that makes these of those, if there is one."""
+    found = None
+    for one, other in zip(slopes, of):
+        if one == 0 and other == 0:
+            continue
+        quotient = one / other if one != 0 and other != 0 else None
+        if quotient is None or not quotient.is_Integer or found not in (None, int(quotient)):
+            return None
+        found = int(quotient)
+    return found
 
 
 def _check_types(inputs: Any, outputs: Any, unknowns: Mapping[Any, Any]) -> None:

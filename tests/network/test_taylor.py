@@ -8,11 +8,14 @@ from paddlescience_gradnorm import FCNet, _operators
 from paddlescience_gradnorm.network import _taylor
 from paddlescience_gradnorm.network._taylor import (
     ACTIVATIONS,
+    Combination,
     Encoders,
     Layers,
     chain_rule,
     halves,
     propagate,
+    singles,
+    summed,
 )
 
 pytestmark = pytest.mark.usefixtures("both_operators")
@@ -31,6 +34,15 @@ HIGHER = {
     "beam": [(0, 0, 0, 0), (0, 0)],
     "plate": [(0, 0, 0, 0), (0, 0, 1, 1), (1, 1, 1, 1)],
     "mixed": [(2, 1, 0), (0, 0, 1), (1, 0, 2, 0), (1,)],
+}
+
+
+SUMS = {
+    "Laplace": Combination(((1, (0, 0)), (1, (1, 1)), (1, (2, 2)))),
+    "wave": Combination(((1, (2, 2)), (-4, (0, 0)))),
+    "plate": Combination(((1, (0, 0, 0, 0)), (2, (0, 0, 1, 1)), (1, (1, 1, 1, 1)))),
+    "vibration": Combination(((1, (2, 2)), (1, (0, 0, 0, 0)))),
+    "mixed": Combination(((1, (2, 1, 0)), (-3, (0, 0, 1)), (5, (1, 2)))),
 }
 
 
@@ -229,6 +241,59 @@ def test_so_they_are_with_the_encoders_of_a_modified_mlp(problem, start):
             )
 
 
+def assert_is_sum(layers, parameters, points, parts):
+    """What is carried as one is the sum of what is carried one by one, and so are gradients."""
+    factors = [paddle.rand([len(points), 2], "float64") for _ in parts]
+    single = singles(parts)
+    results = []
+    for found in (
+        propagate(layers, points, parts),
+        summed(parts, dict(zip(single, propagate(layers, points, single)))),
+    ):
+        for p in parameters:
+            p.clear_gradient()
+        sum((f * d * d).sum() for f, d in zip(factors, found)).backward()
+        results.append([*(d.numpy() for d in found), *(p.grad.numpy() for p in parameters)])
+    for ours, expected in zip(*results):
+        scale = max(1.0, np.abs(expected).max())
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-13 * scale)
+
+
+@pytest.mark.parametrize("more", [[], [(), (0,)], [(0, 1), (2,)]], ids=str)
+@pytest.mark.parametrize("activation", ["tanh", "silu"])
+@pytest.mark.parametrize("name", SUMS)
+def test_a_sum_is_carried_as_one(name, activation, more):
+    net = FCNet(3, 2, 4, 5)
+    net.to(dtype="float64")
+    points = paddle.rand([70, 3], "float64") - 0.5  # two of the operator's blocks
+    layers = layers_of(net, activation)
+    # Without the last bias, in which a sum has no gradient.
+    assert_is_sum(layers, net.parameters()[:-1], points, [SUMS[name], *more])
+
+
+@pytest.mark.parametrize("is_learned", [False, True])
+@pytest.mark.parametrize("name", SUMS)
+def test_so_it_is_with_periodic_inputs(name, is_learned):
+    w = paddle.to_tensor(1.5, "float64", stop_gradient=not is_learned)
+    net = FCNet(4, 2, 3, 5)
+    net.to(dtype="float64")
+    layers = layers_of(net, "tanh")._replace(frequencies=[w, None, None])
+    parameters = [*net.parameters()[:-1], *([w] if is_learned else [])]
+    assert_is_sum(layers, parameters, paddle.rand([9, 3], "float64"), [SUMS[name], (0,)])
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_so_it_is_with_the_encoders_of_a_modified_mlp(name):
+    net, beside = FCNet(3, 2, 4, 4), [paddle.nn.Linear(4, 4) for _ in "uv"]
+    for layer in (net, *beside):
+        layer.to(dtype="float64")
+    encoders = Encoders([b.weight for b in beside], [b.bias for b in beside], ["tanh", "silu"], 1)
+    layers = layers_of(net, "tanh")._replace(encoders=encoders)
+    parameters = [p for layer in (net, *beside) for p in layer.parameters()]
+    parameters = [p for p in parameters if p is not net.linears[-1].bias]
+    assert_is_sum(layers, parameters, paddle.rand([9, 3], "float64"), [SUMS[name], (1,)])
+
+
 def test_each_layer_may_have_an_activation_of_its_own():
     net = FCNet(2, 1, 7, 4)
     net.to(dtype="float64")
@@ -253,6 +318,11 @@ def test_the_chain_rule_has_the_numbers_of_bell():
     rule = chain_rule(((0, 0, 0, 0),))
     assert [sum(term.coefficient for term in terms) for terms in rule.terms] == [1, 1, 2, 5, 15]
     assert len(chain_rule(((0, 0, 0, 0), (0, 0, 1, 1), (1, 1, 1, 1))).parts) == 13
+
+
+def test_a_sum_needs_no_place_for_its_summands():
+    assert chain_rule((SUMS["Laplace"],)).parts == ((), (0,), (1,), (2,), SUMS["Laplace"])
+    assert len(chain_rule((SUMS["plate"],)).parts) == 11
 
 
 def test_the_product_rule_has_the_numbers_of_pascal():

@@ -12,6 +12,7 @@ from paddle.nn import LeakyReLU, Linear, ReLU, Sequential, Tanh
 
 from paddlescience_gradnorm import FCNet, GradNorm
 from paddlescience_gradnorm.network import HardConstraint, Scaling
+from paddlescience_gradnorm.network._taylor import Combination, singles
 from paddlescience_gradnorm.pde import Residual, sample_interior
 
 x, y, t, k = sympy.symbols("x y t k")
@@ -205,6 +206,101 @@ def test_each_derivative_is_taken_once(monkeypatch):
     net = FCNet(2, 1, 2, 4)
     residual(lambda points: net(points), paddle.rand([4, 2]))
     assert len(calls) == 2  # u, for u_x and u_y; u_x, for u_xx and u_xy
+
+
+def in_sums(*expressions, inputs=(x, y), outputs=(u,), **more):
+    residual = Residual(list(expressions), inputs, outputs, **more)
+    return [part.summands for part in residual._derivatives if isinstance(part, Combination)]
+
+
+@pytest.mark.parametrize(
+    "expressions, sums",
+    [
+        ([laplacian(U)], [((1, (0, 0, 0)), (1, (0, 1, 1)))]),
+        ([3 * U.diff(x, 2) - U.diff(y, 2) / 2 + U], [((1, (0, 1, 1)), (-6, (0, 0, 0)))]),
+        ([U.diff(y, 2) - 4 * U.diff(x, 2) + U**3], [((1, (0, 1, 1)), (-4, (0, 0, 0)))]),
+        ([(1 + U**2) * laplacian(U) + U.diff(x)], [((1, (0, 0, 0)), (1, (0, 1, 1)))]),
+        ([laplacian(U) ** 2 - 1], [((1, (0, 0, 0)), (1, (0, 1, 1)))]),
+        (
+            [laplacian(laplacian(U))],
+            [((1, (0, 0, 0, 0, 0)), (1, (0, 1, 1, 1, 1)), (2, (0, 0, 0, 1, 1)))],
+        ),
+        # Each is needed for itself:
+        ([U.diff(x, 2) + x * U.diff(y, 2)], []),
+        ([U.diff(x, 2) + U.diff(y, 2) * sympy.Rational(2, 3)], []),
+        ([laplacian(U), U.diff(x, 2)], []),
+        ([U.diff(x, 2) * U.diff(y, 2)], []),
+        ([laplacian(U) + sympy.Abs(U.diff(x, 2))], []),
+        ([laplacian(U) + sympy.Piecewise((1, U.diff(x, 2) > 0), (0, True))], []),
+        # A third derivative is made of them:
+        ([laplacian(U) + U.diff(x, 3) + U.diff(y, 3) * x], []),
+        ([U.diff(x) + U.diff(y)], []),  # first derivatives are needed by all others
+    ],
+    ids=str,
+)
+def test_derivatives_that_are_in_a_sum_only_are_carried_as_one(expressions, sums):
+    found = in_sums(*expressions)
+    assert [set(one) for one in found] == [set(one) for one in sums]
+    assert all(one[0][0] == 1 for one in found)
+
+
+def test_all_fields_have_to_have_the_same_sum():
+    both = [((1, (k, 0, 0)), (1, (k, 1, 1))) for k in range(2)]
+    assert in_sums(*NAVIER_STOKES, outputs=(u, v, p)) == both
+    assert in_sums(laplacian(U), V.diff(x), outputs=(u, v)) == both[:1]
+    assert in_sums(laplacian(U), V.diff(x, 2), outputs=(u, v)) == []
+    assert in_sums(laplacian(U), V.diff(x, 2) - V.diff(y, 2), outputs=(u, v)) == []
+    # As if it were one expression: k is the same for both.
+    assert in_sums(k * laplacian(U), laplacian(V), outputs=(u, v), unknowns={k: 1.0}) == both
+
+
+@pytest.mark.parametrize(
+    "expressions",
+    [
+        [laplacian(U) + U.diff(x) * U],
+        [U.diff(y, 2) - 4 * U.diff(x, 2), U * U.diff(x)],
+        [laplacian(laplacian(U)) + U.diff(x)],
+        [laplacian(U) ** 2],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("which", ["FCNet", "GradNorm", "Sequential", "function", "HardConstraint"])
+def test_a_sum_is_the_same_on_all_ways(expressions, which, float64):
+    net = FCNet(2, 1, 3, 8)
+    network = {
+        "FCNet": net,
+        "GradNorm": GradNorm(net),
+        "Sequential": Sequential(net, Scaling(1.0)),
+        "function": lambda points: net(points),
+        "HardConstraint": HardConstraint(net, (x, y), [x * (1 - y)], [x * y]),
+    }[which]
+    points = paddle.rand([9, 2])
+    leaf = points.detach()
+    leaf.stop_gradient = False
+    value = {(0,): network(leaf)}
+
+    def derivative(index):
+        if index not in value:
+            before = derivative(index[:-1])
+            found = paddle.grad(before, leaf, create_graph=True)[0]
+            value[index] = found[:, index[-1] : index[-1] + 1]
+        return value[index]
+
+    residual = Residual(expressions, (x, y), (u,))
+    assert any(isinstance(part, Combination) for part in residual._derivatives)
+    for index in singles(residual._derivatives):
+        derivative(index)
+    numbers = {
+        U.diff(*(symbol for i in index[1:] for symbol in [(x, y)[i]])) if index[1:] else U: tensor
+        for index, tensor in value.items()
+    }
+    ours = residual(network, points)
+    for expression, found in zip(expressions, ours):
+        expected = [
+            float(expression.doit().xreplace({s: t[n, 0].item() for s, t in numbers.items()}))
+            for n in range(9)
+        ]
+        np.testing.assert_allclose(found.numpy()[:, 0], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_network_that_knows_its_derivatives_is_asked_for_them(monkeypatch):
