@@ -18,8 +18,8 @@ from paddlescience_gradnorm import _arguments, _paddle
 from paddlescience_gradnorm.balancing import _one_pass
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
 from paddlescience_gradnorm.balancing.rules import find_rule
-from paddlescience_gradnorm.network import GradNorm
 from paddlescience_gradnorm.network._shared_layer import find_shared
+from paddlescience_gradnorm.network.grad_norm import GradNorm, unwrapped_of_ranks
 from paddlescience_gradnorm.ppsci._constraints import SolverLosses, check_constraints
 from paddlescience_gradnorm.ppsci._solver_log import SolverLog, plot_weights, said_by_the_solver
 from paddlescience_gradnorm.ppsci._total import Total, with_gradient
@@ -123,16 +123,17 @@ class GradNormAggregator(LossAggregator):
                 f"n_loss is {n_loss}, but num_losses, which means the same, is {num_losses}"
             )
         n_loss = num_losses if n_loss is None else n_loss
-        if isinstance(model, GradNorm):
-            _check_that_they_agree(model, n_loss, alpha, {"shared": shared, **options})
-            self.balancer = model.balancer
+        wrapper = unwrapped_of_ranks(model)
+        if isinstance(wrapper, GradNorm):
+            _check_that_they_agree(wrapper, n_loss, alpha, {"shared": shared, **options})
+            self.balancer = wrapper.balancer
         else:
             rule = find_rule(options.pop("rule", None), alpha)
             found = find_shared(model, shared, rule)
             self.balancer = LossBalancer(found, n_loss, rule=rule, **options)
         # The shared parameters, unless the user has chosen them. Those that the Solver does not
         # train do not count.
-        chosen = isinstance(model, GradNorm) or shared is not None
+        chosen = isinstance(wrapper, GradNorm) or shared is not None
         self._shared = () if chosen else self.balancer.shared
         self._losses = SolverLosses(self.balancer, model)
         self._log = SolverLog()

@@ -15,7 +15,7 @@ import paddle
 from paddlescience_gradnorm import _operators
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
 from paddlescience_gradnorm.balancing.rules import Equal
-from paddlescience_gradnorm.network.grad_norm import GradNorm
+from paddlescience_gradnorm.network.grad_norm import GradNorm, unwrapped_of_ranks
 from paddlescience_gradnorm.point_weights import held
 from paddlescience_gradnorm.training.checkpoints import Checkpoints
 from paddlescience_gradnorm.training.trainer import Trainer
@@ -146,7 +146,7 @@ class _Watched(Equal):
 
 def _smallest_cosine(trainer: Trainer) -> float:
     """The smallest cosine of an angle between two losses' gradients on the network's parameters."""
-    net = trainer.net
+    net = unwrapped_of_ranks(trainer.net)
     observer = LossBalancer(net.net if isinstance(net, GradNorm) else net, rule=_Watched())
     log = logging.getLogger("paddlescience_gradnorm")
     level = log.level

@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 
 from paddlescience_gradnorm.balancing import LossBalancer
-from paddlescience_gradnorm.network.grad_norm import GradNorm
+from paddlescience_gradnorm.network.grad_norm import GradNorm, unwrapped_of_ranks
 from paddlescience_gradnorm.training._checkpoint_file import PathLike, Values, replace
 from paddlescience_gradnorm.training._like import check_like, copy_into, values_of
 
@@ -141,6 +141,7 @@ def _apart(
     net: paddle.nn.Layer, balancer: LossBalancer | None
 ) -> tuple[paddle.nn.Layer, LossBalancer | None]:
     """The bare network, and what has the loss weights."""
+    net = unwrapped_of_ranks(net)
     if not isinstance(net, GradNorm):
         return net, balancer
     return net.net, net.balancer if balancer is None else balancer

@@ -21,7 +21,8 @@ from paddle.callbacks import (
 from paddlescience_gradnorm import _arguments, _paddle, point_weights
 from paddlescience_gradnorm.balancing import LossBalancer, _ranks
 from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
-from paddlescience_gradnorm.network.grad_norm import GradNorm
+from paddlescience_gradnorm.network.grad_norm import GradNorm, unwrapped_of_ranks
+from paddlescience_gradnorm.rotograd import RotateOnly
 from paddlescience_gradnorm.training._batches import (
     Data,
     as_arguments,
@@ -71,7 +72,8 @@ class Trainer:
             that layer. They also hold such layers that the function itself names.
         optimizers: An optimizer of ``paddle.optimizer``, or several, such as one for the network
             and one for the weights. All of them step in every step.
-        balancer: What runs the backward pass; by default the balancer of a ``GradNorm`` network.
+        balancer: What runs the backward pass; by default the network if it is a ``GradNorm`` or
+            rotates gradients, in ``paddle.DataParallel`` or not.
             Without one the plain sum of the losses is differentiated.
         callbacks: Callbacks of ``paddle.callbacks``, such as ``EarlyStopping``, or with the same
             interface. They find this object in ``self.model``.
@@ -156,8 +158,8 @@ class Trainer:
                 f"extras must be a dict name -> part, got {extras!r}; give each part a name, such "
                 'as {"points": generator}'
             )
-        if balancer is None and isinstance(net, GradNorm):
-            balancer = net
+        if balancer is None:
+            balancer = _balancer_of(net)
         if balancer is not None and (
             isinstance(balancer, type) or not callable(getattr(balancer, "backward", None))
         ):
@@ -211,9 +213,10 @@ class Trainer:
         self._unsaved: list[point_weights.PointWeights] | None = None
 
     def __repr__(self) -> str:
-        net, balancer = type(self.net).__name__, self.balancer
-        if isinstance(self.net, GradNorm):
-            net += f"({type(self.net.net).__name__})"
+        bare, balancer = unwrapped_of_ranks(self.net), self.balancer
+        net = type(bare).__name__
+        if isinstance(bare, GradNorm):
+            net += f"({type(bare.net).__name__})"
         by = getattr(balancer, "rule", type(balancer).__name__)
         names = ", ".join(self.history.names) or "not known yet"
         return (
@@ -758,6 +761,24 @@ class Trainer:
     def _call(self, name: str, *values: Any) -> None:
         for callback in self._acting_callbacks():
             getattr(callback, name)(*values)
+
+
+def _balancer_of(net: paddle.nn.Layer) -> Balancer | None:
+    """What balances this network's losses, if the network is that itself.
+
+    Raises:
+        ValueError: It is something deeper within the network, which would be passed over.
+    """
+    bare = unwrapped_of_ranks(net)
+    if isinstance(bare, (GradNorm, RotateOnly)):
+        return bare
+    for path, layer in net.named_sublayers():
+        if isinstance(layer, (GradNorm, LossBalancer, RotateOnly)):
+            raise ValueError(
+                f"net has a {type(layer).__name__} in net.{path}, which balances nothing unless "
+                f"you say so: pass balancer=net.{path}, or a network without it"
+            )
+    return None
 
 
 def _sublayers(part: Any) -> list[paddle.nn.Layer]:

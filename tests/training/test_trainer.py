@@ -155,6 +155,42 @@ def test_a_single_loss_needs_no_balancer(fc_net, named_losses):
     assert history.losses["pde"][-1] < 0.5 * history.losses["pde"][0]
 
 
+@pytest.mark.filterwarnings("ignore:.*parallel:UserWarning")
+def test_a_network_in_data_parallel_is_balanced(fc_net, named_losses, tmp_path):
+    runs = []
+    for is_parallel in (False, True):
+        net = GradNorm(copy.deepcopy(fc_net), equations=["pde"])
+        wrapped = paddle.DataParallel(net) if is_parallel else net
+        trainer = Trainer(wrapped, named_losses, adam(net))
+        assert trainer.balancer is net.balancer
+        assert "GradNorm(FCNet)" in repr(trainer) and "balanced by PinnRule" in repr(trainer)
+        trainer.fit(epochs=25)
+        trainer.save(tmp_path / f"{is_parallel}.ckpt")
+        runs.append((net.get_weights(), trainer))
+    np.testing.assert_array_equal(runs[0][0], runs[1][0])
+    assert not np.allclose(runs[0][0], 1)
+    runs[1][1].load(tmp_path / "False.ckpt")  # nothing in it depends on the wrapper
+
+
+class WithinAnother(paddle.nn.Layer):
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, points):
+        return self.part(points)
+
+
+def test_what_would_balance_deeper_within_is_not_passed_over(fc_net, named_losses):
+    inner = GradNorm(fc_net, equations=["pde"])
+    net = WithinAnother(inner)
+    with pytest.raises(ValueError, match=r"a GradNorm in net.part, .* pass balancer=net.part"):
+        Trainer(net, named_losses, adam(net))
+    trainer = Trainer(net, named_losses, adam(net), balancer=net.part)
+    trainer.fit(epochs=25)
+    assert not np.allclose(inner.get_weights(), 1)
+
+
 class Fixed:
     """Anything with backward is a balancer."""
 
