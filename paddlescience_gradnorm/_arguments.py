@@ -51,7 +51,15 @@ def refuse(taker: str, options: Mapping[str, Any], known: Callable[..., Any]) ->
                 f"{taker} has no option {name!r}, which is called {_RENAMED[name]!r} now"
             )
         hint = did_you_mean(name, parameters)
+        if name in _options_of_the_default_rule():
+            hint = f", which is one of the default rule: pass rule=PinnRule({name}=...)"
         raise TypeError(f"{taker} has no option {name!r}{hint}")
+
+
+def _options_of_the_default_rule() -> Mapping[str, Any]:
+    from paddlescience_gradnorm.balancing.rules import PinnRule  # which imports this module
+
+    return inspect.signature(PinnRule).parameters
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

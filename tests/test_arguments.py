@@ -39,6 +39,7 @@ def test_other_integers_are_named(value, error, match):
         ("residuals", "taker has no option 'residuals', which is called 'equations' now"),
         ("lr", "taker has no option 'lr', which is called 'weight_lr' now"),
         ("update_evry", "taker has no option 'update_evry'; did you mean 'update_every'?"),
+        ("lead", r"no option 'lead', which is one of the .* rule: pass rule=PinnRule\(lead=...\)"),
         ("xyz", "taker has no option 'xyz'$"),
     ],
 )

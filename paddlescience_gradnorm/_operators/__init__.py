@@ -59,7 +59,8 @@ def build(machine: Machine | None = None) -> Path:
 
     The library is kept where Paddle keeps such extensions: in ``PADDLE_EXTENSION_DIR``, or in a
     folder of ``~/.cache``. There is one for each Paddle, processor and version of the sources.
-    If another process compiles it, this one waits for that.
+    If another process compiles it in the background, this one ends that and compiles it itself,
+    which is faster. It waits for one that does not, and says so.
 
     Returns:
         The library's path.
@@ -77,6 +78,9 @@ def build(machine: Machine | None = None) -> Path:
         missing = _missing(machine)
         if missing:
             raise RuntimeError(missing)
+        by = _compile.holder(library.parent)
+        if by and not _compile.end_background(library.parent):
+            _log.info("waiting for %s, which compiles the operators in C++", by)
         with _compile.locked(library.parent, waits=True):
             if not library.exists():
                 said = _compile.compile_library(library, _code())

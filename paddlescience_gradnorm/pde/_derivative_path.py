@@ -7,6 +7,7 @@ from typing import Any, Callable
 
 import paddle
 
+from paddlescience_gradnorm import _operators
 from paddlescience_gradnorm._paddle import has_hooks
 from paddlescience_gradnorm.network import FCNet
 from paddlescience_gradnorm.network._structure import constraint_of, find_layers, unwrapped
@@ -20,15 +21,16 @@ def derivative_path(network: Any) -> str:
         network: What a ``Residual`` is called with.
 
     Returns:
-        A line that begins with ``Taylor propagation``, ``nested paddle.grad`` or ``its own``.
+        A line that begins with ``Taylor propagation``, ``nested paddle.grad`` or ``its own``. Of
+        Taylor propagation it ends with who does it: the operator in C++, or Paddle's operators.
 
     Examples:
         >>> import paddle
         >>> layers = [paddle.nn.Linear(2, 8), paddle.nn.Silu(), paddle.nn.Linear(8, 1)]
-        >>> derivative_path(paddle.nn.Sequential(*layers))
-        'Taylor propagation up to order 4: linear layers with silu'
-        >>> derivative_path(paddle.nn.Sequential(*layers, paddle.nn.ELU()))
-        'nested paddle.grad: ELU is none of the networks and layers that can be read'
+        >>> print(derivative_path(paddle.nn.Sequential(*layers)))  # doctest: +ELLIPSIS
+        Taylor propagation up to order 4: linear layers with silu, ...
+        >>> print(derivative_path(paddle.nn.Sequential(*layers, paddle.nn.ELU())))
+        nested paddle.grad: ELU is none of the networks and layers that can be read
     """
     constraint = constraint_of(network)
     if constraint is not None:
@@ -43,8 +45,22 @@ def derivative_path(network: Any) -> str:
     modified = ", in a modified MLP" if found.encoders is not None else ""
     return (
         f"Taylor propagation up to order {HIGHEST_ORDER}: linear layers with {names}{periodic}"
-        f"{modified}"
+        f"{modified}, {_operators_for(found)}"
     )
+
+
+def _operators_for(layers: Layers) -> str:
+    if layers.encoders is not None:
+        why = "the operator in C++ serves no modified MLP"
+    elif any(w is not None and not w.stop_gradient for w in layers.frequencies or ()):
+        why = "the operator in C++ serves no periods that are learned"
+    elif not _operators.loaded:
+        why = "the operator in C++ is not loaded: see tune_cpu"
+    elif not _operators.apply_to(*layers.weights, *layers.biases):
+        why = "the operator in C++ serves float32 and float64 on a CPU, in dynamic mode"
+    else:
+        return "in C++"
+    return f"by Paddle's operators, because {why}"
 
 
 def way_of(network: Any) -> Layers | str | Callable[..., Any]:

@@ -143,10 +143,10 @@ def test_many_that_begin_at_once_build_once(compiler):
     assert [outcome for outcome, _ in stands] == ["building"] * 8
     assert [reason for _, reason in stands].count("in the background") == 1
     wait_until((compiler / "begun").exists)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(_operators.build)
-        (compiler / "go").touch()
-        library = waiting.result()
+    (compiler / "go").touch()
+    library = _operators.built_library(machine)
+    wait_until(lambda: library.exists() and not _compile.holder(library.parent))
+    assert _operators.build() == library  # which is there
     assert library.read_text() == "made"
     assert (compiler / "begun").read_text() == "begun\n"
     assert _operators.begin_building(machine) == ("built", "")
@@ -170,6 +170,31 @@ def test_it_outlives_the_process_that_began_it_and_gives_the_lock_back_when_kill
     assert _operators.begin_building(machine).outcome == "building"
     wait_until(lambda: _operators.building().outcome == "built")
     assert not folder.exists()
+
+
+def test_who_waits_for_the_library_compiles_it_instead_of_the_background(compiler, elsewhere):
+    elsewhere(lambda: _operators.begin_building(find_machine()))
+    wait_until((compiler / "begun").exists)
+    number = int(_operators.building().reason.split()[2])
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(_operators.build)
+        wait_until(lambda: (compiler / "begun").read_text() == "begun\n" * 2)
+        wait_until(lambda: not os.path.exists(f"/proc/{number}/exe"))
+        assert _operators.building().reason.split()[2] == str(os.getpid())
+        (compiler / "go").touch()
+        library = made.result()
+    assert sorted(path.name for path in library.parent.iterdir()) == [library.name, "lock"]
+
+
+def test_but_it_waits_for_another_that_waits(compiler, elsewhere, caplog):
+    with ThreadPoolExecutor(2) as pool, caplog.at_level("INFO"):
+        first = pool.submit(_operators.build)
+        wait_until((compiler / "begun").exists)
+        second = pool.submit(_operators.build)
+        wait_until(lambda: "waiting for process" in caplog.text)
+        (compiler / "go").touch()
+        assert first.result() == second.result()
+    assert (compiler / "begun").read_text() == "begun\n"
 
 
 @pytest.mark.parametrize(

@@ -255,9 +255,22 @@ def test_the_other_paths_are_named():
     assert "the activation elu is none of tanh, sin" in derivative_path(FCNet(2, 1, 3, 8, "elu"))
     assert "the activation relu is none of tanh, sin" in derivative_path(FCNet(2, 1, 3, 8, "relu"))
     periodic = derivative_path(PLAIN["one periodic input"]())
-    assert periodic.endswith("linear layers with tanh after periodic inputs")
+    assert "linear layers with tanh after periodic inputs, " in periodic
     assert derivative_path(lambda ins: ins) == (
         "nested paddle.grad: <lambda> is none of the networks and layers that can be read"
+    )
+
+
+def test_it_says_whether_the_operator_in_cpp_is_used(cpp):
+    plain, learned = FCNet(2, 1, 3, 8), PLAIN["one periodic input"]()
+    cpp(True)
+    assert derivative_path(plain).endswith("linear layers with tanh, in C++")
+    assert derivative_path(learned).endswith("in C++")
+    plain.to(dtype="float16")
+    assert derivative_path(plain).endswith("serves float32 and float64 on a CPU, in dynamic mode")
+    cpp(False)
+    assert derivative_path(FCNet(2, 1, 3, 8)).endswith(
+        "by Paddle's operators, because the operator in C++ is not loaded: see tune_cpu"
     )
 
 

@@ -155,7 +155,7 @@ def test_it_has_fourth_derivatives_too(options, points, monkeypatch):
 @pytest.mark.usefixtures("both_operators")
 def test_gelu_is_served_where_paddle_cannot_differentiate_it(points):
     net = mlp(activation="gelu")
-    assert derivative_path(net).endswith("linear layers with gelu")
+    assert "linear layers with gelu, " in derivative_path(net)
     for ours, reference in zip(FIRST(net, points), by_itself(net, points)):
         np.testing.assert_allclose(ours.numpy(), reference, rtol=1e-10, atol=1e-13)
     assert all(np.isfinite(found.numpy()).all() for found in SECOND(net, points))
