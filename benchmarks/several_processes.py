@@ -30,10 +30,12 @@ from step_cost_worker import Case
 
 from paddlescience_gradnorm import FCNet, GradNorm
 from paddlescience_gradnorm.pde.problems import problem
+from paddlescience_gradnorm.runtime import tune_cpu
 
 import paddle  # isort: skip, after the package that sees to its loading
 
 POINTS, LOSSES = 2000, 5
+NETWORK = Case("laplace", POINTS, LOSSES)  # 4 hidden layers of 50
 HERE = (1, 2, 4)  # processes
 WAYS = {"plain": 0, "PINN rule": 10, "PINN rule, updated in every step": 1}  # update_every
 SIZES = (4, 4_000, 40_000, 400_000, 4_000_000)  # bytes of an all-reduce
@@ -109,11 +111,12 @@ def measure(points: int, repeats: int, steps: int) -> dict[str, Any]:
     ranks = paddle.distributed.get_world_size()
     if ranks > 1:
         paddle.distributed.init_parallel_env()
+    tune_cpu(threads=1, build=False)
     sample = problem("laplace").sample(points, seed=paddle.distributed.get_rank())
     ways = {}
     for way, every in WAYS.items():
         paddle.seed(0)
-        net = FCNet(2, 1, 4, 50)
+        net = FCNet(2, 1, NETWORK.layers, NETWORK.width)
         parallel = paddle.DataParallel(net) if ranks > 1 else net
         model = GradNorm(parallel, update_every=every) if every else parallel
         ways[way] = (model, paddle.optimizer.Adam(1e-3, parameters=net.parameters()), [])
@@ -175,7 +178,7 @@ def launched(ranks: int, points: int, arguments: list[str], apart: bool = False)
 def here(options: argparse.Namespace) -> str:
     """Two tables: the step in several processes, measured and by the model, and the all-reduces."""
     arguments = ["--repeats", str(options.repeats), "--steps", str(options.steps)]
-    n = parameters(Case("laplace", POINTS, LOSSES))
+    n = parameters(NETWORK)
     rows, reduced = [], []
     for ranks in HERE:
         apart = launched(ranks, POINTS // ranks, arguments, apart=True)

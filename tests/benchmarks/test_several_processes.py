@@ -4,7 +4,10 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from paddlescience_gradnorm import FCNet
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import several_processes
@@ -50,3 +53,17 @@ def test_a_short_run_is_measured_beside_the_model(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     (one,), (two, reduced) = ([x for x in lines if x.startswith(f"| {n} |")] for n in (1, 2))
     assert "(" not in one and two.count("(") == 3 and "µs" in reduced
+
+
+def test_the_network_that_is_measured_is_that_of_the_model(monkeypatch):
+    monkeypatch.setattr(several_processes, "tune_cpu", lambda **_: None)
+    nets = []
+
+    def made(*arguments):
+        nets.append(FCNet(*arguments))
+        return nets[-1]
+
+    monkeypatch.setattr(several_processes, "FCNet", made)
+    several_processes.measure(20, repeats=1, steps=1)
+    values = {sum(int(np.prod(p.shape)) for p in net.parameters()) for net in nets}
+    assert values == {several_processes.parameters(several_processes.NETWORK)} == {7851}
