@@ -33,11 +33,16 @@ from paddlescience_gradnorm.pde.problems import problem
 from paddlescience_gradnorm.runtime import tune_cpu
 
 import paddle  # isort: skip, after the package that sees to its loading
+from paddle.distributed.fleet.utils.hybrid_parallel_util import (  # isort: skip
+    fused_allreduce_gradients,
+)
 
 POINTS, LOSSES = 2000, 5
 NETWORK = Case("laplace", POINTS, LOSSES)  # 4 hidden layers of 50
 HERE = (1, 2, 4)  # processes
 WAYS = {"plain": 0, "PINN rule": 10, "PINN rule, updated in every step": 1}  # update_every
+# Plain, but without DataParallel: the gradients are averaged at the end of the step.
+AFTERWARDS = "plain, averaged afterwards"
 SIZES = (4, 4_000, 40_000, 400_000, 4_000_000)  # bytes of an all-reduce
 GPUS = (8, 64, 512)
 # Points of a GPU in a step, losses, and the network.
@@ -114,10 +119,10 @@ def measure(points: int, repeats: int, steps: int) -> dict[str, Any]:
     tune_cpu(threads=1, build=False)
     sample = problem("laplace").sample(points, seed=paddle.distributed.get_rank())
     ways = {}
-    for way, every in WAYS.items():
+    for way, every in {**WAYS, AFTERWARDS: 0}.items():
         paddle.seed(0)
         net = FCNet(2, 1, NETWORK.layers, NETWORK.width)
-        parallel = paddle.DataParallel(net) if ranks > 1 else net
+        parallel = paddle.DataParallel(net) if ranks > 1 and way != AFTERWARDS else net
         model = GradNorm(parallel, update_every=every) if every else parallel
         ways[way] = (model, paddle.optimizer.Adam(1e-3, parameters=net.parameters()), [])
     for _ in range(repeats + 1):
@@ -125,10 +130,12 @@ def measure(points: int, repeats: int, steps: int) -> dict[str, Any]:
             start = time.perf_counter()
             for _ in range(steps):
                 losses = sample.losses(model)
-                if way == "plain":
+                if way in ("plain", AFTERWARDS):
                     sum(losses.values()).backward()
                 else:
                     model.backward(losses)
+                if way == AFTERWARDS and ranks > 1:
+                    fused_allreduce_gradients(model.parameters(), None)
                 optimizer.step()
                 optimizer.clear_grad()
             times.append((time.perf_counter() - start) / steps * 1e3)
@@ -199,12 +206,13 @@ def here(options: argparse.Namespace) -> str:
             by_model = predicted(one["plain"], updating, LOSSES, n, every, ranks, network)
             model = "" if ranks == 1 else f" ({1e3 * by_model:.1f})"
             cells.append(f"{many[way]:.1f}{model}")
+        cells.append(f"{many[AFTERWARDS]:.1f}")
         rows.append(f"| {ranks} | {' | '.join(cells)} |")
     sizes = " | ".join(f"{size:,} B" for size in SIZES)
     return "\n".join(
         [
-            f"| processes | {' | '.join(WAYS)} |",
-            "|---" * (len(WAYS) + 1) + "|",
+            f"| processes | {' | '.join(WAYS)} | {AFTERWARDS} |",
+            "|---" * (len(WAYS) + 2) + "|",
             *rows,
             "",
             f"| processes | {sizes} | the line through them |",
