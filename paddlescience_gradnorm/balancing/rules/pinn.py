@@ -81,8 +81,8 @@ class PinnRule(Rule):
         late: When the lead comes. By default it grows over the first half of the run if there is
             one equation, and between 0.3 and 0.8 of the run if there are several. (A loss among
             them whose name says otherwise, such as ``data``, does not count.) With True it is
-            between 0.3 and 0.8 in any case: pass it if the one equation's loss is the sum of several
-            equations, such as a flow's. With False the whole lead acts from the start, and
+            between 0.3 and 0.8 in any case: pass it if the only equation's loss is the sum of
+            several equations, such as a flow's. With False the whole lead acts from the start, and
             measured data keep it. Pass False if you are sure that the problem is elliptic, and its
             data exact. If nobody has said how long the run is, measured data have the lead from the
             start, and so have the conditions of one equation, unless ``late`` is True. The
