@@ -248,6 +248,44 @@ def test_any_rule_works_on_top(rule):
     assert all(np.isfinite(p.numpy()).all() for p in net.parameters())
 
 
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"fixed"}))
+def test_any_rule_works_on_all_kinds_in_micro_batches(rule, float64):
+    random = np.random.default_rng(0)
+    points = {name: random.random((16, 2)) for name in ("pde", "initial", "boundary")}
+
+    def trained(n_parts):
+        paddle.seed(0)
+        layers = {
+            "pde": CausalWeights(points["pde"][:, 1], tolerance=1.0, chunks=4),
+            "initial": SelfAdaptiveWeights(16, rate=0.05),
+            "boundary": ResidualAttention(16, 0.9, 0.1),
+        }
+        chosen = find_rule(rule, 1.0 if rule == "published" else None)
+        net = GradNorm(FCNet(2, 1, 3, 8), rule=chosen, total_steps=12, weight_lr=1e-2)
+        adam = paddle.optimizer.Adam(1e-2, parameters=net.parameters())
+        for _ in range(12):
+            for part in range(n_parts):
+                rows = slice(part * 16 // n_parts, (part + 1) * 16 // n_parts)
+                losses = {
+                    name: layer(net(paddle.to_tensor(points[name][rows])) - k, rows=rows)
+                    for k, (name, layer) in enumerate(layers.items())
+                }
+                net.backward(
+                    {name: x.square().mean() for name, x in losses.items()},
+                    update=part == n_parts - 1,
+                    scale=1 / n_parts,
+                )
+            adam.step()
+            adam.clear_grad()
+        found = [net.get_weights(), *(layer.weights.numpy() for layer in layers.values())]
+        return [*found, *(p.numpy() for p in net.parameters())]
+
+    whole, in_parts = trained(1), trained(2)
+    assert all(np.ptp(weights) > 1e-3 for weights in whole[1:4])
+    for ours, expected in zip(in_parts, whole):
+        np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-11)
+
+
 def run_of(folder, epochs, resume=None):
     from paddlescience_gradnorm.training import Checkpoints
 
