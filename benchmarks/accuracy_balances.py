@@ -94,6 +94,7 @@ def balanced(
     return GradNorm(net, len(kinds), rule=rule, **more), None
 
 
-def without_aggregators(names: Sequence[str]) -> list[str]:
-    """Those that need no PaddleScience."""
-    return [name for name in names if name not in OF_PPSCI]
+def usual(names: Sequence[str]) -> list[str]:
+    """Those that need no PaddleScience, without DB-PINN's other statistics."""
+    variants = ("dual_balance_std", "dual_balance_kurtosis")
+    return [name for name in names if name not in (*OF_PPSCI, *variants)]

@@ -293,7 +293,10 @@ def test_the_new_problems_are_halved_by_kind(accuracy):
     assert kinds(search) == kinds(confirmation) == [3, 1, 1]
 
 
-@pytest.mark.parametrize("text, number", [("first", 15), ("search,heat", 12), ("confirmation", 11)])
+@pytest.mark.parametrize(
+    "text, number",
+    [("first", 15), ("solvable", 12), ("unsolved", 3), ("search,heat", 12), ("confirmation", 11)],
+)
 def test_sets_of_problems_have_names(accuracy, monkeypatch, text, number):
     monkeypatch.setattr(sys, "argv", ["accuracy.py", "--problems", text])
     options = accuracy.parse(list(PROBLEMS), ["equal"])
