@@ -469,9 +469,7 @@ def parse(problems: list[str], balances: list[str]) -> argparse.Namespace:
         help="by name, or 'first' (the default), of which are 'solvable' and 'unsolved', 'search' "
         "and 'confirmation'",
     )
-    parser.add_argument(
-        "--balances", type=names(balances, {}), default=usual(balances)
-    )
+    parser.add_argument("--balances", type=names(balances, {}), default=usual(balances))
     parser.add_argument(
         "--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2]
     )

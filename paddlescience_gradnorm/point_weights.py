@@ -34,6 +34,10 @@ _are_held = False  # see held
 _called: list[PointWeights] | None = None  # see called
 
 
+# If rows are drawn at random, all N points have come after some N log N rows.
+_PASSES_OF_ALL = 30
+
+
 class PointWeights(PreciseLayer):
     """Multiplies a residual at fixed points by a weight for each point.
 
@@ -60,12 +64,15 @@ class PointWeights(PreciseLayer):
         ValueError: ``n_points`` is below 1, or ``initial`` is not above 0 or not of N numbers.
 
     Warns:
-        RuntimeWarning: The residual is too large for the weights' dtype; once for each layer.
+        RuntimeWarning: The residual is too large for the weights' dtype, or micro-batches do not
+            come to all points, so that the weights stay as they are; once for each layer.
     """
 
     weights: paddle.Tensor
     _seen: paddle.Tensor
     _has_warned = False
+    _has_warned_of_rows = False
+    _rows_since_a_pass = 0
 
     def __init__(self, n_points: int, initial: Any = 1.0) -> None:
         super().__init__()
@@ -141,9 +148,12 @@ class PointWeights(PreciseLayer):
         sizes = sizes.abs() if sizes.shape[1] == 1 else sizes.norm(axis=1, keepdim=True)
         if index is not None:
             sizes = paddle.scatter(self._seen, index, sizes)
-            if (sizes == _UNSEEN).any().item():
+            left = (sizes == _UNSEEN).sum().item()
+            if left:
                 self._seen.set_value(sizes)
+                self._wait_for(left, index.shape[0])
                 return
+        self._rows_since_a_pass = 0
         # Also after a pass of all points: micro-batches before it may not have had all.
         self._seen.set_value(paddle.full_like(sizes, _UNSEEN))
         updated = self.update(sizes)
@@ -166,6 +176,19 @@ class PointWeights(PreciseLayer):
             return
         for name, value in updated.items():
             getattr(self, name).set_value(value)
+
+    def _wait_for(self, left: int, rows: int) -> None:
+        self._rows_since_a_pass += rows
+        if self._rows_since_a_pass < _PASSES_OF_ALL * self.n_points or self._has_warned_of_rows:
+            return
+        self._has_warned_of_rows = True
+        warnings.warn(
+            f"the weights of {type(self).__name__} have not changed for {self._rows_since_a_pass} "
+            f"rows, because {left} of the {self.n_points} points have not come in any micro-batch: "
+            "pass rows that come to all points, or build the layer for the points that you use",
+            RuntimeWarning,
+            stacklevel=5,
+        )
 
     def _stays_on_host(self, buffer: paddle.Tensor) -> bool:
         return False

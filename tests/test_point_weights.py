@@ -166,6 +166,26 @@ def test_micro_batches_give_the_weights_of_one_batch(kind, parts):
         assert_equal(buffers(parted), buffers(whole))
 
 
+def test_points_that_never_come_are_told_once(layer, recorded_warnings):
+    for values in residuals(100):
+        give(layer, values[: N - 2], rows=slice(0, N - 2))
+    (warning,) = recorded_warnings
+    assert warning.filename == __file__
+    assert f"have not changed for {30 * N} rows, because 2 of the {N} points" in str(
+        warning.message
+    )
+    give(layer, residuals(1)[0][:2], rows=slice(N - 2, N))
+    assert layer.weights.numpy().std() > 0 or isinstance(layer, CausalWeights)
+
+
+def test_rows_that_are_drawn_at_random_come_to_all_points(layer, recorded_warnings):
+    random = np.random.default_rng(0)
+    for values in residuals(400):
+        rows = random.choice(N, 2, replace=False)
+        give(layer, values[rows], rows=rows)
+    assert not recorded_warnings
+
+
 def test_a_point_may_come_twice_before_all_have_come():
     layer, values = ResidualAttention(N), residuals(2)
     give(layer, values[0][:8], slice(0, 8))
