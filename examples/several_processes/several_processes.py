@@ -11,6 +11,7 @@ import numpy as np
 
 from paddlescience_gradnorm import FCNet, GradNorm
 from paddlescience_gradnorm.pde.problems import problem
+from paddlescience_gradnorm.runtime import tune_cpu
 
 import paddle  # isort: skip, after the package that sees to its loading
 
@@ -40,4 +41,6 @@ def main(steps: int = 200, n_points: int = 256) -> np.ndarray:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
-    main(parser.parse_args().steps)
+    options = parser.parse_args()
+    tune_cpu(threads=1)  # of each process
+    main(options.steps)
