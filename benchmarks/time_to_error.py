@@ -15,7 +15,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ import sympy
 from time_to_error_task import HIDDEN_LAYERS, WIDTH, Condition, Task
 
 from paddlescience_gradnorm import FCNet
+from paddlescience_gradnorm._machine import find_machine
 from paddlescience_gradnorm.pde.problems import Problem, problem
 from paddlescience_gradnorm.training import _runs
 from paddlescience_gradnorm.training.signals import StopOnSignals
@@ -198,7 +198,7 @@ def train(
         said = log.read_text().strip().splitlines()[-1:]
         raise RuntimeError(f"{worker.name} ended with {code}: {' '.join(said)}; see {log}")
     answer: dict[str, Any] = json.loads(result.read_text())
-    return {**answer, "machine": platform.machine()}
+    return {**answer, "machine": find_machine().model}
 
 
 @contextlib.contextmanager
