@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Callable, Union
@@ -23,8 +22,6 @@ from paddlescience_gradnorm.network._structure import (
 )
 from paddlescience_gradnorm.network._taylor import (
     HIGHEST_ORDER,
-    Combination,
-    Index,
     Layers,
     Part,
     in_each,
@@ -34,6 +31,7 @@ from paddlescience_gradnorm.network._taylor import (
     summands,
     summed,
 )
+from paddlescience_gradnorm.pde._combinations import carried
 from paddlescience_gradnorm.pde._derivative_path import way_of
 from paddlescience_gradnorm.pde._paddle_printer import compile_expressions
 
@@ -112,7 +110,7 @@ class Residual(paddle.nn.Layer):
                 )
             self.add_parameter(name, _parameter(name, value))
         of_index = dict(zip(indices, derivatives))
-        parts = _parts(expressions, of_index)
+        parts = carried(expressions, of_index)
         # A sum takes the place of its first summand, and the others that of 0.
         firsts = [of_index[summands(part)[0][1]] for part in parts]
         self._derivatives = parts
@@ -336,78 +334,6 @@ def _multi_index(
         )
     coordinates = sorted(list(inputs).index(v) for v in derivative.variables)
     return (list(fields).index(derivative.expr), *coordinates)
-
-
-def _parts(
-    expressions: Sequence[sympy.Expr], derivatives: Mapping[Index, sympy.Expr]
-) -> list[Part]:
-    """The derivatives, with one part for those that the expressions have in a sum only.
-
-    That is so where the expressions' slope in the one is a whole multiple of that in the other,
-    whatever the values are, for every field: all fields are carried through a network together.
-    """
-    symbols = {derivative: sympy.Dummy(real=True) for derivative in derivatives.values()}
-    plain = [expression.xreplace(symbols) for expression in expressions]
-    # The slope of a step is 0, so slopes tell everything of sums, products and powers alone.
-    within = {
-        symbol
-        for expression in plain
-        for node in sympy.preorder_traversal(expression)
-        if node.args and not isinstance(node, (sympy.Add, sympy.Mul, sympy.Pow))
-        for symbol in node.free_symbols
-    }
-    fields = sorted({index[0] for index in derivatives})
-    coordinates = list(dict.fromkeys(index[1:] for index in derivatives))
-
-    groups: list[tuple[list[sympy.Expr], list[tuple[int, Index]]]] = []
-    for index in coordinates:
-        of_fields = [symbols.get(derivatives.get((k, *index))) for k in fields]
-        # What a higher derivative is made of is carried anyway.
-        if (
-            len(index) < 2
-            or any(_is_within(index, other) for other in coordinates)
-            or any(symbol in within for symbol in of_fields)
-        ):
-            continue
-        slopes = [0 if symbol is None else e.diff(symbol) for symbol in of_fields for e in plain]
-        for k, (of_first, group) in enumerate(groups):
-            count, inverse = _multiple(slopes, of_first), _multiple(of_first, slopes)
-            if count is not None:
-                group.append((count, index))
-                break
-            if inverse is not None:
-                groups[k] = slopes, [(1, index), *((inverse * n, of) for n, of in group)]
-                break
-        else:
-            groups.append((slopes, [(1, index)]))
-    firsts = {group[0][1]: group for _, group in groups if len(group) > 1}
-    others = {index for group in firsts.values() for _, index in group[1:]}
-    parts: list[Part] = []
-    for k, *rest in derivatives:
-        index = tuple(rest)
-        if index in firsts:
-            parts.append(Combination(tuple((count, (k, *of)) for count, of in firsts[index])))
-        elif index not in others:
-            parts.append((k, *index))
-    return parts
-
-
-def _is_within(index: Index, other: Index) -> bool:
-    """Whether it is a derivative that the other one is made of."""
-    return len(index) < len(other) and not Counter(index) - Counter(other)
-
-
-def _multiple(slopes: Sequence[sympy.Expr], of: Sequence[sympy.Expr]) -> int | None:
-    """The whole number other than 0 that makes these of those, if there is one."""
-    found = None
-    for one, other in zip(slopes, of):
-        if one == 0 and other == 0:
-            continue
-        quotient = one / other if one != 0 and other != 0 else None
-        if quotient is None or not quotient.is_Integer or found not in (None, int(quotient)):
-            return None
-        found = int(quotient)
-    return found
 
 
 def _check_types(inputs: Any, outputs: Any, unknowns: Mapping[Any, Any]) -> None:

@@ -208,52 +208,6 @@ def test_each_derivative_is_taken_once(monkeypatch):
     assert len(calls) == 2  # u, for u_x and u_y; u_x, for u_xx and u_xy
 
 
-def in_sums(*expressions, inputs=(x, y), outputs=(u,), **more):
-    residual = Residual(list(expressions), inputs, outputs, **more)
-    return [part.summands for part in residual._derivatives if isinstance(part, Combination)]
-
-
-@pytest.mark.parametrize(
-    "expressions, sums",
-    [
-        ([laplacian(U)], [((1, (0, 0, 0)), (1, (0, 1, 1)))]),
-        ([3 * U.diff(x, 2) - U.diff(y, 2) / 2 + U], [((1, (0, 1, 1)), (-6, (0, 0, 0)))]),
-        ([U.diff(y, 2) - 4 * U.diff(x, 2) + U**3], [((1, (0, 1, 1)), (-4, (0, 0, 0)))]),
-        ([(1 + U**2) * laplacian(U) + U.diff(x)], [((1, (0, 0, 0)), (1, (0, 1, 1)))]),
-        ([laplacian(U) ** 2 - 1], [((1, (0, 0, 0)), (1, (0, 1, 1)))]),
-        (
-            [laplacian(laplacian(U))],
-            [((1, (0, 0, 0, 0, 0)), (1, (0, 1, 1, 1, 1)), (2, (0, 0, 0, 1, 1)))],
-        ),
-        # Each is needed for itself:
-        ([U.diff(x, 2) + x * U.diff(y, 2)], []),
-        ([U.diff(x, 2) + U.diff(y, 2) * sympy.Rational(2, 3)], []),
-        ([laplacian(U), U.diff(x, 2)], []),
-        ([U.diff(x, 2) * U.diff(y, 2)], []),
-        ([laplacian(U) + sympy.Abs(U.diff(x, 2))], []),
-        ([laplacian(U) + sympy.Piecewise((1, U.diff(x, 2) > 0), (0, True))], []),
-        # A third derivative is made of them:
-        ([laplacian(U) + U.diff(x, 3) + U.diff(y, 3) * x], []),
-        ([U.diff(x) + U.diff(y)], []),  # first derivatives are needed by all others
-    ],
-    ids=str,
-)
-def test_derivatives_that_are_in_a_sum_only_are_carried_as_one(expressions, sums):
-    found = in_sums(*expressions)
-    assert [set(one) for one in found] == [set(one) for one in sums]
-    assert all(one[0][0] == 1 for one in found)
-
-
-def test_all_fields_have_to_have_the_same_sum():
-    both = [((1, (k, 0, 0)), (1, (k, 1, 1))) for k in range(2)]
-    assert in_sums(*NAVIER_STOKES, outputs=(u, v, p)) == both
-    assert in_sums(laplacian(U), V.diff(x), outputs=(u, v)) == both[:1]
-    assert in_sums(laplacian(U), V.diff(x, 2), outputs=(u, v)) == []
-    assert in_sums(laplacian(U), V.diff(x, 2) - V.diff(y, 2), outputs=(u, v)) == []
-    # As if it were one expression: k is the same for both.
-    assert in_sums(k * laplacian(U), laplacian(V), outputs=(u, v), unknowns={k: 1.0}) == both
-
-
 @pytest.mark.parametrize(
     "expressions",
     [
