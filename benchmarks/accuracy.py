@@ -130,6 +130,7 @@ def train(run: Run, folder: Path, say: Callable[[float], None], stop: StopOnSign
     tune_cpu(threads=1, build=False)
     settings = Settings(**run["settings"])
     network = settings.hidden_layers, settings.width
+    problem = problem_of(run["problem"])
     task = KnownProblem(
         run["problem"],
         *network,
@@ -138,12 +139,10 @@ def train(run: Run, folder: Path, say: Callable[[float], None], stop: StopOnSign
     )
     trial = task.begin(run["seed"])
     if settings.waves:
-        net = wave_net(problem_of(run["problem"]), settings.waves, *network, run["seed"])
-        trial = trial._replace(net=net)
+        trial = trial._replace(net=wave_net(problem, settings.waves, *network, run["seed"]))
     if settings.published:
-        net = standardised_net(problem_of(run["problem"]), *network, run["seed"])
-        trial = trial._replace(net=net)
-    kinds = {c.name: c.kind for c in problem_of(run["problem"]).conditions}
+        trial = trial._replace(net=standardised_net(problem, *network, run["seed"]))
+    kinds = {c.name: c.kind for c in problem.conditions}
     net, balancer = balanced(run["balance"], run["options"], trial.net, kinds, run["problem"])
     course = Course(trial.error, say)
 

@@ -96,5 +96,5 @@ def balanced(
 
 def usual(names: Sequence[str]) -> list[str]:
     """Those that need no PaddleScience, without DB-PINN's other statistics."""
-    variants = ("dual_balance_std", "dual_balance_kurtosis")
-    return [name for name in names if name not in (*OF_PPSCI, *variants)]
+    variants = set(DUAL_BALANCE) - {"dual_balance"}
+    return [name for name in names if name not in OF_PPSCI and name not in variants]

@@ -50,9 +50,10 @@ def refuse(taker: str, options: Mapping[str, Any], known: Callable[..., Any]) ->
             raise TypeError(
                 f"{taker} has no option {name!r}, which is called {_RENAMED[name]!r} now"
             )
-        hint = did_you_mean(name, parameters)
         if name in _options_of_the_default_rule():
             hint = f", which is one of the default rule: pass rule=PinnRule({name}=...)"
+        else:
+            hint = did_you_mean(name, parameters)
         raise TypeError(f"{taker} has no option {name!r}{hint}")
 
 

@@ -178,6 +178,7 @@ class PointWeights(PreciseLayer):
             getattr(self, name).set_value(value)
 
     def _wait_for(self, left: int, rows: int) -> None:
+        """Count rows, and warn once if so many have come that the points left never will."""
         self._rows_since_a_pass += rows
         if self._rows_since_a_pass < _PASSES_OF_ALL * self.n_points or self._has_warned_of_rows:
             return

@@ -175,7 +175,7 @@ def test_points_that_never_come_are_told_once(layer, recorded_warnings):
         warning.message
     )
     give(layer, residuals(1)[0][:2], rows=slice(N - 2, N))
-    assert layer.weights.numpy().std() > 0 or isinstance(layer, CausalWeights)
+    assert layer.weights.numpy().std() > 0
 
 
 def test_rows_that_are_drawn_at_random_come_to_all_points(layer, recorded_warnings):

@@ -99,8 +99,7 @@ def _find_shared(net: paddle.nn.Layer, shared: Any, rule: Rule | None) -> tuple[
         >>> [list(parameter.shape) for parameter in find_shared(FCNet(2, 1, 3, 16))]
         [[16, 1]]
     """
-    if isinstance(net, paddle.DataParallel):
-        (net,) = net.children()
+    net = unwrapped_of_ranks(net)
     if shared is None and rule is not None and rule.on_all_parameters:
         shared = "all"
     if shared is None:
@@ -118,6 +117,13 @@ def _find_shared(net: paddle.nn.Layer, shared: Any, rule: Rule | None) -> tuple[
     if callable(shared) and not isinstance(shared, (paddle.nn.Layer, paddle.Tensor)):
         shared = shared(net)
     return shared_parameters(shared)
+
+
+def unwrapped_of_ranks(net: Any) -> Any:
+    """The network within ``paddle.DataParallel``."""
+    while isinstance(net, paddle.DataParallel):
+        (net,) = net.children()
+    return net
 
 
 def _last_weights(net: paddle.nn.Layer) -> list[paddle.Tensor]:

@@ -18,6 +18,7 @@ import numpy as np
 import paddle
 
 from paddlescience_gradnorm._paddle import activation_options, has_hooks, normed_weight
+from paddlescience_gradnorm.network._shared_layer import unwrapped_of_ranks
 from paddlescience_gradnorm.network._taylor import ACTIVATIONS, Encoders, Layers, propagate
 from paddlescience_gradnorm.network.embeddings import FourierFeatures, PeriodicEmbedding, Scaling
 from paddlescience_gradnorm.network.grad_norm import GradNorm
@@ -152,8 +153,9 @@ def takes_dicts(network: Any) -> bool:
 
 
 def _innermost(network: Any) -> Any:
-    while isinstance(network, (GradNorm, paddle.DataParallel)):
-        (network,) = [network.net] if isinstance(network, GradNorm) else network.children()
+    network = unwrapped_of_ranks(network)
+    while isinstance(network, GradNorm):
+        network = unwrapped_of_ranks(network.net)
     return network
 
 

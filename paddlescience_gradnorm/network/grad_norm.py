@@ -356,13 +356,6 @@ class GradNorm(NetworkBase):
         self.balancer.renormalize()
 
 
-def unwrapped_of_ranks(net: Any) -> Any:
-    """The network within ``paddle.DataParallel``."""
-    while isinstance(net, paddle.DataParallel):
-        (net,) = net.children()
-    return net
-
-
 def _check_that_nothing_balances(net: paddle.nn.Layer) -> None:
     """Raise a ``TypeError`` if the network is, or holds, something that weighs losses itself."""
     from paddlescience_gradnorm.rotograd import RotateOnly  # which imports this package

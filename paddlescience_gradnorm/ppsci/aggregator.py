@@ -18,8 +18,8 @@ from paddlescience_gradnorm import _arguments, _paddle
 from paddlescience_gradnorm.balancing import _one_pass
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
 from paddlescience_gradnorm.balancing.rules import find_rule
-from paddlescience_gradnorm.network._shared_layer import find_shared
-from paddlescience_gradnorm.network.grad_norm import GradNorm, unwrapped_of_ranks
+from paddlescience_gradnorm.network import GradNorm
+from paddlescience_gradnorm.network._shared_layer import find_shared, unwrapped_of_ranks
 from paddlescience_gradnorm.ppsci._constraints import SolverLosses, check_constraints
 from paddlescience_gradnorm.ppsci._solver_log import SolverLog, plot_weights, said_by_the_solver
 from paddlescience_gradnorm.ppsci._total import Total, with_gradient

@@ -15,7 +15,8 @@ import paddle
 from paddlescience_gradnorm import _operators
 from paddlescience_gradnorm.balancing.balancer import LossBalancer
 from paddlescience_gradnorm.balancing.rules import Equal
-from paddlescience_gradnorm.network.grad_norm import GradNorm, unwrapped_of_ranks
+from paddlescience_gradnorm.network._shared_layer import unwrapped_of_ranks
+from paddlescience_gradnorm.network.grad_norm import GradNorm
 from paddlescience_gradnorm.point_weights import held
 from paddlescience_gradnorm.training.checkpoints import Checkpoints
 from paddlescience_gradnorm.training.trainer import Trainer

@@ -10,7 +10,8 @@ import numpy as np
 import paddle
 
 from paddlescience_gradnorm.balancing import LossBalancer
-from paddlescience_gradnorm.network.grad_norm import GradNorm, unwrapped_of_ranks
+from paddlescience_gradnorm.network._shared_layer import unwrapped_of_ranks
+from paddlescience_gradnorm.network.grad_norm import GradNorm
 from paddlescience_gradnorm.training._checkpoint_file import PathLike, Values, replace
 from paddlescience_gradnorm.training._like import check_like, copy_into, values_of
 

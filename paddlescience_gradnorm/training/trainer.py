@@ -21,7 +21,8 @@ from paddle.callbacks import (
 from paddlescience_gradnorm import _arguments, _paddle, point_weights
 from paddlescience_gradnorm.balancing import LossBalancer, _ranks
 from paddlescience_gradnorm.balancing._losses import Losses, LossOrder, count
-from paddlescience_gradnorm.network.grad_norm import GradNorm, unwrapped_of_ranks
+from paddlescience_gradnorm.network._shared_layer import unwrapped_of_ranks
+from paddlescience_gradnorm.network.grad_norm import GradNorm
 from paddlescience_gradnorm.rotograd import RotateOnly
 from paddlescience_gradnorm.training._batches import (
     Data,

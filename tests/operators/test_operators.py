@@ -178,10 +178,12 @@ def test_who_waits_for_the_library_compiles_it_instead_of_the_background(compile
     number = int(_operators.building().reason.split()[2])
     with ThreadPoolExecutor(1) as pool:
         made = pool.submit(_operators.build)
-        wait_until(lambda: (compiler / "begun").read_text() == "begun\n" * 2)
-        wait_until(lambda: not os.path.exists(f"/proc/{number}/exe"))
-        assert _operators.building().reason.split()[2] == str(os.getpid())
-        (compiler / "go").touch()
+        try:
+            wait_until(lambda: (compiler / "begun").read_text() == "begun\n" * 2)
+            wait_until(lambda: not os.path.exists(f"/proc/{number}/exe"))
+            assert _operators.building().reason.split()[2] == str(os.getpid())
+        finally:
+            (compiler / "go").touch()
         library = made.result()
     assert sorted(path.name for path in library.parent.iterdir()) == [library.name, "lock"]
 
@@ -191,8 +193,10 @@ def test_but_it_waits_for_another_that_waits(compiler, elsewhere, caplog):
         first = pool.submit(_operators.build)
         wait_until((compiler / "begun").exists)
         second = pool.submit(_operators.build)
-        wait_until(lambda: "waiting for process" in caplog.text)
-        (compiler / "go").touch()
+        try:
+            wait_until(lambda: "waiting for process" in caplog.text)
+        finally:
+            (compiler / "go").touch()
         assert first.result() == second.result()
     assert (compiler / "begun").read_text() == "begun\n"
 

@@ -265,7 +265,7 @@ def test_it_says_whether_the_operator_in_cpp_is_used(cpp):
     plain, learned = FCNet(2, 1, 3, 8), PLAIN["one periodic input"]()
     cpp(True)
     assert derivative_path(plain).endswith("linear layers with tanh, in C++")
-    assert derivative_path(learned).endswith("in C++")
+    assert derivative_path(learned).endswith("with tanh after periodic inputs, in C++")
     plain.to(dtype="float16")
     assert derivative_path(plain).endswith("serves float32 and float64 on a CPU, in dynamic mode")
     cpp(False)
