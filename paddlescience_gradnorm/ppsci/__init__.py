@@ -3,6 +3,7 @@
 try:
     from paddlescience_gradnorm.ppsci.aggregator import GradNormAggregator
     from paddlescience_gradnorm.ppsci.configuration import build_aggregator
+    from paddlescience_gradnorm.ppsci.derivatives import propagate_derivatives
 except ModuleNotFoundError as error:
     if error.name != "ppsci":
         raise
@@ -11,4 +12,4 @@ except ModuleNotFoundError as error:
         "pip install 'paddlesci>=1.4,<1.5'"
     ) from error
 
-__all__ = ["GradNormAggregator", "build_aggregator"]
+__all__ = ["GradNormAggregator", "build_aggregator", "propagate_derivatives"]

@@ -1,7 +1,4 @@
-"""PaddleScience's MLP in a Residual: by names, and by Taylor propagation where that is exact."""
-
-import gc
-import weakref
+"""Taylor propagation in a Solver: against PaddleScience's own derivatives, to rounding."""
 
 import numpy as np
 import paddle
@@ -11,353 +8,289 @@ import sympy
 pytest.importorskip("ppsci", reason="needs PaddleScience: pip install -e '.[ppsci]'")
 
 import ppsci
+import ppsci_problem as problem
 
-from paddlescience_gradnorm import GradNorm
-from paddlescience_gradnorm.network import _structure
-from paddlescience_gradnorm.pde import Residual, derivative_path, residual
+from paddlescience_gradnorm.ppsci import GradNormAggregator, propagate_derivatives
+from paddlescience_gradnorm.ppsci._told import differentiates
+from paddlescience_gradnorm.ppsci.derivatives import is_served
 
-x, y, z = sympy.symbols("x y z")
-u, v, w = sympy.Function("u"), sympy.Function("v"), sympy.Function("w")
-U, V = u(x, y), v(x, y)
-FIRST = Residual([U.diff(x) + V * U.diff(y), V.diff(y) - x * U], (x, y), (u, v))
-SECOND = Residual([U.diff(x, 2) + V * U.diff(x, y), V.diff(y, 2) + V], (x, y), (u, v))
-FOURTH = Residual([U.diff(x, 4) + V, V.diff(x, 2, y, 2) + V.diff(y, 3)], (x, y), (u, v))
-
-FAST = {
-    **{name: {"activation": name} for name in ("tanh", "sigmoid", "silu", "sin", "cos", "siren")},
-    "swish": {"activation": "swish"},
-    "sizes of layers": {"num_layers": None, "hidden_size": (4, 7, 5)},
-    "skip connection": {"num_layers": 6, "skip_connection": True},
-    "weight norm": {"weight_norm": True},
-    "random weights": {"random_weight": {"mean": 0.5, "std": 0.1}},
-    "period": {"periods": {"x": (2.0, False)}},
-    "period of the second": {"periods": {"y": (2.0, False)}},
-    "trainable periods": {"periods": {"y": (2.0, True), "x": (1.5, False)}},
-    "Fourier": {"fourier": {"dim": 8, "scale": 1.0}},
-    "other order of names": {"input_keys": ("y", "x"), "output_keys": ("w", "v", "u")},
-    "all of it": {
-        "input_keys": ("y", "x"),
-        "periods": {"x": (2.0, True)},
-        "fourier": {"dim": 8, "scale": 1.0},
-        "weight_norm": True,
-        "skip_connection": True,
-        "activation": "swish",
-    },
-}
-
-
-MODIFIED = {
-    **{name: {"activation": name} for name in ("tanh", "sigmoid", "silu", "sin")},
-    "one layer": {"num_layers": 1},
-    "skip connection": {"num_layers": 6, "skip_connection": True},
-    "weight norm": {"weight_norm": True},
-    "random weights": {"random_weight": {"mean": 0.5, "std": 0.1}},
-    "period": {"periods": {"y": (2.0, False)}},
-    "Fourier": {"fourier": {"dim": 8, "scale": 1.0}},
-    "all of it": {
-        "input_keys": ("y", "x"),
-        "periods": {"x": (2.0, True)},
-        "fourier": {"dim": 8, "scale": 1.0},
-        "random_weight": {"mean": 0.5, "std": 0.1},
-        "num_layers": 5,
-        "skip_connection": True,
-        "activation": "silu",
-    },
-}
-
-
-def mlp(of=ppsci.arch.MLP, **options):
-    options = {"num_layers": 4, "hidden_size": 6, **options}
-    names = {"input_keys": ("x", "y"), "output_keys": ("u", "v")}
-    return of(**{**names, **options})
-
-
-def modified(**options):
-    return mlp(ppsci.arch.ModifiedMLP, **options)
+t, x, y, nu = sympy.symbols("t x y nu")
+u, v, w = (sympy.Function(name)(x, y) for name in ("u", "v", "w"))
+sdf = sympy.Function("sdf")(x, y)
+hessian, jacobian = ppsci.autodiff.hessian, ppsci.autodiff.jacobian
 
 
 @pytest.fixture(autouse=True)
 def float64():
     paddle.set_default_dtype("float64")
-    paddle.seed(0)
     yield
     paddle.set_default_dtype("float32")
 
 
-@pytest.fixture
-def points():
-    return paddle.rand([7, 2]) - 0.5
+def equation_of(**expressions):
+    """An equation with these parts, which learns nu."""
+    made = ppsci.equation.PDE()
+    learned = paddle.create_parameter(
+        [], "float64", default_initializer=paddle.nn.initializer.Constant(2.0)
+    )
+    learned.name = "nu"  # by which PaddleScience finds it
+    made.learnable_parameters.append(learned)
+    for name, expression in expressions.items():
+        made.add_equation(name, expression)
+    return made
 
 
-def results(system, net, points):
-    """Residuals, and the gradients of a loss in all parameters."""
-    net.clear_gradients()
-    found = system(net, points)
-    sum((f * f).sum() for f in found).backward()
-    trained = [p for p in net.parameters() if not p.stop_gradient]
-    gradients = [np.zeros(p.shape) if p.grad is None else p.grad.numpy() for p in trained]
-    return [*(f.numpy() for f in found), *gradients]
+def solver_of(equation, inputs=("x", "y"), outputs=("u", "v"), adapt=None, more=(), **settings):
+    """A Solver with one constraint for all parts of an equation, and one for values of u."""
+    ppsci.utils.misc.set_random_seed(1)
+    model = ppsci.arch.MLP(inputs, outputs, num_layers=3, hidden_size=8)
+    if adapt is not None:
+        adapt(model)
+    points = np.random.default_rng(0).random((16, len(inputs)))
+    data = {"name": "NamedArrayDataset", "input": dict(zip(inputs, np.hsplit(points, len(inputs))))}
+    data["input"].update(dict.fromkeys(more, points[:, :1] + 2))
+
+    def constraint(name, expressions):
+        label = dict.fromkeys(expressions, 0 * points[:, :1])
+        of_name = {"dataset": {**data, "label": label}, "batch_size": 16}
+        return ppsci.constraint.SupervisedConstraint(
+            of_name, ppsci.loss.MSELoss(), expressions, name=name
+        )
+
+    constraints = {
+        "EQ": constraint("EQ", dict(equation.equations)),
+        "BC": constraint("BC", {"u": lambda out: out["u"]}),
+    }
+    settings = {"epochs": 1, "iters_per_epoch": 1, "equation": {"own": equation}, **settings}
+    trained = [model, *([equation] if len(equation.learnable_parameters) else [])]
+    optimizer = ppsci.optimizer.SGD(0.01)(tuple(trained))
+    return ppsci.solver.Solver(model, constraints, None, optimizer, **settings)
 
 
-def assert_are_nested(system, net, points, monkeypatch):
-    ours = results(system, net, points)
-    with monkeypatch.context() as patch:
-        patch.setattr(residual, "way_of", lambda network: "as a reference")
-        reference = results(system, net, points)
-    for one, other in zip(ours, reference):
-        scale = max(1.0, np.abs(other).max())
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12 * scale)
+def losses_and_gradients(solver):
+    """Of one step, as the Solver makes it."""
+    batches = [next(each.data_iter) for each in solver.constraint.values()]
+    for inputs, _, _ in batches:
+        for tensor in inputs.values():
+            tensor.stop_gradient = False
+    expressions = tuple(each.output_expr for each in solver.constraint.values())
+    inputs, labels, weights = zip(*batches)
+    losses, _ = solver.forward_helper.train_forward(
+        expressions, inputs, solver.model, solver.constraint, labels, weights
+    )
+    trained = [*solver.model.parameters(), *solver.equation["own"].learnable_parameters]
+    seen = {name: differentiates(loss) for name, loss in losses.items()}
+    sum(losses.values()).backward()
+    found = [np.zeros(p.shape) if p.grad is None else p.grad.numpy() for p in trained]
+    return {name: float(loss) for name, loss in losses.items()}, found, seen
 
 
-def by_itself(net, points):
-    """FIRST, with nothing of this package."""
-    columns = paddle.split(points, 2, axis=1)
-    for column in columns:
-        column.stop_gradient = False
-    outs = net(dict(zip(("x", "y"), columns)))
-    a, b = outs["u"], outs["v"]
-    (a_x, a_y), (b_y,) = paddle.grad(a, columns, retain_graph=True), paddle.grad(b, columns[1:])
-    return [(a_x + b * a_y).numpy(), (b_y - columns[0] * a).numpy()]
-
-
-@pytest.mark.usefixtures("both_operators")
-@pytest.mark.parametrize("options", FAST)
-def test_the_mlp_is_served_from_its_own_parameters(options, points, monkeypatch):
-    net = mlp(**FAST[options])
-    assert derivative_path(net).startswith("Taylor propagation up to order 4: linear layers with")
-    for ours, reference in zip(FIRST(net, points), by_itself(net, points)):
-        np.testing.assert_allclose(ours.numpy(), reference, rtol=1e-10, atol=1e-13)
-    assert_are_nested(SECOND, net, points, monkeypatch)
-
-
-@pytest.mark.usefixtures("both_operators")
-@pytest.mark.parametrize("options", ["tanh", "skip connection", "random weights", "weight norm"])
-def test_fourth_derivatives_too(options, points, monkeypatch):
-    assert_are_nested(FOURTH, mlp(**FAST[options]), points, monkeypatch)
-
-
-@pytest.mark.usefixtures("both_operators")
-@pytest.mark.parametrize("options", MODIFIED)
-def test_so_is_the_modified_mlp(options, points, monkeypatch):
-    net = modified(**MODIFIED[options])
-    path = derivative_path(net)
-    why = "by Paddle's operators, because the operator in C++ serves no modified MLP"
-    assert path.startswith("Taylor") and path.endswith(f", in a modified MLP, {why}")
-    for ours, reference in zip(FIRST(net, points), by_itself(net, points)):
-        np.testing.assert_allclose(ours.numpy(), reference, rtol=1e-10, atol=1e-13)
-    assert_are_nested(SECOND, net, points, monkeypatch)
-
-
-@pytest.mark.parametrize("options", ["tanh", "one layer", "skip connection", "random weights"])
-def test_it_has_fourth_derivatives_too(options, points, monkeypatch):
-    assert_are_nested(FOURTH, modified(**MODIFIED[options]), points, monkeypatch)
-
-
-@pytest.mark.usefixtures("both_operators")
-def test_gelu_is_served_where_paddle_cannot_differentiate_it(points):
-    net = mlp(activation="gelu")
-    assert "linear layers with gelu, " in derivative_path(net)
-    for ours, reference in zip(FIRST(net, points), by_itself(net, points)):
-        np.testing.assert_allclose(ours.numpy(), reference, rtol=1e-10, atol=1e-13)
-    assert all(np.isfinite(found.numpy()).all() for found in SECOND(net, points))
-
-
-@pytest.mark.usefixtures("both_operators")
-def test_a_beta_that_has_been_learned_is_used(points, monkeypatch):
-    net = mlp(activation="swish")
-    for activation in net.acts:
-        activation.beta.set_value(paddle.to_tensor(1.7))
-    assert_are_nested(SECOND, net, points, monkeypatch)
-    net.acts[1].beta.set_value(paddle.to_tensor(0.0))
-    assert derivative_path(net).startswith("nested paddle.grad: a Swish has a beta of 0")
-    for ours, reference in zip(FIRST(net, points), by_itself(net, points)):
-        np.testing.assert_allclose(ours.numpy(), reference, rtol=1e-12)
-
-
-class MyMLP(ppsci.arch.MLP):
-    def forward_tensor(self, ins):
-        return 2 * super().forward_tensor(ins)
-
-
-class MyModifiedMLP(ppsci.arch.ModifiedMLP):
-    def forward_tensor(self, ins):
-        return 2 * super().forward_tensor(ins)
-
-
-class MyGradNorm(GradNorm):
-    def forward(self, ins):
-        return {name: 2 * value for name, value in self.net(ins).items()}
-
-
-def with_output_transform():
-    net = mlp()
-    net.register_output_transform(lambda ins, outs: {"u": ins["x"] * outs["u"], "v": outs["v"]})
-    return net
-
-
-def with_input_transform():
-    net = mlp(input_keys=("a", "b"))
-    net.register_input_transform(lambda ins: {"a": ins["x"] ** 2, "b": ins["y"] * ins["x"]})
-    return net
-
-
-def with_longer_encoder():
-    net = modified()
-    net.embed_u = paddle.nn.Sequential(*net.embed_u, paddle.nn.Tanh())
-    return net
-
-
-def with_narrow_encoder():
-    """Of one column, which Paddle multiplies with all of a layer's."""
-    net = modified()
-    for name in ("embed_u", "embed_v"):
-        setattr(net, name, paddle.nn.Sequential(paddle.nn.Linear(2, 1), paddle.nn.Tanh()))
-    return net
-
-
-def hooked(part, of=ppsci.arch.MLP, activation="swish"):
-    def build():
-        net = mlp(of, periods={"x": (2.0, False)}, activation=activation)
-        part(net).register_forward_post_hook(lambda layer, ins, outs: outs)
-        return net
-
-    return build
-
-
-def patched():
-    net = mlp()
-    net.forward_tensor = lambda ins: 2 * ppsci.arch.MLP.forward_tensor(net, ins)
-    return net
-
-
-NESTED = {
-    "stan": (lambda: mlp(activation="stan"), "the activation Stan is none that can be read"),
-    "elu": (lambda: mlp(activation="elu"), "the activation ELU is none that can be read"),
-    "subclass": (
-        lambda: MyMLP(("x", "y"), ("u", "v"), 3, 6),
-        "of PaddleScience's networks only MLP and ModifiedMLP can be read, not MyMLP",
-    ),
-    "subclass of the modified MLP": (
-        lambda: MyModifiedMLP(("x", "y"), ("u", "v"), 3, 6),
-        "of PaddleScience's networks only MLP and ModifiedMLP can be read, not MyModifiedMLP",
-    ),
-    "modified MLP with swish": (
-        lambda: modified(activation="swish"),
-        "ModifiedMLP has Swish, an activation with a scale",
-    ),
-    "modified MLP with siren": (
-        lambda: modified(activation="siren"),
-        "ModifiedMLP has Siren, an activation with a scale",
-    ),
-    "hook of an encoder": (
-        hooked(lambda net: net.embed_v, of=ppsci.arch.ModifiedMLP, activation="tanh"),
-        "Sequential has hooks",
-    ),
-    "hook in an encoder": (
-        hooked(lambda net: net.embed_u[0], of=ppsci.arch.ModifiedMLP, activation="tanh"),
-        "Linear has hooks",
-    ),
-    "longer encoder": (
-        with_longer_encoder,
-        "an encoder of ModifiedMLP is not a linear layer and an activation",
-    ),
-    "narrow encoder": (
-        with_narrow_encoder,
-        "the encoders of ModifiedMLP have other sizes or dtypes than its layers",
-    ),
-    "output transform": (
-        with_output_transform,
-        "MLP has an input transform or an output transform",
-    ),
-    "input transform": (with_input_transform, "MLP has an input transform or an output transform"),
-    "hook": (hooked(lambda net: net), "MLP has hooks"),
-    "hook of a layer": (hooked(lambda net: net.linears[1]), "Linear has hooks"),
-    "hook of the last": (hooked(lambda net: net.last_fc), "Linear has hooks"),
-    "hook of an activation": (hooked(lambda net: net.acts[1]), "Swish has hooks"),
-    "hook of the embedding": (hooked(lambda net: net.period_emb), "PeriodEmbedding has hooks"),
-    "patched": (patched, "MLP has a forward of its own"),
-    "wrapper of its own": (
-        lambda: MyGradNorm(mlp(), 2),
-        "of PaddleScience's networks only MLP and ModifiedMLP can be read, not MyGradNorm",
-    ),
-    "several columns": (
-        lambda: mlp(output_dim=4),
-        "MLP has inputs or outputs of several columns",
-    ),
+LAPLACE = {"laplace": u.diff(x, 2) + u.diff(y, 2)}
+SYSTEMS = {
+    "first order": {"a": u.diff(x) + v.diff(y)},
+    "the root is a derivative": {"a": u.diff(x), "b": v.diff(x, y)},
+    "second order": LAPLACE,
+    "flow": {
+        "continuity": u.diff(x) + v.diff(y),
+        "momentum": u * u.diff(x) + v * u.diff(y) - nu * (u.diff(x, 2) + u.diff(y, 2)),
+    },
+    "third order": {"a": u.diff(y, 3) + u * u.diff(x)},
+    "fourth order": {"a": u.diff(x, 4) + 2 * u.diff(x, 2, y, 2) + u.diff(y, 4) - nu * v},
+    "functions": {"a": sympy.exp(u.diff(x)) * sympy.Max(v.diff(y), u) + sympy.Heaviside(u)},
+    "from the data": {"a": nu * u.diff(x) + sympy.Symbol("c") * v.diff(y, 2) + x * u},
+    "without derivatives beside": {"a": u.diff(x, 2), "b": u * v - 1},
+    "distance": {"a": sdf.diff(x) * u.diff(x) + sdf * u},
 }
 
 
-@pytest.mark.parametrize("network", NESTED)
-def test_all_else_is_differentiated_and_says_why(network, points):
-    build, why = NESTED[network]
-    net = build()
-    assert derivative_path(net) == f"nested paddle.grad: {why}"
-    if network == "several columns":
-        with pytest.raises(ValueError, match=r"must return shape \[7, 2\], got \[7, 4\]"):
-            FIRST(net, points)
-        return
-    for ours, reference in zip(FIRST(net, points), by_itself(net, points)):
-        np.testing.assert_allclose(ours.numpy(), reference, rtol=1e-12, atol=1e-15)
-
-
 @pytest.mark.usefixtures("both_operators")
-def test_in_gradnorm_and_in_data_parallel_it_goes_by_names_too(points):
-    net = mlp(input_keys=("y", "x"))
-    expected = by_itself(net, points)
-    wrapped, parallel = GradNorm(net, n_loss=2), paddle.DataParallel(net)
-    assert derivative_path(wrapped).startswith("Taylor")
-    assert derivative_path(parallel).startswith("nested")
-    for one in (net, wrapped, parallel):
-        for ours, reference in zip(FIRST(one, points), expected):
-            np.testing.assert_allclose(ours.numpy(), reference, rtol=1e-10, atol=1e-13)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_losses_and_gradients_are_those_of_paddlescience(system):
+    made = [
+        solver_of(equation_of(**SYSTEMS[system]), more=("c", "sdf", "sdf__x")) for _ in range(2)
+    ]
+    paths = propagate_derivatives(made[1])
+    assert paths
+    assert all(path.startswith("Taylor propagation up to order 4") for path in paths.values())
+    reference, ours = map(losses_and_gradients, made)
+    assert list(reference[2].values()) != list(ours[2].values()), "nothing was served"
+    assert not any(ours[2].values())
+    for name, loss in reference[0].items():
+        assert ours[0][name] == pytest.approx(loss, rel=1e-11)
+    for one, other in zip(ours[1], reference[1]):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
-def test_values_alone_go_by_names_too(points):
-    net = mlp(output_keys=("v", "w", "u"))
-    (found,) = Residual([U - 2 * V], (x, y), (u, v))(net, points)
-    outs = net(dict(zip(("x", "y"), paddle.split(points, 2, axis=1))))
-    np.testing.assert_allclose(found.numpy(), (outs["u"] - 2 * outs["v"]).numpy())
+def test_parts_of_an_equation_that_hold_derivatives_are_named():
+    solver = solver_of(equation_of(**SYSTEMS["without derivatives beside"]))
+    assert list(propagate_derivatives(solver)) == ["EQ.a"]
 
 
-def test_an_input_that_the_network_does_not_take_has_derivative_zero(points):
-    net = mlp(input_keys=("y",), output_keys=("u",))
-    found = Residual(U.diff(x), (x, y), (u,))(net, points)
-    assert found.numpy().tolist() == [[0.0]] * 7
+def test_functions_are_those_of_fewer_coordinates_than_the_model_has():
+    system = {"a": u.diff(x, 2) + v.diff(y)}
+    made = [solver_of(equation_of(**system), inputs=("y", "t", "x")) for _ in range(2)]
+    propagate_derivatives(made[1])
+    reference, ours = map(losses_and_gradients, made)
+    assert ours[0] == pytest.approx(reference[0], rel=1e-11)
+    for one, other in zip(ours[1], reference[1]):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
-def test_other_names_are_an_error(points):
-    with pytest.raises(ValueError, match=r"takes \['x', 'y'\] by name.*\['x', 'z'\].*input_keys"):
-        Residual(u(x, z).diff(z), (x, z), (u,))(mlp(), points)
-    with pytest.raises(ValueError, match=r"gives \['u', 'v'\] by name.*\['w'\].*output_keys"):
-        Residual(w(x, y).diff(x), (x, y), (w,))(mlp(), points)
+def test_functions_in_python_keep_their_way():
+    def both(out):
+        return hessian(out["u"], out["x"]) * out["u"]
+
+    system = {"a": u * u.diff(x, 2), "python": both}
+    made = [solver_of(equation_of(**system)) for _ in range(2)]
+    assert list(propagate_derivatives(made[1])) == ["EQ.a"]
+    assert made[1].constraint["EQ"].output_expr["python"] is both
+    reference, ours = map(losses_and_gradients, made)
+    assert ours[2] == {"a": False, "python": True, "u": False}
+    assert ours[0] == pytest.approx(reference[0], rel=1e-11)
+    for one, other in zip(ours[1], reference[1]):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
-def test_a_release_that_makes_something_else_of_the_layers_is_differentiated(points, monkeypatch):
-    """Such as one whose skip connection adds the layer before, instead of the layer itself."""
-
-    def forward_tensor(self, ins):
-        skip = None
-        for k, (linear, activation) in enumerate(zip(self.linears, self.acts)):
-            ins = linear(ins)
-            if k % 2 == 0:
-                ins, skip = ins if skip is None else ins + skip, ins
-            ins = activation(ins)
-        return self.last_fc(ins)
-
-    monkeypatch.setattr(ppsci.arch.MLP, "forward_tensor", forward_tensor)
-    net = mlp(skip_connection=True)
-    assert derivative_path(net).endswith("MLP gives other values than its layers and activations")
-    for ours, reference in zip(FIRST(net, points), by_itself(net, points)):
-        np.testing.assert_allclose(ours.numpy(), reference, rtol=1e-12)
+def no_transform(model):
+    model.register_output_transform(lambda inputs, outputs: outputs)
 
 
-def test_the_comparison_is_made_once_and_keeps_no_network(points, monkeypatch):
-    net = mlp()
-    FIRST(net, points)
-    monkeypatch.setattr(_structure, "_confirm", None)
-    FIRST(net, points)
-    kept = weakref.ref(net)
-    assert net in _structure._confirmed
-    del net
-    gc.collect()
-    assert kept() is None
+REFUSED = {
+    "the name of an output": ({"u": u.diff(x, 2)}, {}, "an expression is called 'u', which is an"),
+    "fifth order": ({"a": u.diff(x, 5)}, {}, "is of order 5, above 4"),
+    "another function": ({"a": u.diff(x) + w.diff(x)}, {"more": ("w",)}, "w(x, y) is no output"),
+    "a transform": (LAPLACE, {"adapt": no_transform}, "output transform"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_served_keeps_its_way_and_says_why(case, monkeypatch):
+    system, settings, why = REFUSED[case]
+    if case == "another function":  # PaddleScience wants it of another model
+        other = ppsci.arch.MLP(("x", "y"), ("w",), 1, 4)
+        solver = solver_of(equation_of(**LAPLACE))
+        lambdified = ppsci.lambdify(system["a"], (solver.model, other))
+        solver.constraint["EQ"].output_expr["a"] = lambdified
+    else:
+        solver = solver_of(equation_of(**system), **settings)
+    before = dict(solver.constraint["EQ"].output_expr)
+    paths = propagate_derivatives(solver)
+    assert all(path.startswith("nested paddle.grad: ") for path in paths.values())
+    assert why in paths[f"EQ.{next(iter(system))}"]
+    assert solver.constraint["EQ"].output_expr == before
+
+
+def test_a_static_program_keeps_its_way():
+    solver = solver_of(equation_of(**LAPLACE))
+    solver.to_static = True
+    paths = propagate_derivatives(solver)
+    assert paths == {"EQ.laplace": "nested paddle.grad: the Solver has to_static=True"}
+    assert not is_served(solver.constraint["EQ"].output_expr["laplace"])
+
+
+def test_a_transform_that_is_set_later_counts():
+    made = [solver_of(equation_of(**LAPLACE)) for _ in range(2)]
+    propagate_derivatives(made[1])
+    for solver in made:
+        solver.model.register_output_transform(
+            lambda inputs, outputs: {name: inputs["x"] * value for name, value in outputs.items()}
+        )
+    reference, ours = map(losses_and_gradients, made)
+    assert ours[0] == pytest.approx(reference[0], rel=1e-11)
+
+
+def test_an_input_of_two_columns_is_left_to_paddlescience():
+    model = ppsci.arch.MLP(("x",), ("u",), 2, 8, input_dim=2)
+    solver = solver_of(equation_of(a=sympy.Function("u")(x).diff(x)), ("x",), ("u",))
+    solver.model = model
+    propagate_derivatives(solver)
+    data = {"x": paddle.rand([4, 2])}
+    data["x"].stop_gradient = False
+    data.update(model(data))
+    found = solver.constraint["EQ"].output_expr["a"](data)
+    ppsci.autodiff.clear()
+    expected = paddle.grad(model(data)["u"], data["x"])[0]
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-11, atol=1e-13)
+
+
+def test_twice_is_as_once():
+    solver = solver_of(equation_of(**LAPLACE))
+    paths = propagate_derivatives(solver)
+    served = dict(solver.constraint["EQ"].output_expr)
+    assert propagate_derivatives(solver) == paths
+    assert solver.constraint["EQ"].output_expr == served
+
+
+def test_validators_and_visualizers_are_served():
+    points = np.random.default_rng(0).random((16, 2))
+    data = {"name": "NamedArrayDataset", "input": {"x": points[:, :1], "y": points[:, 1:]}}
+    data["label"] = {"laplace": 0 * points[:, :1]}
+    validator = ppsci.validate.SupervisedValidator(
+        {"dataset": data, "batch_size": 16},
+        ppsci.loss.MSELoss(),
+        dict(LAPLACE),
+        metric={"MSE": ppsci.metric.MSE()},
+        name="residual",
+    )
+    visualizer = ppsci.visualize.VisualizerVtu(data["input"], dict(LAPLACE))
+    more = {"validator": {"residual": validator}, "visualizer": {"vtu": visualizer}}
+    solver = solver_of(equation_of(**LAPLACE), **more)
+    with_gradients = solver.eval()[0]
+    paths = propagate_derivatives(solver)
+    assert list(paths) == ["EQ.laplace", "residual.laplace", "vtu.laplace"]
+    assert solver.eval()[0] == pytest.approx(with_gradients, rel=1e-11)
+    solver.eval_with_no_grad = True  # which PaddleScience's own derivatives do not work with
+    assert solver.eval()[0] == pytest.approx(with_gradients, rel=1e-11)
+
+
+@pytest.mark.parametrize("of", [True, False])
+def test_the_aggregator_tells_equations_as_before(of):
+    model, constraint, equation = problem.apart(("EQ", "left", "right", "traction"))
+    del constraint["traction"]
+    make = GradNormAggregator.of if of else lambda model, *_: GradNormAggregator(model, 2)
+    aggregator = make(model, constraint, equation)
+    optimizer = ppsci.optimizer.Adam(1e-3)(model)
+    solver = ppsci.solver.Solver(
+        model, constraint, None, optimizer, epochs=1, iters_per_epoch=1, equation=equation,
+        loss_aggregator=aggregator,
+    )  # fmt: skip
+    aggregator.log_to(solver)
+    assert propagate_derivatives(solver)["EQ.laplace"].startswith("Taylor propagation")
+    solver.train()
+    assert aggregator._losses.equations == ("EQ.laplace" if of else "laplace",)
+
+
+def test_an_equation_that_only_its_derivatives_tell():
+    """Its name is in neither ``equation`` nor the words for equations."""
+    model, constraint, equation = problem.apart(("own", "left"))
+    constraint["own"].output_expr["anything"] = LAPLACE["laplace"]
+    aggregator = GradNormAggregator.of(model, constraint, equation)
+    solver = ppsci.solver.Solver(
+        model, constraint, None, ppsci.optimizer.Adam(1e-3)(model), epochs=1, iters_per_epoch=1,
+        loss_aggregator=aggregator,
+    )  # fmt: skip
+    propagate_derivatives(solver)
+    solver.train()
+    assert aggregator._losses.equations == ("own.anything",)
+
+
+def test_training_is_as_without(solve, monkeypatch):
+    paddle.set_default_dtype("float32")  # of the problem's points
+    _, _, reference = solve()
+    own = problem.solver
+
+    def served(*args, **settings):
+        solver, aggregator = own(*args, **settings)
+        propagate_derivatives(solver)
+        return solver, aggregator
+
+    monkeypatch.setattr(problem, "solver", served)
+    _, _, rows = solve()
+    assert [row.keys() for row in rows] == [row.keys() for row in reference]
+    for row, expected in zip(rows, reference):
+        assert row == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_is_no_solver_is_refused():
+    with pytest.raises(TypeError, match=r"solver must be a ppsci.solver.Solver, got MLP"):
+        propagate_derivatives(ppsci.arch.MLP(("x",), ("u",), 1, 4))
