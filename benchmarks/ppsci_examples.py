@@ -38,6 +38,8 @@ BALANCES = {
     "of_bare": "`of`, no weights by hand, frozen before L-BFGS",
     "of_early": "`of`, `PinnRule(late=False)`",
     "of_beta2": "`of`, `beta2=0.99`",
+    "of_tuned": "`of`, `tune_cpu`",
+    "of_propagated": "`of`, `tune_cpu`, `propagate_derivatives`",
     "original_beta2": "original, `beta2=0.99`",
     "by_name": "by name",
     "GradNorm": "its GradNorm",
@@ -46,7 +48,8 @@ BALANCES = {
 }
 # In the table the default comes first.
 COLUMNS = (
-    *("of", "of_bare", "of_early", "of_beta2", "by_name", "original", "original_beta2"),
+    *("of", "of_bare", "of_early", "of_beta2", "of_tuned", "of_propagated", "by_name"),
+    *("original", "original_beta2"),
     *("GradNorm", "Relobralo", "NTK"),
 )
 RUN = Path(__file__).with_name("ppsci_examples_run.py")

@@ -31,13 +31,16 @@ from ppsci.utils import save_load
 from ppsci_examples_cases import EXAMPLES, Example
 
 from paddlescience_gradnorm.balancing import PinnRule
-from paddlescience_gradnorm.ppsci import GradNormAggregator
+from paddlescience_gradnorm.ppsci import GradNormAggregator, propagate_derivatives
 from paddlescience_gradnorm.ppsci._weights_by_hand import weights_by_hand, without_weights_by_hand
+from paddlescience_gradnorm.runtime import tune_cpu
 
 # A single iterate at a constant rate is noise, so this takes the median of five.
 MOMENTS = (0.92, 0.94, 0.96, 0.98, 1.0)
 # A shorter memory of Adam, for the balances that end so. An example that sets another keeps it.
 BETA2, OF_BETA2 = 0.99, "_beta2"
+# What is faster, in balances that end so: tune_cpu, and propagate_derivatives besides.
+TUNED, PROPAGATED = "_tuned", "_propagated"
 # PaddleScience's aggregators update on every thousandth step, which a shortened run hardly reaches.
 SHORT_UPDATE_FREQ = 100
 Build = Callable[[Any, dict[str, Any], dict[str, Any], int, int], Any]
@@ -50,7 +53,8 @@ def count_losses(constraint: dict[str, Any]) -> int:
 
 def balance_named(name: str) -> Build | None:
     """Builds the aggregator from model, constraints, equations and update_freq."""
-    name = name.removesuffix(OF_BETA2)
+    for suffix in (OF_BETA2, TUNED, PROPAGATED):
+        name = name.removesuffix(suffix)
     return {
         "original": None,
         "of": lambda m, c, e, f: GradNormAggregator.of(m, c, e),
@@ -80,6 +84,8 @@ class Recorder:
         self.is_by_name = balance == "by_name"
         self.is_bare = balance == "of_bare"
         self.adam_options = {"beta2": BETA2} if balance.endswith(OF_BETA2) else {}
+        self.propagates = balance.endswith(PROPAGATED)
+        self.paths: dict[str, str] = {}
         self.update_freq = 1000 if full else SHORT_UPDATE_FREQ
         self.trainings: list[dict[str, Any]] = []
         # By the constraints, which are kept alive so that their ids stay theirs.
@@ -99,6 +105,8 @@ class Recorder:
                 aggregator = self._aggregator(given["model"], constraint, given["equation"])
                 kwargs["loss_aggregator"] = aggregator
             original_init(solver, *args, **kwargs)
+            if self.propagates:
+                self.paths.update(propagate_derivatives(solver))
             if aggregator is not None and self.is_by_name:
                 aggregator.log_to(solver)
 
@@ -117,6 +125,8 @@ class Recorder:
                 "errors": errors,
                 "error": statistics.median(errors),
             }
+            if self.propagates:
+                training["derivatives"] = self.paths
             aggregator = solver.loss_aggregator
             if isinstance(aggregator, GradNormAggregator):
                 equations = aggregator.balancer.equations or aggregator._losses.equations
@@ -192,6 +202,8 @@ def main() -> None:
     args = parser.parse_args()
 
     matplotlib.use("Agg")
+    if args.balance.endswith((TUNED, PROPAGATED)):
+        tune_cpu(threads=1)
     example = EXAMPLES[args.example]
     script = args.folder / example.script
     recorder = Recorder(example, args.balance, args.full)

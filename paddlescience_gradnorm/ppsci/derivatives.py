@@ -64,16 +64,15 @@ def propagate_derivatives(solver: Solver) -> dict[str, str]:
     paths = {}
     for containers in (solver.constraint, solver.validator, solver.visualizer):
         for name, container in (containers or {}).items():
-            expressions = container.output_expr
+            expressions, of_container = container.output_expr, path
             differentiated = [each for each in expressions if _derivatives(expressions[each])]
-            why_not = _why_not(model, expressions, differentiated)
-            if why_not and not path.startswith(_NESTED):
-                paths.update({f"{name}.{output}": _NESTED + why_not for output in differentiated})
-                continue
-            paths.update({f"{name}.{output}": path for output in differentiated})
-            is_new = any(not is_served(expressions[output]) for output in differentiated)
-            if is_new and not path.startswith(_NESTED):
-                _serve(model, expressions, differentiated)
+            if not path.startswith(_NESTED):
+                why_not = _why_not(model, expressions, differentiated)
+                if why_not:
+                    of_container = _NESTED + why_not
+                elif not all(is_served(expressions[output]) for output in differentiated):
+                    _serve(model, expressions, differentiated)
+            paths.update({f"{name}.{output}": of_container for output in differentiated})
     return paths
 
 

@@ -188,6 +188,15 @@ def test_a_static_program_keeps_its_way():
     assert not is_served(solver.constraint["EQ"].output_expr["laplace"])
 
 
+def test_several_networks_keep_their_way():
+    solver = solver_of(equation_of(**LAPLACE))
+    solver.model = ppsci.arch.ModelList((solver.model, ppsci.arch.MLP(("x", "y"), ("w",), 1, 4)))
+    path = propagate_derivatives(solver)["EQ.laplace"]
+    assert (
+        path == "nested paddle.grad: ModelList is none of the networks and layers that can be read"
+    )
+
+
 def test_a_transform_that_is_set_later_counts():
     made = [solver_of(equation_of(**LAPLACE)) for _ in range(2)]
     propagate_derivatives(made[1])
