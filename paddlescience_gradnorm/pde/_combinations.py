@@ -22,12 +22,13 @@ def carried(
     """
     symbols = {derivative: sympy.Dummy(real=True) for derivative in derivatives.values()}
     plain = [expression.xreplace(symbols) for expression in expressions]
-    # The slope of a step is 0, so slopes tell everything of sums, products and powers alone.
+    # The slope of a step is 0, so slopes tell everything of sums, products and whole powers alone.
+    # A root can be a step: sqrt(a**2) / a.
     within = {
         symbol
         for expression in plain
         for node in sympy.preorder_traversal(expression)
-        if node.args and not isinstance(node, (sympy.Add, sympy.Mul, sympy.Pow))
+        if node.args and not _is_smooth(node)
         for symbol in node.free_symbols
     }
     fields = sorted({index[0] for index in derivatives})
@@ -49,7 +50,8 @@ def carried(
             if count is not None:
                 group.append((count, index))
                 break
-            if inverse is not None:
+            # The product of two numbers may be too large where each is not.
+            if inverse is not None and all(abs(inverse * n) <= _LARGEST for n, _ in group):
                 groups[k] = slopes, [(1, index), *((inverse * n, of) for n, of in group)]
                 break
         else:
@@ -66,6 +68,12 @@ def carried(
     return parts
 
 
+def _is_smooth(node: sympy.Basic) -> bool:
+    """Whether it is a sum, a product or a whole power."""
+    is_power = isinstance(node, sympy.Pow) and node.exp.is_Integer
+    return is_power or isinstance(node, (sympy.Add, sympy.Mul))
+
+
 def _is_within(index: Index, other: Index) -> bool:
     """Whether it is a derivative that the other one is made of."""
     return len(index) < len(other) and not Counter(index) - Counter(other)
@@ -78,9 +86,11 @@ def _multiple(slopes: Sequence[sympy.Expr], of: Sequence[sympy.Expr]) -> int | N
         if one == 0 and other == 0:
             continue
         quotient = one / other if one != 0 and other != 0 else None
-        if quotient is None or not quotient.is_Integer or abs(quotient) > _LARGEST:
+        if quotient is None or not quotient.is_Number:
             return None
-        if found not in (None, int(quotient)):
+        # A float may be whole too: the slopes of 0.01 * (u_xx + u_yy) are 1.0 times each other.
+        number = float(quotient)
+        if not number.is_integer() or abs(number) > _LARGEST or found not in (None, int(number)):
             return None
-        found = int(quotient)
+        found = int(number)
     return found
