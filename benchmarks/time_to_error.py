@@ -99,6 +99,7 @@ CONTESTANTS = {
         "DeepXDE on Paddle", "deepxde", "deepxde", (("DDE_BACKEND", "paddle"),), "C3"
     ),
     "ppsci": Contestant("PaddleScience, its GradNorm", "ppsci", "ppsci", (), "C4"),
+    "ppsci ours": Contestant("PaddleScience, this package", "ppsci", "ppsci", (), "C4", "--"),
 }
 
 

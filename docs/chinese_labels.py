@@ -90,6 +90,7 @@ LABELS = {
     "DeepXDE on PyTorch": "DeepXDE，PyTorch 后端",
     "DeepXDE on Paddle": "DeepXDE，Paddle 后端",
     "PaddleScience, its GradNorm": "PaddleScience 自带的 GradNorm",
+    "PaddleScience, this package": "PaddleScience，本包",
     "relative L2 error / that of equal weights": "相对 L2 误差 / 等权重的误差",
     "seeds of equal weights": "等权重的各个种子",
     "sides": "边界点",

@@ -15,7 +15,12 @@ import time_to_error
 
 @pytest.mark.parametrize(
     ("package", "contestant"),
-    [("deepxde", "deepxde paddle"), ("ppsci", "ppsci"), ("ppsci", "pinn soap")],
+    [
+        ("deepxde", "deepxde paddle"),
+        ("ppsci", "ppsci"),
+        ("ppsci", "ppsci ours"),
+        ("ppsci", "pinn soap"),
+    ],
 )
 def test_a_peer_trains(package: str, contestant: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(package) is None:
