@@ -99,6 +99,7 @@ SYSTEMS = {
     "functions": {"a": sympy.exp(u.diff(x)) * sympy.Max(v.diff(y), u) + sympy.Heaviside(u)},
     "from the data": {"a": nu * u.diff(x) + sympy.Symbol("c") * v.diff(y, 2) + x * u},
     "without derivatives beside": {"a": u.diff(x, 2), "b": u * v - 1},
+    "detached": {"a": sympy.Function("detach")(v) * u.diff(x) + u},
     "distance": {"a": sdf.diff(x) * u.diff(x) + sdf * u},
 }
 
