@@ -9,7 +9,7 @@ import paddle
 from ppsci import constraint as constraints
 
 from paddlescience_gradnorm.balancing import _equations, _one_pass
-from paddlescience_gradnorm.ppsci.derivatives import is_served
+from paddlescience_gradnorm.ppsci.derivatives import derivatives_in
 
 _CONDITIONS = (
     constraints.BoundaryConstraint,
@@ -47,7 +47,7 @@ class Told:
         parts = {name: (of := self.constraint_of(name), name[len(of) + 1 :]) for name in losses}
         pairs = list(parts.values())
         differentiated = {parts[name] for name, loss in losses.items() if differentiates(loss)}
-        differentiated |= self._served(pairs)
+        differentiated |= self._in_sympy(pairs)
         return {
             name: self._is_equation(pair, pairs, differentiated) for name, pair in parts.items()
         }
@@ -60,7 +60,7 @@ class Told:
         pairs = [(n, out) for n, each in self._constraint.items() for out in each.output_expr]
         held = {name for name, loss in losses.items() if differentiates(loss)}
         differentiated = {(of, output) for of, output in pairs if output in held}
-        differentiated |= self._served(pairs)
+        differentiated |= self._in_sympy(pairs)
         kinds: dict[str, set[bool | None]] = {}
         for pair in pairs:
             if pair[1] in losses:
@@ -72,10 +72,10 @@ class Told:
         """Name of the constraint that gives this loss; empty if none does."""
         return max((n for n in self._constraint if loss.startswith(f"{n}.")), key=len, default="")
 
-    def _served(self, pairs: Iterable[tuple[str, str]]) -> Pairs:
-        """The losses whose graph does not show their derivatives: see ``is_served``."""
+    def _in_sympy(self, pairs: Iterable[tuple[str, str]]) -> Pairs:
+        """Those with a derivative in sympy, which the graph need not show: it may be propagated."""
         expressions = {name: each.output_expr for name, each in self._constraint.items()}
-        return {(of, output) for of, output in pairs if is_served(expressions[of].get(output))}
+        return {(of, output) for of, output in pairs if derivatives_in(expressions[of].get(output))}
 
     def _is_equation(
         self, pair: tuple[str, str], pairs: Iterable[tuple[str, str]], differentiated: Pairs

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import paddle
 import sympy
 from ppsci.solver import Solver
+from ppsci.utils.expression import ExpressionSolver
 from ppsci.utils.symbolic import ComposedNode, DerivativeNode, FusedDerivativeNode
 
 from paddlescience_gradnorm.network._shared_layer import unwrapped_of_ranks
@@ -15,6 +16,7 @@ from paddlescience_gradnorm.network._taylor import HIGHEST_ORDER
 from paddlescience_gradnorm.pde import Residual, derivative_path
 
 _NESTED = "nested paddle.grad: "
+Expressions = dict[str, Any]  # by the names of outputs
 
 
 def propagate_derivatives(solver: Solver) -> dict[str, str]:
@@ -32,7 +34,8 @@ def propagate_derivatives(solver: Solver) -> dict[str, str]:
     beside one that is called like an output of the model.
 
     Args:
-        solver: The Solver. Its expressions are changed, in place.
+        solver: The Solver. Its constraints stay as they are; a later Solver with them needs a call
+            of its own.
 
     Returns:
         For each sympy expression with derivatives, as ``"CONSTRAINT.OUTPUT"``: which way they go,
@@ -61,26 +64,65 @@ def propagate_derivatives(solver: Solver) -> dict[str, str]:
     path = derivative_path(model)
     if getattr(solver, "to_static", False):
         path = _NESTED + "the Solver has to_static=True"
-    paths = {}
+    paths, helper = {}, Propagating(model)
     for containers in (solver.constraint, solver.validator, solver.visualizer):
         for name, container in (containers or {}).items():
             expressions, of_container = container.output_expr, path
-            differentiated = [each for each in expressions if _derivatives(expressions[each])]
-            if not path.startswith(_NESTED):
+            differentiated = [each for each in expressions if derivatives_in(expressions[each])]
+            if differentiated and not path.startswith(_NESTED):
                 why_not = _why_not(model, expressions, differentiated)
-                if why_not:
-                    of_container = _NESTED + why_not
-                elif not all(is_served(expressions[output]) for output in differentiated):
-                    _serve(model, expressions, differentiated)
+                of_container = _NESTED + why_not if why_not else path
+                if not why_not:
+                    helper.serve(expressions, differentiated)
             paths.update({f"{name}.{output}": of_container for output in differentiated})
+    helper.nvtx_flag = solver.forward_helper.nvtx_flag
+    solver.forward_helper = helper
     return paths
 
 
-def is_served(expression: Any) -> bool:
-    """Whether this expression of a Solver holds derivatives that come from ``Propagated``."""
-    return isinstance(expression, ComposedNode) and any(
-        isinstance(node, Propagated) for node in expression.callable_nodes
-    )
+class Propagating(ExpressionSolver):
+    """What computes a Solver's expressions, with propagated derivatives where it has been told to.
+
+    The expressions themselves stay as they are, because other Solvers, with other models, may have
+    them too.
+
+    Args:
+        model: The network. With another one everything goes as without this class.
+    """
+
+    def __init__(self, model: paddle.nn.Layer) -> None:
+        super().__init__()
+        self._model = model
+        # By the id of a dict of expressions: that dict, what it held, and what is computed instead.
+        self._served: dict[int, tuple[Expressions, Expressions, Expressions]] = {}
+
+    def serve(self, expressions: Expressions, differentiated: Sequence[str]) -> None:
+        """Propagate the derivatives in these expressions, from now on."""
+        propagated = Propagated(self._model, _keys(self._model, expressions, differentiated))
+        instead = dict(expressions)
+        for output in differentiated:
+            instead[output] = ComposedNode([propagated, *expressions[output].callable_nodes])
+        self._served[id(expressions)] = expressions, dict(expressions), instead
+
+    def train_forward(
+        self, expr_dicts: Any, input_dicts: Any, model: Any, *others: Any, **named: Any
+    ) -> Any:
+        instead = tuple(self._instead_of(each, model) for each in expr_dicts)
+        return super().train_forward(instead, input_dicts, model, *others, **named)
+
+    def eval_forward(
+        self, expr_dict: Any, input_dict: Any, model: Any, *others: Any, **named: Any
+    ) -> Any:
+        instead = self._instead_of(expr_dict, model)
+        return super().eval_forward(instead, input_dict, model, *others, **named)
+
+    def visu_forward(self, expr_dict: Any, input_dict: Any, model: Any) -> Any:
+        return super().visu_forward(self._instead_of(expr_dict, model), input_dict, model)
+
+    def _instead_of(self, expressions: Any, model: Any) -> Any:
+        _, before, instead = self._served.get(id(expressions), (None, {}, {}))
+        is_same = before == expressions and unwrapped_of_ranks(model) is self._model
+        return instead if is_same else expressions
 
 
 class Propagated(paddle.nn.Layer):
@@ -110,8 +152,10 @@ class Propagated(paddle.nn.Layer):
         return data
 
 
-def _serve(model: Any, expressions: dict[str, Any], differentiated: list[str]) -> None:
-    """Put a ``Propagated`` before the nodes of these expressions."""
+def _keys(
+    model: Any, expressions: Expressions, differentiated: Sequence[str]
+) -> dict[str, sympy.Expr]:
+    """What the data shall hold before these expressions are computed, by PaddleScience's keys."""
     keys: dict[str, sympy.Expr] = {}
     # The value has the derivatives' graph then, and needs no pass of its own. A function in Python
     # may differentiate the value of the model's own pass.
@@ -125,19 +169,16 @@ def _serve(model: Any, expressions: dict[str, Any], differentiated: list[str]) -
                 keys.update(zip(node.key, node.expr))
             elif isinstance(node, DerivativeNode):
                 keys[node.key] = node.expr
-    keys = {key: e for key, e in keys.items() if not _is_of_distance(e)}
-    propagated = Propagated(model, keys)
-    for output in differentiated:
-        expressions[output] = ComposedNode([propagated, *expressions[output].callable_nodes])
+    return {key: each for key, each in keys.items() if not _is_of_distance(each)}
 
 
-def _why_not(model: Any, expressions: Mapping[str, Any], differentiated: list[str]) -> str:
+def _why_not(model: Any, expressions: Expressions, differentiated: Sequence[str]) -> str:
     """Why derivatives of these expressions cannot be propagated; empty if they can."""
     for output in differentiated:
         # Its loss would be taken for one without derivatives, and so for a condition.
         if output in model.output_keys:
             return f"an expression is called {output!r}, which is an output of the model"
-        for derivative in _derivatives(expressions[output]):
+        for derivative in derivatives_in(expressions[output]):
             of, by = derivative.expr, derivative.variables
             if str(of.func) not in model.output_keys:
                 return f"{of} is no output of the model"
@@ -148,7 +189,7 @@ def _why_not(model: Any, expressions: Mapping[str, Any], differentiated: list[st
     return ""
 
 
-def _derivatives(expression: Any) -> list[sympy.Derivative]:
+def derivatives_in(expression: Any) -> list[sympy.Derivative]:
     """The derivatives in one of a Solver's expressions; none in a function in Python."""
     if not isinstance(expression, ComposedNode):
         return []
