@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 import ppsci
 
-from paddlescience_gradnorm.ppsci import GradNormAggregator
+from paddlescience_gradnorm.ppsci import GradNormAggregator, propagate_derivatives
 
 NAMES = ["laplace", "u", "v"]
 POINTS = 24
@@ -230,7 +230,7 @@ def first_step(prepare=None, kinds=("EQ", "left", "right"), make=None, optimizer
 if __name__ == "__main__":  # one rank of several
     import sys
 
-    output, update_freq = sys.argv[1], int(sys.argv[2])
+    output, update_freq, way = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     paddle.set_device("cpu")
     rank, ranks = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
     weights = []
@@ -250,6 +250,9 @@ if __name__ == "__main__":  # one rank of several
         iters_per_epoch=update_freq,
         update_freq=update_freq,
     )
+    if way == "propagated":
+        paths = propagate_derivatives(solver_)
+        assert paths["EQ.laplace"].startswith("Taylor propagation"), paths
     solver_.train()
     # Before each step, and after the last.
     weights = [*weights[update_freq::update_freq], aggregator_.get_weights()]

@@ -302,15 +302,24 @@ def test_a_checkpoint_of_the_aggregator_holds_no_copy_of_the_model(solve, tmp_pa
     assert (np.asarray(state["loss_weights"]) == aggregator.get_weights()).all()
 
 
-@pytest.mark.parametrize("update_freq", [1, 2])
-def test_two_ranks_with_half_the_points_hold_the_weights_of_one(solve, tmp_path, update_freq):
+@pytest.mark.parametrize("update_freq, way", [(1, "own"), (2, "own"), (1, "propagated")])
+def test_two_ranks_with_half_the_points_hold_the_weights_of_one(solve, tmp_path, update_freq, way):
     _, _, rows = solve(epochs=6)
     script = tmp_path / "rank.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + PROBLEM.read_text())
     launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
     launch += ["--log_dir", str(tmp_path / "log")]
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", *launch, str(script), str(tmp_path), str(update_freq)],
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            *launch,
+            str(script),
+            str(tmp_path),
+            str(update_freq),
+            way,
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,
