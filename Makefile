@@ -46,8 +46,8 @@ test-ppsci:
 	.venv-ppsci/bin/python -m pytest $(SHARED) tests/ppsci tests/network/test_shared_layer.py \
 		tests/training/test_visualdl.py tests/examples/test_ppsci.py \
 		tests/benchmarks/test_ppsci_examples.py tests/benchmarks/test_solver_derivatives.py \
-		tests/benchmarks/test_time_to_error_peers.py tests/benchmarks/test_accuracy.py::test_soap_makes_runs_of_its_own \
-		paddlescience_gradnorm/ppsci
+		tests/benchmarks/test_time_to_error_peers.py \
+		tests/benchmarks/test_accuracy.py::test_soap_makes_runs_of_its_own paddlescience_gradnorm/ppsci
 	.venv-ppsci/bin/python -m pytest tests/test_readme.py tests/test_main.py \
 		-k 'ppsci or migrating or visualdl or tensorboard'
 
