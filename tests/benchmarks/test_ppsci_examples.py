@@ -286,7 +286,8 @@ def test_every_balance_trains_and_is_measured(snapshot, tmp_path, examples):
     assert [key for key, x in rows.items() if x["fails"]] == []
     theirs, ours = ["original", "GradNorm", "Relobralo", "NTK"], ["of", "of_early"]
     balances = [*theirs, *ours, "by_name", "original_beta2", "of_beta2"]
-    expected = {("heat_pinn", name) for name in balances}
+    faster = ["of_tuned", "of_propagated"]  # the same training, but for rounding
+    expected = {("heat_pinn", name) for name in [*balances, *faster]}
     assert set(rows) == {("darcy2d", "of"), ("darcy2d", "of_bare"), *expected}
     # Both trainings, with the same aggregator, and the error of the last.
     adam, lbfgs = rows["darcy2d", "of"]["trainings"]
@@ -305,6 +306,10 @@ def test_every_balance_trains_and_is_measured(snapshot, tmp_path, examples):
     # have for each loss of its own too.
     errors = {name: rows["heat_pinn", name]["error"] for name in balances if name != "by_name"}
     assert len(set(errors.values())) == len(errors), errors
+    for name in faster:
+        assert rows["heat_pinn", name]["error"] == pytest.approx(errors["of"], rel=1e-2)
+    paths = rows["heat_pinn", "of_propagated"]["trainings"][0]["derivatives"]
+    assert paths["EQ.laplace"].startswith("Taylor propagation"), paths
     # Nothing is run again, and nothing is left of what has succeeded.
     again = run(snapshot, work, "--examples", "heat_pinn", *options)
     assert again.stdout.startswith("| example | `of` |")
