@@ -56,6 +56,7 @@ def solver_of(name: str, points: int, propagates: bool) -> Any:
     solver = ppsci.solver.Solver(
         model,
         {"EQ": inside, "BC": edge},
+        output_dir=None,
         optimizer=ppsci.optimizer.Adam(1e-3)(model),
         epochs=1,
         iters_per_epoch=1,

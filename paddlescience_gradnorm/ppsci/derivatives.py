@@ -53,7 +53,7 @@ def propagate_derivatives(solver: Solver) -> dict[str, str]:
         ...     {"dataset": "IterableNamedArrayDataset", "iters_per_epoch": 1, "batch_size": 8},
         ...     ppsci.loss.MSELoss(),
         ... )
-        >>> solver = ppsci.solver.Solver(model, {"EQ": inside}, epochs=1, iters_per_epoch=1)
+        >>> solver = ppsci.solver.Solver(model, {"EQ": inside}, None, epochs=1)
         >>> for name, path in propagate_derivatives(solver).items():
         ...     print(name, path)  # doctest: +ELLIPSIS
         EQ.laplace Taylor propagation up to order 4: linear layers with tanh, ...

@@ -236,7 +236,7 @@ def test_another_model_with_the_same_constraints_has_its_own_derivatives(how):
     other = ppsci.arch.MLP(("x", "y"), ("u", "v"), num_layers=2, hidden_size=8)
     second = first
     if how == "another Solver":
-        second = ppsci.solver.Solver(other, first.constraint, equation=first.equation)
+        second = ppsci.solver.Solver(other, first.constraint, None, equation=first.equation)
     else:
         first.model = other
     reference = solver_of(equation_of(**LAPLACE))
