@@ -16,7 +16,7 @@ from typing import Any, Callable
 import numpy as np
 import paddle
 import sympy
-from turns import timed
+from turns import ratio, timed
 
 from paddlescience_gradnorm import FCNet
 from paddlescience_gradnorm.command_line import at_least
@@ -84,17 +84,12 @@ def measured(points: int, activation: str, turns: int, steps: int) -> list[str]:
     rows = []
     for equation in EQUATIONS:
         as_one = ms[equation, WAYS[0]]
-        cells = [f"{np.median(as_one):.2f}", _ratio(as_one, ms[FIRST, WAYS[0]])]
+        cells = [f"{np.median(as_one):.2f}", ratio(as_one, ms[FIRST, WAYS[0]])]
         for way in WAYS[1:]:
             other = ms.get((equation, way))
-            cells.append("-" if other is None else _ratio(other, as_one))
+            cells.append("-" if other is None else ratio(other, as_one))
         rows.append(f"| {activation} | {points:,} | {equation} | {' | '.join(cells)} |")
     return rows
-
-
-def _ratio(ms: np.ndarray, to: np.ndarray) -> str:
-    low, middle, high = np.quantile(ms / to, [0.25, 0.5, 0.75])
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def main(arguments: list[str] | None = None) -> str:

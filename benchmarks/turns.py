@@ -32,3 +32,9 @@ def timed(
             contestants[name](steps)
             ms[name].append(1000 * (clock() - start) / steps)
     return {name: np.array(values) for name, values in ms.items()}
+
+
+def ratio(ms: np.ndarray, to: np.ndarray) -> str:
+    """The median ratio of turns that followed each other, and its quartiles."""
+    low, middle, high = np.quantile(ms / to, [0.25, 0.5, 0.75])
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
